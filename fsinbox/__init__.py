@@ -1,0 +1,34 @@
+"""A keyed, acknowledged FIFO queue in a directory. `from fsinbox import Inbox` is where to begin."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .aio import AsyncInbox
+    from .errors import AddFailed, InboxBusy, InboxError, InvalidKey, InvalidPayload, UnusableInbox, WrongState
+    from .inbox import Element, Inbox, Waiting
+
+__all__ = [
+    "Inbox",
+    "AsyncInbox",
+    "Element",
+    "Waiting",
+    "InboxError",
+    "UnusableInbox",
+    "InboxBusy",
+    "InvalidKey",
+    "InvalidPayload",
+    "WrongState",
+    "AddFailed",
+]
+
+_HOMES = {"Inbox": "inbox", "Element": "inbox", "Waiting": "inbox", "AsyncInbox": "aio"}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for, when it is asked for: a command's start-up is part of the product."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fsinbox' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module("." + _HOMES.get(name, "errors"), __name__), name)
+    globals()[name] = value
+    return value

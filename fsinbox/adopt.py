@@ -1,0 +1,220 @@
+"""drop/: what is an element and what is set aside, and why.
+
+Anyone may `mv` a file into drop/; its name is the key. Hidden files, `*.tmp` and `*.part` are left alone: they are
+somebody's drafts. What is not a readable regular file of a sensible size is set aside. The rest must be *finished*:
+
+ - a file that some process has open for writing is not (asked of the kernel with a read lease, where it tells);
+ - one that was seen to be renamed in, or whose status changed after its content did (ctime after mtime: it was renamed
+   in, or had its times set, as the last thing that was done to it) is;
+ - any other may be under the hand of a writer that cannot rename (scp, sftp): it must lie still for the settle time. A
+   writer that keeps coming back cannot put it off for ever: the ceiling ends the wait.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from time import monotonic, time_ns
+
+from . import protocol
+from .errors import InvalidKey
+from .layout import Layout
+from .names import element_name, encode_key
+from .sequence import Sequence
+
+DRAFTS = (".tmp", ".part")
+
+READY = "ready"
+GONE = "gone"
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class Drops:
+    """The consumer's watch over drop/: adopts what is finished, sets aside what cannot be an element."""
+
+    def __init__(self, layout: Layout, sequence: Sequence, *, settle: float, ceiling: float, max_size: int) -> None:
+        """`settle` and `ceiling` in seconds, `max_size` in bytes."""
+        self._layout = layout
+        self._sequence = sequence
+        self._settle = settle
+        self._ceiling = ceiling
+        self._max_size = max_size
+        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}  # name: first seen, still since, its stamp
+        self._stuck: set[str] = set()
+        self.moved_in: set[str] = set()
+        """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
+        self.look_again: float | None = None
+        """When a file will have settled (monotonic seconds), or None."""
+        self.messages: list[str] = []
+        """What happened that a log should tell; whoever logs empties it."""
+
+    def adopt(self) -> int:
+        """Adopt every finished file, in order of arrival. Return how many."""
+        self.look_again = None
+        arrived = []
+        for name in self._layout.names("drop"):
+            if name.lower().endswith(DRAFTS):
+                continue
+            try:
+                status = os.lstat(name, dir_fd=self._layout.folder("drop"))
+            except FileNotFoundError:
+                continue
+            arrived.append((status.st_ctime_ns, name, status))
+        if not arrived:
+            self._seen.clear()
+            self._stuck.clear()
+            # Not emptied each time, for one may just have come: only names that others took away are left for long.
+            if len(self.moved_in) > 10_000:
+                self.moved_in.clear()
+            return 0
+        names = {name for _, name, _ in arrived}
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        self._stuck &= names
+        arrived.sort(key=lambda entry: entry[:2])
+        return sum(self._adopt_one(name, status) for _, name, status in arrived)
+
+    def _adopt_one(self, name: str, status: os.stat_result) -> bool:
+        try:
+            encoded = encode_key(name)
+        except InvalidKey as error:
+            return self._set_aside(name, f"its name cannot be a key: {error}")
+        if status.st_size > self._max_size and stat.S_ISREG(status.st_mode):
+            return self._set_aside(
+                name, f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, or split it"
+            )
+        try:
+            fd = open_drop(self._layout, name, status)
+        except OSError as error:
+            return error.errno != errno.ENOENT and self._set_aside(name, str(error.strerror))
+        try:
+            left = self._time_left(name, os.fstat(fd), writer=has_writer(fd))
+            if left > 0:
+                now = monotonic()
+                self.look_again = min(self.look_again or now + left, now + left)
+                return False
+            return self._admit(name, encoded, fd)
+        finally:
+            os.close(fd)
+
+    def _time_left(self, name: str, status: os.stat_result, *, writer: bool | None) -> float:
+        """Return how many seconds to leave a file alone; 0 if it is finished."""
+        if writer is not True and (renamed_in(status) or name in self.moved_in):
+            self.moved_in.discard(name)
+            return 0
+        now = monotonic()
+        stamp = (status.st_mtime_ns, status.st_size)
+        first, still, known = self._seen.get(name, (now, now, stamp))
+        if known != stamp:
+            still = now
+        self._seen[name] = (first, still, stamp)
+        if writer:
+            return max(self._settle, 0.05)  # somebody has it open now: no ceiling, half a file helps nobody
+        quiet = max(now - still, (time_ns() - status.st_ctime_ns) / 1e9)
+        return max(0.0, min(self._settle - quiet, self._ceiling - (now - first)))
+
+    def _admit(self, name: str, encoded: str, fd: int) -> bool:
+        try:
+            protocol.flush(fd)  # its writer need not have: in pending/ a name must not outlive its content
+            if not self._sequence.try_lock():
+                self.look_again = monotonic() + 0.01
+                return False
+            try:
+                return adopt_at_place(self._layout, self._sequence, "drop", name, encoded)
+            finally:
+                self._sequence.unlock()
+        except OSError as error:
+            return self._leave(name, f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+
+    def _set_aside(self, name: str, reason: str) -> bool:
+        try:
+            aside = protocol.set_aside(self._layout, "drop", name, f"dropped file {name!r} was set aside: {reason}\n")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            return self._leave(name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}")
+        self.messages.append(f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
+        return False
+
+    def _leave(self, name: str, message: str) -> bool:
+        if name not in self._stuck:
+            self._stuck.add(name)
+            self.messages.append(message)
+        return False
+
+
+def adopt_at_place(layout: Layout, sequence: Sequence, folder: str, name: str, encoded: str) -> bool:
+    """Make a file that no producer of ours wrote the waiting value of its key. The caller holds the admission lock."""
+    number, _ = protocol.admit(layout, sequence, encoded)
+    return protocol.move_drop(layout, folder, name, element_name(number, encoded))
+
+
+def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
+    """Open a dropped file for reading. Raises OSError, whose strerror says in plain words why it cannot be an element."""
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        # Not even opened: opening some devices does something.
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are adopted")
+    try:
+        return protocol.open_for_reading(layout, "drop", name)
+    except PermissionError:
+        raise OSError(
+            errno.EACCES,
+            f"it cannot be read by the consumer (user {os.geteuid()}; it belongs to user {status.st_uid}, "
+            f"mode {stat.S_IMODE(status.st_mode):04o}): make it readable and drop it again",
+        ) from None
+
+
+def finished_drop(layout: Layout, key: str) -> str | None:
+    """Return the key's name in drop/ if a finished file lies there: for a producer, which must not be overtaken by it."""
+    if "/" in key or "\0" in key or key[0] == "." or key.lower().endswith(DRAFTS):
+        return None
+    try:
+        status = os.lstat(key, dir_fd=layout.folder("drop"))
+    except OSError:
+        return None
+    try:
+        fd = open_drop(layout, key, status)
+    except OSError:
+        return None
+    try:
+        writer = has_writer(fd)
+        if writer or (writer is None and not renamed_in(os.fstat(fd))):
+            return None  # unfinished: it arrives later than this add
+        protocol.flush(fd)
+    finally:
+        os.close(fd)
+    return key
+
+
+def renamed_in(status: os.stat_result) -> bool:
+    """Tell whether the last thing done to a file was not writing."""
+    return status.st_ctime_ns > status.st_mtime_ns
+
+
+def has_writer(fd: int) -> bool | None:
+    """Tell whether any process has the file open for writing; None where the kernel does not say.
+
+    Asks for a read lease, which fcntl(2) refuses with EAGAIN while there is a writer, and gives it back at once.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return None
+    from signal import SIGURG  # not at the top: a producer that meets no drop does not pay for it
+
+    try:
+        # A writer that comes in this instant breaks the lease; the signal for that must not be the deadly SIGIO.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

@@ -1,0 +1,617 @@
+"""What the one consumer knows: the lock that makes it the one, what waits and in which order, and what is out.
+
+The folders are the truth; this is a view of them that lets a take cost the same whatever waits. Its parts, each with
+what holds of it:
+
+ _waiting    the last listing of pending/, oldest last. Every name in it had been given out when the listing began, so for
+             each key nothing older can turn up later: of two values the older is never delivered after the newer.
+ _again      a heap of names that came back or were held: put back, no longer blocked, settled
+ _deferred   key -> its name in deferred/; no key is also waiting without _take noticing
+ _out        key -> the element that is out; at most one a key
+ _blocked    key -> a name that waits until the element of its key, which is out, is done
+ _notes      name -> how often it was taken (attempts/), only for those that came back or were out when a consumer died
+
+Attempts. A note is believed only for the very file it was written for (inode and modification time): a newer value in the
+same place starts afresh. A consumer that finds elements in inflight/ counts the attempt for each. If there was one, it
+was this one that its consumer died of; if there were several, each is a *suspect* and is next taken alone, so that the
+guilty one is found without blame on the others.
+"""
+
+import heapq
+import logging
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from time import monotonic, sleep, strftime, time_ns
+
+from filelock import lock_descriptor
+
+from . import protocol
+from .adopt import Drops, adopt_at_place
+from .errors import InboxBusy, UnusableInbox
+from .layout import Layout
+from .names import decode_key, element_name, parse_deferred, parse_element
+from .sequence import Sequence
+
+log = logging.getLogger("fsinbox")
+
+MAX_DELAY = 7 * 24 * 3600.0
+"""Longest back-off, in seconds. A due time further ahead than this means that the clock was set back."""
+
+LITTER_AGE = 24 * 3600.0
+"""Age in seconds after which a file in tmp/ has no living writer."""
+
+_DROP_INTERVAL = 0.02  # seconds between looks into drop/ while there is a backlog to work on
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What attempts/ says of an element: how often it was taken, of which file that is true, and whether it is suspect."""
+
+    attempts: int
+    inode: int
+    modified: int
+    alone: str  # "" | "suspect": out with others when a consumer died | "died": out alone when a consumer died
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An element that is out."""
+
+    name: str
+    number: int
+    encoded: str
+    key: str
+    attempts: int
+    alone: str
+    size: int
+    inode: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a consumer behaves. Times in seconds, sizes in bytes."""
+
+    settle: float = 0.0
+    max_settle: float = 60.0
+    drop_settle: float = 1.0
+    max_drop_size: int = 1 << 30
+
+
+class Consumer:
+    """The one consumer of an inbox. Not safe for threads: its caller holds a lock around every call."""
+
+    def __init__(self, layout: Layout, sequence: Sequence, settings: Settings) -> None:
+        """Become the consumer and put back what a dead one held. Raises InboxBusy."""
+        self._layout = layout
+        self._sequence = sequence
+        self._settings = settings
+        self.drops = Drops(
+            layout,
+            sequence,
+            settle=settings.drop_settle,
+            ceiling=max(settings.max_settle, settings.drop_settle),
+            max_size=settings.max_drop_size,
+        )
+        self._waiting: list[str] = []
+        self._again: list[str] = []
+        self._deferred: dict[str, str] = {}
+        self._due: list[tuple[int, str]] = []
+        self._settling: list[tuple[float, str]] = []
+        self._out: dict[str, Taken] = {}
+        self._blocked: dict[str, str] = {}
+        self._notes: dict[str, Note] = {}
+        self._more = False
+        self._next_drop_look = 0.0
+        self._lock = lock_consumer(layout)
+        try:
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop being the consumer. What is out stays in inflight/ for the next one: put it back first."""
+        fd, self._lock = self._lock, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def abandon_after_fork(self) -> None:
+        """In a forked child: let go of the lock, which the parent holds on to."""
+        self.close()
+
+    @property
+    def out(self) -> list[Taken]:
+        """The elements that are out."""
+        return list(self._out.values())
+
+    # --- becoming the consumer ---------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        with self._sequence:
+            last, boot = self._sequence.read()
+            if boot != self._sequence.boot:
+                protocol.begin_boot(self._layout, self._sequence, last)
+        self._load_notes()
+        orphans = self._list_inflight()
+        deferred = self._list_deferred()
+        waiting = self._highest_waiting({encoded for _, encoded in orphans} | deferred.keys())
+        self._put_back_orphans(orphans, waiting)
+        for encoded, name in deferred.items():
+            if waiting.get(encoded, -1) >= int(name[20:39]):
+                protocol.drop_deferred(self._layout, name)
+            else:
+                self._remember_deferred(encoded, name)
+        self._forget_idle_notes()
+        self._sweep_litter()
+
+    def _list_inflight(self) -> list[tuple[int, str]]:
+        """Return (number, encoded key) of what a dead consumer held, the newest of each key; older ones are dropped."""
+        newest: dict[str, int] = {}
+        for name in sorted(self._layout.names("inflight")):
+            parsed = self._parse("inflight", name)
+            if parsed is None:
+                continue
+            number, encoded = parsed
+            if encoded in newest:
+                protocol.acknowledge(self._layout, element_name(newest[encoded], encoded))
+            newest[encoded] = number
+        return [(number, encoded) for encoded, number in newest.items()]
+
+    def _list_deferred(self) -> dict[str, str]:
+        """Return encoded key -> name in deferred/, the newest of each key; older ones are dropped."""
+        newest: dict[str, tuple[int, str]] = {}
+        for deferred in self._layout.names("deferred"):
+            split = parse_deferred(deferred)
+            parsed = split and parse_element(split[1])
+            if not parsed:
+                self._set_aside("deferred", deferred, "its name is not <due>-<number>-<key>")
+                continue
+            number, encoded = parsed
+            other = newest.get(encoded)
+            if other and other[0] >= number:
+                protocol.drop_deferred(self._layout, deferred)
+                continue
+            if other:
+                protocol.drop_deferred(self._layout, other[1])
+            newest[encoded] = number, deferred
+        return {encoded: deferred for encoded, (_, deferred) in newest.items()}
+
+    def _highest_waiting(self, keys: set[str]) -> dict[str, int]:
+        """Return the highest number in pending/ of each of these encoded keys, with or without a hint."""
+        highest: dict[str, int] = {}
+        for name in self._layout.names("pending") if keys else ():
+            parsed = parse_element(name)
+            if parsed and parsed[1] in keys:
+                highest[parsed[1]] = max(parsed[0], highest.get(parsed[1], 0))
+        return highest
+
+    def _put_back_orphans(self, orphans: list[tuple[int, str]], waiting: dict[str, int]) -> None:
+        alone = "died" if len(orphans) == 1 else "suspect"
+        for number, encoded in sorted(orphans):
+            name = element_name(number, encoded)
+            if waiting.get(encoded, -1) > number:
+                protocol.acknowledge(self._layout, name)
+                log.info("dropped what a dead consumer held of key %r: a newer value waits", decode_key(encoded))
+                continue
+            status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
+            note = self._note_of(name, status)
+            self._write_note(name, Note((note.attempts if note else 0) + 1, status.st_ino, status.st_mtime_ns, alone))
+            if protocol.put_back(self._layout, name, number, encoded):
+                log.warning("a consumer died with key %r out: put back", decode_key(encoded))
+
+    def _sweep_litter(self) -> None:
+        """Remove what dead writers left in tmp/. Never what is young: its writer may live, and need it."""
+        tmp = self._layout.folder("tmp")
+        now = time_ns()
+        for name in self._layout.names("tmp"):
+            try:
+                if now - os.lstat(name, dir_fd=tmp).st_ctime_ns > LITTER_AGE * 1e9:
+                    os.unlink(name, dir_fd=tmp)
+            except OSError:
+                continue
+
+    # --- what to take next -------------------------------------------------------------------------------------
+
+    def take(self) -> Taken | None:
+        """Take the oldest element that may be taken now; None if there is none."""
+        if self._waiting and monotonic() >= self._next_drop_look:
+            self.drops.adopt()
+            self._log_drops()
+            self._next_drop_look = monotonic() + _DROP_INTERVAL
+        listed = False
+        while True:
+            self._wake_up_deferred()
+            name = self._oldest()
+            if name is None:
+                if listed and not self._more:
+                    return None
+                listed = True
+                self._list_pending()
+                continue
+            note = self._notes.get(name)
+            if note and note.alone and self._out:
+                return None  # a suspect is only out alone: wait until the others are done
+            if any(taken.alone for taken in self._out.values()):
+                return None
+            deferred = self._pop(name)
+            taken = self._take(name, deferred)
+            if taken:
+                return taken
+
+    def next_look(self) -> float | None:
+        """Return when (monotonic seconds) something may become takeable without any event; None if nothing will."""
+        times = [] if self.drops.look_again is None else [self.drops.look_again]
+        if self._settling:
+            times.append(self._settling[0][0])
+        if self._due:
+            times.append(monotonic() + max(0.0, (self._due[0][0] - time_ns()) / 1e9))
+        return min(times, default=None)
+
+    def _oldest(self) -> str | None:
+        """Return the lowest of the names that may be taken: waiting, come back, or deferred and due."""
+        candidates = []
+        if self._waiting:
+            candidates.append(self._waiting[-1])
+        if self._again:
+            candidates.append(self._again[0])
+        return min(candidates, default=None)
+
+    def _pop(self, name: str) -> str | None:
+        """Remove `name` from the view; return its name in deferred/ if that is where it is."""
+        while self._waiting and self._waiting[-1] == name:
+            self._waiting.pop()
+        while self._again and self._again[0] == name:
+            heapq.heappop(self._again)
+        parsed = parse_element(name)
+        deferred = parsed and self._deferred.get(parsed[1])
+        return deferred if deferred and deferred.endswith(name) else None
+
+    def _wake_up_deferred(self) -> None:
+        now = time_ns()
+        while self._due and self._due[0][0] <= now:
+            _, deferred = heapq.heappop(self._due)
+            split = parse_deferred(deferred)
+            parsed = split and parse_element(split[1])
+            if split and parsed and self._deferred.get(parsed[1]) == deferred:
+                heapq.heappush(self._again, split[1])
+        while self._settling and self._settling[0][0] <= monotonic():
+            heapq.heappush(self._again, heapq.heappop(self._settling)[1])
+
+    def _take(self, name: str, deferred: str | None) -> Taken | None:
+        """Try to take `name`; None if that did not give an element."""
+        parsed = parse_element(name)
+        key = parsed and decode_key(parsed[1])
+        if not parsed or key is None:
+            self._set_aside("pending", name, "its name is not <number>-<key>")
+            return None
+        number, encoded = parsed
+        if encoded in self._out:
+            self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
+            return None
+        if deferred:
+            del self._deferred[encoded]
+            if not protocol.take_deferred(self._layout, deferred, name, number, encoded):
+                self._forget_note(name)
+                return None
+        elif not self._take_waiting(name, number, encoded):
+            return None
+        return self._have_taken(name, number, encoded, key)
+
+    def _take_waiting(self, name: str, number: int, encoded: str) -> bool:
+        if self._settings.settle and not self._settled(name, number):
+            return False
+        outcome = protocol.take(self._layout, name, number, encoded)
+        if outcome == "fold":
+            self._list_pending()
+            return False
+        if outcome == "gone":
+            return False
+        older = self._deferred.get(encoded)
+        if older and older[20:] <= name:
+            # Superseded by what was just taken: dropped at once, whatever its back-off said.
+            del self._deferred[encoded]
+            protocol.drop_deferred(self._layout, older)
+            if older[20:] != name:
+                self._forget_note(older[20:])
+        return True
+
+    def _settled(self, name: str, number: int) -> bool:
+        """Tell whether a waiting element has been left alone for the settle time, or has waited up to the ceiling."""
+        try:
+            status = os.lstat(name, dir_fd=self._layout.folder("pending"))
+        except FileNotFoundError:
+            return True
+        now = time_ns()
+        left = min(
+            self._settings.settle - max(0, now - status.st_ctime_ns) / 1e9,
+            self._settings.max_settle - max(0, now - number) / 1e9,
+        )
+        if left <= 0:
+            return True
+        heapq.heappush(self._settling, (monotonic() + left, name))
+        return False
+
+    def _have_taken(self, name: str, number: int, encoded: str, key: str) -> Taken | None:
+        try:
+            status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
+        except FileNotFoundError:
+            return None  # removed by hand, this instant
+        if not stat.S_ISREG(status.st_mode):
+            self._set_aside("inflight", name, "it is not a regular file")
+            return None
+        note = self._note_of(name, status)
+        taken = Taken(
+            name,
+            number,
+            encoded,
+            key,
+            attempts=(note.attempts if note else 0) + 1,
+            alone=note.alone if note else "",
+            size=status.st_size,
+            inode=status.st_ino,
+            modified=status.st_mtime_ns,
+        )
+        self._out[encoded] = taken
+        return taken
+
+    # --- listing pending/ --------------------------------------------------------------------------------------
+
+    def _list_pending(self) -> None:
+        """Look at drop/ and pending/ afresh; fold what has more than one place."""
+        if self._layout.is_removed():
+            raise UnusableInbox(f"inbox {self._layout.path} was removed: stop, or create it again and start anew")
+        self.drops.adopt()
+        self._log_drops()
+        # A listing is not a moment: of two names that come while it runs it may show only the later one. So what was
+        # not given out before it began is left for the next.
+        mark, _ = self._sequence.read()
+        self._more = False
+        names, foreign, future = [], [], []
+        for name in self._layout.names("pending"):
+            parsed = parse_element(name)
+            if parsed is None:
+                foreign.append(name)
+            elif parsed[0] > mark:
+                future.append(name)
+            else:
+                names.append(name)
+        for name in foreign:
+            self._set_aside("pending", name, "its name is not <number>-<key>")
+        self._more = self._sort_out_future(future)
+        names.sort(reverse=True)
+        self._waiting = self._fold_all(names)
+        held = set(self._blocked.values()) | {name for _, name in self._settling} if self._blocked or self._settling else ()
+        if held:
+            self._waiting = [name for name in self._waiting if name not in held]
+        self._again = [name for name in self._again if self._deferred_again(name)]
+        heapq.heapify(self._again)
+
+    def _deferred_again(self, name: str) -> bool:
+        """Tell whether a name that came back waits in deferred/, where a listing of pending/ does not show it."""
+        parsed = parse_element(name)
+        return bool(parsed and self._deferred.get(parsed[1], "").endswith(name))
+
+    def _sort_out_future(self, names: list[str]) -> bool:
+        """Tell whether any of these names, which are above the mark, is for the next listing.
+
+        Those whose number nobody has given out (a careless copy into pending/) are given one of ours.
+        """
+        last, _ = self._sequence.read()
+        forged = [name for name in names if int(name[:19]) > last]
+        more = len(forged) < len(names)
+        if forged and self._sequence.try_lock():
+            try:
+                last, _ = self._sequence.read()
+                for name in sorted(forged):
+                    if int(name[:19]) > last:
+                        more |= self._renumber(name)
+            finally:
+                self._sequence.unlock()
+        return more
+
+    def _renumber(self, name: str) -> bool:
+        """Queue a file with a number nobody gave out as if it came now. The caller holds the admission lock."""
+        parsed = self._parse("pending", name)
+        if parsed is None:
+            return False
+        log.warning("pending/%s has a number that was never given out: it is queued as if it came now", name)
+        try:
+            return adopt_at_place(self._layout, self._sequence, "pending", name, parsed[1])
+        except OSError as error:
+            log.warning("cannot queue pending/%s: %s: it is tried again", name, error.strerror)
+            return False
+
+    def _fold_all(self, names: list[str]) -> list[str]:
+        """Fold every key that has several places; return `names` (newest first) with one place a key."""
+        if len({name[20:] for name in names}) == len(names):
+            return names
+        places: dict[str, list[int]] = {}
+        for name in reversed(names):
+            places.setdefault(name[20:], []).append(int(name[:19]))
+        gone: set[str] = set()
+        for encoded, numbers in places.items():
+            if len(numbers) > 1:
+                protocol.fold(self._layout, encoded, numbers)
+                gone.update(element_name(number, encoded) for number in numbers[1:])
+        return [name for name in names if name not in gone]
+
+    # --- the ways out ------------------------------------------------------------------------------------------
+
+    def acknowledge(self, taken: Taken) -> None:
+        """The element is done."""
+        protocol.acknowledge(self._layout, taken.name)
+        self._forget_note(taken.name)
+        self._done(taken)
+
+    def put_back(self, taken: Taken, *, counted: bool) -> bool:
+        """Return the element to its place. False if a newer value waits and it was dropped."""
+        self._count(taken, counted=counted)
+        waits = protocol.put_back(self._layout, taken.name, taken.number, taken.encoded)
+        self._done(taken)
+        if waits:
+            heapq.heappush(self._again, taken.name)
+        else:
+            self._forget_note(taken.name)
+        return waits
+
+    def defer(self, taken: Taken, delay: float, *, counted: bool) -> bool:
+        """Lay the element aside for `delay` seconds. False if a newer value waits and it was dropped."""
+        self._count(taken, counted=counted)
+        due = time_ns() + int(min(delay, MAX_DELAY) * 1e9)
+        deferred = protocol.defer(self._layout, taken.name, taken.number, taken.encoded, due)
+        self._done(taken)
+        if deferred is None:
+            self._forget_note(taken.name)
+            return False
+        self._remember_deferred(taken.encoded, deferred)
+        return True
+
+    def fail(self, taken: Taken, reason: str) -> bool:
+        """Give the element up. False if a newer value waits and it was dropped."""
+        failed = protocol.fail(self._layout, taken.name, taken.number, taken.encoded, reason)
+        self._forget_note(taken.name)
+        self._done(taken)
+        return failed
+
+    def _done(self, taken: Taken) -> None:
+        del self._out[taken.encoded]
+        blocked = self._blocked.pop(taken.encoded, None)
+        if blocked:
+            heapq.heappush(self._again, blocked)
+
+    def _remember_deferred(self, encoded: str, deferred: str) -> None:
+        due = int(deferred[:19])
+        if due > time_ns() + MAX_DELAY * 1e9:
+            due = 0  # the clock was set back since
+        self._deferred[encoded] = deferred
+        heapq.heappush(self._due, (due, deferred))
+
+    # --- notes -------------------------------------------------------------------------------------------------
+
+    def _count(self, taken: Taken, *, counted: bool) -> None:
+        attempts = taken.attempts if counted else taken.attempts - 1
+        # Whoever comes back alive is no suspect any more.
+        if attempts:
+            self._write_note(taken.name, Note(attempts, taken.inode, taken.modified, ""))
+        else:
+            self._forget_note(taken.name)
+
+    def _note_of(self, name: str, status: os.stat_result) -> Note | None:
+        note = self._notes.get(name)
+        if note and (note.inode, note.modified) == (status.st_ino, status.st_mtime_ns):
+            return note
+        return None
+
+    def _write_note(self, name: str, note: Note) -> None:
+        self._notes[name] = note
+        folder = self._layout.folder("attempts")
+        draft = ".draft"
+        try:
+            try:
+                os.unlink(draft, dir_fd=folder)
+            except FileNotFoundError:
+                pass
+            os.symlink(f"{note.attempts}.{note.inode}.{note.modified}.{note.alone}", draft, dir_fd=folder)
+            os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            log.warning("cannot note the attempts at %s on disk: %s: a restart will not know of them", name, error.strerror)
+
+    def _forget_note(self, name: str) -> None:
+        if self._notes.pop(name, None) is None:
+            return
+        try:
+            os.unlink(name, dir_fd=self._layout.folder("attempts"))
+        except FileNotFoundError:
+            pass
+
+    def _load_notes(self) -> None:
+        folder = self._layout.folder("attempts")
+        for name in self._layout.names("attempts"):
+            try:
+                attempts, inode, modified, alone = os.readlink(name, dir_fd=folder).split(".")
+                self._notes[name] = Note(int(attempts), int(inode), int(modified), alone)
+            except (OSError, ValueError):
+                continue  # no note of ours
+
+    def _forget_idle_notes(self) -> None:
+        deferred = {name[20:] for name in self._deferred.values()}
+        for name in list(self._notes):
+            if name not in deferred and not self._layout.exists("pending", name):
+                self._forget_note(name)
+
+    # --- what is no element ------------------------------------------------------------------------------------
+
+    def _parse(self, folder: str, name: str) -> tuple[int, str] | None:
+        parsed = parse_element(name)
+        if parsed is None or decode_key(parsed[1]) is None:
+            self._set_aside(folder, name, "its name is not <number>-<key>")
+            return None
+        return parsed
+
+    def _set_aside(self, folder: str, name: str, reason: str) -> None:
+        try:
+            aside = protocol.set_aside(self._layout, folder, name, f"{folder}/{name} was set aside: {reason}\n")
+        except OSError as error:
+            log.warning("%s/%s is no element (%s) and cannot be moved: %s", folder, name, reason, error.strerror)
+        else:
+            log.warning("set aside %s/%s: %s (it is now failed/%s)", folder, name, reason, aside)
+
+    def _log_drops(self) -> None:
+        for message in self.drops.messages:
+            log.warning("%s", message)
+        self.drops.messages.clear()
+
+
+def lock_consumer(layout: Layout) -> int:
+    """Take the consumer's lock and leave word of who holds it; return the descriptor that holds it. Raises InboxBusy."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open("consumer.lock", flags, layout.file_mode, dir_fd=layout.root)
+    try:
+        # On a descriptor of our own: FileLock would walk the path again, and follow what it finds there. More than one
+        # try, since whoever asks if there is a consumer (is_consumed) holds the lock for an instant.
+        tries = 5
+        while not lock_descriptor(fd, blocking=False):
+            tries -= 1
+            if tries:
+                sleep(0.02)
+                continue
+            holder = read_holder(layout)
+            raise InboxBusy(
+                f"inbox {layout.path} already has a consumer ({holder or 'it left no word of itself'}): stop that one first, "
+                "or give it more to do at once with --concurrency",
+                holder,
+            )
+        text = f"pid {os.getpid()} on {socket.gethostname()} since {strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, text.encode("utf-8", "replace"), 0)
+        except OSError:
+            pass  # a full disk: the lock is what counts
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_holder(layout: Layout) -> str:
+    """Return what the last consumer left as word of itself: "pid 123 on host since 2026-01-31T12:00:00+0000", or ""."""
+    try:
+        fd = os.open("consumer.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 300).decode("utf-8", "replace").strip()
+    finally:
+        os.close(fd)
+
+
+def is_consumed(layout: Layout) -> bool:
+    """Tell whether some process holds the consumer's lock now."""
+    fd = os.open("consumer.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
+    try:
+        return not lock_descriptor(fd, blocking=False)
+    finally:
+        os.close(fd)

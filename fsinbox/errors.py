@@ -1,0 +1,44 @@
+"""What can go wrong, as one small hierarchy. Every message names the thing, the reason and the way out."""
+
+
+class InboxError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UnusableInbox(InboxError):
+    """The directory is missing, is not an inbox, has another version, or cannot be read or written."""
+
+
+class InboxBusy(InboxError):
+    """Another consumer holds the inbox. `holder` is the text that consumer left: who, where and since when."""
+
+    def __init__(self, message: str, holder: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class InvalidKey(InboxError, ValueError):
+    """The key is empty, too long once encoded, or not text."""
+
+
+class InvalidPayload(InboxError, ValueError):
+    """A value cannot be encoded, or a payload cannot be decoded, with the codec in use."""
+
+
+class WrongState(InboxError, RuntimeError):
+    """The call does not fit: take while an element is out, commit with none out, ack twice, ack after a rollback."""
+
+
+class AddFailed(InboxError, OSError):
+    """The system refused an add. `errno` is the system's.
+
+    `maybe_added` is False when nothing became visible, and True when the element was published but could not be
+    made durable: it may be delivered. Either way, adding again is safe: the newest value wins.
+    """
+
+    def __init__(self, errno: int | None, message: str, *, maybe_added: bool) -> None:
+        super().__init__(errno, message)
+        self.maybe_added = maybe_added
+
+    def __str__(self) -> str:
+        return str(self.args[1])

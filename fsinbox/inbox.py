@@ -1,0 +1,568 @@
+"""Inbox and Element: what a program calls."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from _thread import RLock
+from time import monotonic
+
+from . import adopt, protocol
+from .codecs import check_codec, decode, encode
+from .errors import AddFailed, InvalidPayload, UnusableInbox, WrongState
+from .layout import Layout
+from .names import decode_key, element_name, encode_key, parse_deferred, parse_element
+from .sequence import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Any, Literal, Self
+
+    from .consumer import Consumer, Taken
+    from .watch import Watch
+
+    Added = Literal["new", "replaced", "behind"]
+
+_BATCH = 1000
+"""Elements that add_many flushes at once: bounds what lies in tmp/, and how often the caller hears of progress."""
+
+_open: weakref.WeakSet[Inbox] = weakref.WeakSet()
+
+
+class Waiting:
+    """An element as it waits: what `peek` and iteration give. Reading it may fail if it is taken meanwhile."""
+
+    __slots__ = ("_inbox", "_folder", "_file", "key", "seq", "__weakref__")
+
+    key: str
+    """The key it was added with."""
+    seq: int
+    """Its number: its place in the order, and the time of its arrival in nanoseconds since the epoch."""
+
+    def __init__(self, inbox: Inbox, folder: str, file: str, key: str, seq: int) -> None:
+        self._inbox = inbox
+        self._folder = folder
+        self._file = file
+        self.key = key
+        self.seq = seq
+
+    @property
+    def data(self) -> bytes:
+        """The payload, read now. Raises OSError."""
+        fd = protocol.open_for_reading(self._inbox._layout, self._folder, self._file)
+        with open(fd, "rb") as file:
+            return file.read()
+
+    @property
+    def value(self) -> Any:
+        """The payload, decoded with the inbox's codec. Raises InvalidPayload, OSError."""
+        return decode(self._inbox.codec, self.key, self.data)
+
+    @property
+    def path(self) -> str:
+        """Path of its file, to stream from."""
+        return os.path.join(self._inbox.path, self._folder, self._file)
+
+    @property
+    def added_at(self) -> datetime:
+        """When its key joined the queue (UTC). A newer value that replaces a waiting one keeps the place, and this."""
+        from datetime import UTC, datetime
+
+        return datetime.fromtimestamp(self.seq / 1e9, UTC)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.key
+        yield self.value
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.key!r} {self.seq} in {self._folder}/>"
+
+
+class Element(Waiting):
+    """An element that was taken. End it with ack(), nack() or fail(); unpacks as `(key, value)`."""
+
+    __slots__ = ("_taken", "_ended", "attempts")
+
+    attempts: int
+    """How often this value has been taken, this time included: 1 the first time. Survives restarts."""
+
+    def __init__(self, inbox: Inbox, taken: Taken) -> None:
+        super().__init__(inbox, "inflight", taken.name, taken.key, taken.number)
+        self._taken = taken
+        self._ended = ""
+        self.attempts = taken.attempts
+
+    @property
+    def size(self) -> int:
+        """Length of the payload in bytes."""
+        return self._taken.size
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a consumer died while this was out. Such an element is never out together with another."""
+        return bool(self._taken.alone)
+
+    @property
+    def culprit(self) -> bool:
+        """Whether a consumer died while this, and nothing else, was out."""
+        return self._taken.alone == "died"
+
+    def superseded(self) -> bool:
+        """Tell whether a newer value for the key waits, so that work on this one may stop early."""
+        inbox = self._inbox
+        if protocol.newer_waits(inbox._layout, self.seq, self._taken.encoded):
+            return True
+        return adopt.finished_drop(inbox._layout, self.key) is not None
+
+    def ack(self) -> None:
+        """It is done: remove it. Raises WrongState if it was ended before."""
+        with self._inbox._mutex:
+            self._end("acknowledged").acknowledge(self._taken)
+
+    def nack(self, delay: float = 0.0) -> bool:
+        """It is not done: return it to its place, or have it wait `delay` seconds (7 days at most). Counts an attempt.
+
+        Returns False if a newer value for the key waits: then this one is dropped instead. Raises WrongState.
+        """
+        return self._give_back(delay, counted=True)
+
+    def release(self, delay: float = 0.0) -> bool:
+        """The same as nack, as if it had not been taken: the attempt does not count."""
+        return self._give_back(delay, counted=False)
+
+    def fail(self, reason: str) -> bool:
+        """Give up: move it to failed/, with `reason` beside it as text. False if a newer value waits: then it is dropped."""
+        with self._inbox._mutex:
+            consumer = self._end("given up")
+            header = f"key: {self.key}\nattempts: {self.attempts}\nadded: {self.added_at.isoformat()}\n\n"
+            return consumer.fail(self._taken, header + reason.rstrip("\n") + "\n")
+
+    def _give_back(self, delay: float, *, counted: bool) -> bool:
+        if not 0 <= delay <= 7 * 24 * 3600:
+            raise ValueError(f"delay must be 0 to 604800 seconds (7 days), not {delay}")
+        with self._inbox._mutex:
+            consumer = self._end("put back")
+            if delay:
+                return consumer.defer(self._taken, delay, counted=counted)
+            return consumer.put_back(self._taken, counted=counted)
+
+    def _end(self, how: str) -> Consumer:
+        """Mark it as ended; return the consumer that ends it on disk. If that fails, it stays out until the next start."""
+        if self._ended:
+            raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
+        consumer = self._inbox._consumer
+        if consumer is None:
+            raise WrongState(f"inbox {self._inbox.path} was closed, which put back the element of key {self.key!r}")
+        self._ended = how
+        self._inbox._elements.pop(self._taken.encoded, None)
+        return consumer
+
+
+class Inbox:
+    """A keyed, acknowledged FIFO queue in a directory.
+
+    Any number of processes and threads may open it and add. One process at a time may take; it becomes the consumer
+    with its first take and stays it until close(). Use it in a `with` block, or call close().
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "inbox",
+        *,
+        codec: str = "json",
+        durable: bool = True,
+        create: bool = True,
+        shared: bool = False,
+        max_inflight: int = 1,
+        settle: float = 0.0,
+        max_settle: float = 60.0,
+        drop_settle: float = 1.0,
+        max_drop_size: int = 1 << 30,
+        watch: str = "auto",
+        poll_interval: float = 1.0,
+    ) -> None:
+        """Open the inbox at `path`, and create it, durably, if it is not there.
+
+        codec          "json", "text" or "bytes": what a value is, and how it becomes a file's content
+        durable        whether add returns only when a power cut can no longer lose the element
+        create         False: raise UnusableInbox if there is no inbox
+        shared         when creating: let the group read and write (default: only the user)
+        max_inflight   how many elements may be out at once; never two of one key
+        settle         seconds that a key must have been left alone before its element is taken ...
+        max_settle     ... but once it has waited this many seconds it is taken anyway
+        drop_settle    seconds that a file in drop/ must lie still if it may be under its writer's hand
+        max_drop_size  bytes; a larger file in drop/ is set aside
+        watch          "auto", "events" or "poll": how an idle consumer notices arrivals
+        poll_interval  seconds between polls at most, where it polls
+
+        Raises UnusableInbox, ValueError.
+        """
+        self.codec = check_codec(codec)
+        self.durable = durable
+        if max_inflight < 1:
+            raise ValueError(f"max_inflight must be at least 1, not {max_inflight}")
+        self.max_inflight = max_inflight
+        self._settings = (settle, max_settle, drop_settle, max_drop_size)
+        self._watch_settings = (watch, poll_interval)
+        self._mutex = RLock()
+        self._consumer: Consumer | None = None
+        self._watching: Watch | None = None
+        self._elements: dict[str, Element] = {}
+        self._pid = os.getpid()
+        self._closed = False
+        self._layout = Layout(os.fspath(path), create=create, shared=shared)
+        self._sequence = Sequence(self._layout)
+        _open.add(self)
+
+    @property
+    def path(self) -> str:
+        """Absolute path of the inbox."""
+        return self._layout.path
+
+    # --- adding ------------------------------------------------------------------------------------------------
+
+    def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
+        """Queue `value` for `key`. It replaces a waiting value of that key and keeps its place.
+
+        Returns "new"; "replaced" (a waiting value); or "behind": the key's element is being worked on, and this is
+        queued anew. Raises InvalidKey, InvalidPayload, AddFailed.
+        """
+        return self._add(key, encode(self.codec, key, value), durable)
+
+    def add_bytes(self, key: str, data: bytes, *, durable: bool | None = None) -> Added:
+        """The same for a payload that is already encoded: the file's content will be exactly `data`."""
+        return self._add(key, data, durable)
+
+    def add_file(self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None) -> Added:
+        """Queue the content of the file at `path`, of any size.
+
+        move=True hands the file itself over: a rename, if it lies on the inbox's file system (else a copy, and the
+        original is removed once the element is queued); nobody may write to it afterwards. Otherwise it is copied, by
+        reference where the file system can (Btrfs, XFS). Raises InvalidKey, AddFailed.
+        """
+        from .transfer import Source
+
+        with Source(os.fspath(path), move=move) as source:
+            return self._add(key, source, durable)
+
+    def add_many(
+        self,
+        items: Iterable[tuple[str, object]],
+        *,
+        durable: bool | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[Added, int]:
+        """Queue every (key, value), in order, with one flush for many. Returns how many were new, replaced, behind.
+
+        `progress` is called with the number queued so far, after each batch: those are then as durable as asked. If it
+        raises, or an item is invalid, what was queued before stays queued. Raises InvalidKey, InvalidPayload, AddFailed.
+        """
+        from .batch import add_batch
+
+        durable = self.durable if durable is None else durable
+        total: dict[Added, int] = {"new": 0, "replaced": 0, "behind": 0}
+        batch: list[tuple[str, str, bytes]] = []
+        done = 0
+
+        def finish() -> None:
+            nonlocal done
+            try:
+                for outcome in add_batch(self._open_layout(), self._sequence, batch, durable=durable):
+                    total[outcome] += 1
+            except OSError as error:
+                raise self._add_failed(error, batch[0][0], maybe_added=True) from error
+            done += len(batch)
+            batch.clear()
+            if progress:
+                progress(done)
+
+        try:
+            for key, value in items:
+                batch.append((key, encode_key(key), encode(self.codec, key, value)))
+                if len(batch) == _BATCH:
+                    finish()
+        finally:
+            if batch:
+                finish()
+        return total
+
+    def _add(self, key: str, payload: Any, durable: bool | None) -> Added:
+        encoded = encode_key(key)
+        layout = self._open_layout()
+        durable = self.durable if durable is None else durable
+        published = False
+        try:
+            while True:
+                if isinstance(payload, bytes):
+                    temporary = protocol.write_payload(layout, payload, durable=durable)
+                else:
+                    temporary = payload.write(layout, durable=durable)
+                try:
+                    dropped = adopt.finished_drop(layout, key)
+                    number, waits = protocol.find_place(layout, self._sequence, encoded, dropped)
+                    name = element_name(number, encoded)
+                    protocol.publish(layout, temporary, name)
+                except BaseException:
+                    protocol.discard_temporary(layout, temporary)
+                    raise
+                published = True
+                if protocol.is_settled_in(layout, self._sequence, name, number, encoded):
+                    break
+            if durable:
+                protocol.flush_pending(layout)
+            if waits:
+                return "replaced"
+            return "behind" if protocol.is_out(layout, encoded) else "new"
+        except OSError as error:
+            raise self._add_failed(error, key, maybe_added=published) from error
+
+    def _add_failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
+        if maybe_added:
+            outcome = "it may or may not be delivered; add it again to be sure (the newest value wins)"
+        else:
+            outcome = "it was not added; free what is short or mend what is wrong, then add it again"
+        return AddFailed(
+            error.errno,
+            f"cannot add key {key!r} to inbox {self.path}: {error.strerror or error}: {outcome}",
+            maybe_added=maybe_added,
+        )
+
+    def _open_layout(self) -> Layout:
+        """Return the layout, opened anew in a forked child: it must not share the parent's locks and descriptors."""
+        if self._closed:
+            raise WrongState(f"inbox {self.path} was closed: open it again")
+        if self._pid != os.getpid():
+            self._reopen_after_fork()
+        return self._layout
+
+    def _reopen_after_fork(self) -> None:
+        self._pid = os.getpid()
+        if self._consumer:
+            self._consumer.abandon_after_fork()
+            self._consumer = None
+        self._watching = None
+        self._elements = {}
+        self._mutex = RLock()
+        self._sequence.close()
+        self._layout.close()
+        self._layout = Layout(self._layout.path, create=False)
+        self._sequence = Sequence(self._layout)
+
+    # --- taking ------------------------------------------------------------------------------------------------
+
+    def take(self, timeout: float | None = 0.0) -> Element | None:
+        """Take the oldest element; None if none may be taken within `timeout` seconds (None: wait for ever).
+
+        The first take makes this process the consumer, and puts back what a dead one held.
+        Raises WrongState while max_inflight elements are out, InboxBusy if there is another consumer.
+        """
+        element = self._take_now()
+        if element or timeout == 0:
+            return element
+        deadline = None if timeout is None else monotonic() + timeout
+        with self.listening() as watch:
+            while True:
+                watch.waker.clear()
+                element = self._take_now()
+                if element:
+                    return element
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return None
+                watch.sleep(self._limit(left))
+
+    def commit(self) -> None:
+        """Acknowledge the element that is out. Raises WrongState if none is, or several are."""
+        self._the_one_out("commit").ack()
+
+    def rollback(self) -> bool:
+        """Return the element that is out to its place; False if a newer value waits and it was dropped."""
+        return self._the_one_out("rollback").nack()
+
+    def _the_one_out(self, what: str) -> Element:
+        with self._mutex:
+            if not self._elements:
+                raise WrongState(f"nothing to {what}: no element of inbox {self.path} is out; take() one first")
+            if len(self._elements) > 1:
+                raise WrongState(
+                    f"{len(self._elements)} elements are out: say which one to {what}, with element.ack() or element.nack()"
+                )
+            return next(iter(self._elements.values()))
+
+    def _take_now(self) -> Element | None:
+        with self._mutex:
+            consumer = self._consume()
+            if len(self._elements) >= self.max_inflight:
+                keys = ", ".join(repr(element.key) for element in list(self._elements.values())[:3])
+                raise WrongState(
+                    f"{'an element is' if self.max_inflight == 1 else f'{self.max_inflight} elements are'} out ({keys}): "
+                    "commit() or rollback() first, or open the inbox with a larger max_inflight"
+                )
+            try:
+                taken = consumer.take()
+            except OSError as error:
+                raise UnusableInbox(f"cannot take from inbox {self.path}: {error}: nothing was lost") from error
+            if taken is None:
+                return None
+            element = Element(self, taken)
+            self._elements[taken.encoded] = element
+            return element
+
+    def _consume(self) -> Consumer:
+        layout = self._open_layout()
+        if self._consumer is None:
+            from .consumer import Consumer, Settings
+
+            try:
+                self._consumer = Consumer(layout, self._sequence, Settings(*self._settings))
+            except OSError as error:
+                raise UnusableInbox(f"cannot consume inbox {self.path}: {error}: nothing was lost") from error
+        return self._consumer
+
+    # --- waiting -----------------------------------------------------------------------------------------------
+
+    def listening(self) -> AbstractContextManager[Watch]:
+        """While this lasts, arrivals are noticed: a context manager that gives the Watch (see fsinbox.watch)."""
+        return self._watch().armed()
+
+    def _watch(self) -> Watch:
+        layout = self._open_layout()
+        with self._mutex:
+            if self._watching is None:
+                from .watch import Watch
+
+                mode, poll = self._watch_settings
+                self._watching = Watch(layout, self._moved_in, mode=mode, poll=poll)
+            return self._watching
+
+    def _moved_in(self, name: str) -> None:
+        consumer = self._consumer
+        if consumer:
+            consumer.drops.moved_in.add(name)
+
+    def _limit(self, left: float | None) -> float | None:
+        """Return how long the consumer may sleep, given the caller's own limit (seconds)."""
+        consumer = self._consumer
+        look = consumer.next_look() if consumer else None
+        if look is None:
+            return left
+        due = max(0.0, look - monotonic())
+        return due if left is None else min(left, due)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds. Takes nothing."""
+        if self._anything():
+            return True
+        deadline = None if timeout is None else monotonic() + timeout
+        with self.listening() as watch:
+            while True:
+                watch.waker.clear()
+                if self._anything():
+                    return True
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return False
+                watch.sleep(left)
+
+    def _anything(self) -> bool:
+        layout = self._open_layout()
+        if any(parse_element(name) for name in layout.names("pending")):
+            return True
+        return any(not name.lower().endswith(adopt.DRAFTS) for name in layout.names("drop"))
+
+    # --- looking -----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
+        for seq, encoded, file in self._places():
+            key = decode_key(encoded)
+            if key is not None:
+                yield Waiting(self, "pending", file, key, seq)
+
+    def _places(self) -> list[tuple[int, str, str]]:
+        """Return (number, encoded key, file name) of what waits, oldest first: per key the oldest place, the newest file."""
+        places: dict[str, tuple[int, str, str]] = {}
+        for name in sorted(self._open_layout().names("pending")):
+            parsed = parse_element(name)
+            if parsed:
+                first = places.get(parsed[1])
+                places[parsed[1]] = (first[0] if first else parsed[0], parsed[1], name)
+        return sorted(places.values())
+
+    def peek(self) -> Waiting | None:
+        """Return the oldest waiting element without taking it, or None."""
+        return next(iter(self), None)
+
+    def find(self, key: str) -> Waiting | None:
+        """Return the waiting element of `key`, or None. Quick where it has a hint; else it lists the folder."""
+        encoded = encode_key(key)
+        layout = self._open_layout()
+        hint = protocol.read_hint(layout, encoded)
+        if hint and layout.exists("pending", element_name(hint[0], encoded)):
+            return Waiting(self, "pending", element_name(hint[0], encoded), key, hint[0])
+        return next((waiting for waiting in self if waiting.key == key), None)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether an element of `key` waits (one that waits out a back-off included)."""
+        if not isinstance(key, str):
+            return False
+        if self.find(key):
+            return True
+        suffix = "-" + encode_key(key)
+        return any(name[39:] == suffix for name in self._layout.names("deferred") if parse_deferred(name))
+
+    def __len__(self) -> int:
+        """Return how many elements wait, those that wait out a back-off included, files in drop/ not. Lists the folders."""
+        deferred = {name[40:] for name in self._open_layout().names("deferred") if parse_deferred(name)}
+        return len({encoded for _, encoded, _ in self._places()} | deferred)
+
+    def __bool__(self) -> bool:
+        """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""
+        return True
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Put back what is out, stop being the consumer, and close. Safe to call twice."""
+        if self._closed:
+            return
+        if self._pid != os.getpid():
+            self._reopen_after_fork()
+        try:
+            with self._mutex:
+                for element in list(self._elements.values()):
+                    element.nack()
+        finally:
+            self._closed = True
+            if self._watching:
+                self._watching.close()
+            if self._consumer:
+                self._consumer.close()
+                self._consumer = None
+            self._sequence.close()
+            self._layout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Inbox {self.path!r}>"
+
+
+def _let_go_after_fork() -> None:
+    """In a forked child: drop the descriptors that hold the parent's consumer lock, lest it outlive the parent."""
+    for inbox in list(_open):
+        if inbox._consumer:
+            inbox._consumer.abandon_after_fork()
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
+
+__all__ = ["Element", "Inbox", "InvalidPayload", "Waiting"]

@@ -1,0 +1,247 @@
+"""The folders: created durably, opened once as descriptors, never through a symlink.
+
+    tmp/        payloads being written; nothing here is an element
+    drop/       anyone may `mv` a file in; its name is the key
+    keys/       for each key that waits, a symlink to `<number>.<boot>`: where its element waits (a hint, not the truth)
+    pending/    `<number>-<key>`: waiting, oldest first by name (the truth)
+    inflight/   `<number>-<key>`: taken, not acknowledged
+    deferred/   `<due>-<number>-<key>`: waiting out a back-off
+    failed/     given up on, each with its reason in `<number>-<key>~reason.txt`
+    attempts/   for elements that came back: a symlink that counts how often (the consumer's own notes)
+    sequence    last number given out, and the boot it was given out in; admission locks this file
+    consumer.lock   locked by the one consumer for its life; its text says who that is
+    format      `fsinbox 1 local` or `fsinbox 1 network`: written last, so an inbox without it is unfinished
+
+Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice, and a folder
+that somebody replaces by a symlink is refused when it is opened.
+"""
+
+import os
+import stat
+
+from .errors import UnusableInbox
+
+VERSION = 1
+FOLDERS = ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts")
+FILES = ("sequence", "consumer.lock", "format")
+
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs3 nfs4 cifs smb3 smbfs afs ncpfs 9p virtiofs ceph lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 glusterfs "
+    "fuse fuse.sshfs fuse.glusterfs fuse.ceph fuse.juicefs fuse.s3fs fuse.rclone vboxsf prl_fs vmhgfs fuse.vmhgfs-fuse "
+    "osxfs fuse.osxfs fuse.grpcfuse fakeowner drvfs".split()
+)
+"""File systems on which another host's (or the other side's) changes send no events here."""
+
+
+class Layout:
+    """An open inbox: one descriptor a folder. Close it when done; use one per process."""
+
+    def __init__(self, root: str, *, create: bool = True, shared: bool = False) -> None:
+        """Open the inbox at `root`, creating it durably first if `create` and it is not there.
+
+        `shared` only matters on creation: the group may read and write too. Raises UnusableInbox.
+        """
+        self.path = os.path.abspath(os.fspath(root))
+        self._fds: dict[str, int] = {}
+        try:
+            self.root = self._open_root(create=create, shared=shared)
+            self._fds["."] = self.root
+            self.scope = self._read_format()
+            self.file_mode = stat.S_IMODE(os.fstat(self.folder("tmp")).st_mode) & 0o666
+        except OSError as error:
+            self.close()
+            raise self._unusable(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _unusable(self, error: OSError) -> UnusableInbox:
+        return UnusableInbox(
+            f"cannot use inbox {self.path}: {error.strerror or error}"
+            f"{f' ({error.filename})' if error.filename else ''}: check the path and who may read and write there"
+        )
+
+    def folder(self, name: str) -> int:
+        """Return the descriptor of one of FOLDERS, opened at first use. Raises UnusableInbox."""
+        fd = self._fds.get(name)
+        if fd is None:
+            try:
+                fd = os.open(name, _OPEN_FOLDER, dir_fd=self.root)
+            except OSError as error:
+                raise UnusableInbox(
+                    f"cannot open folder {self.path}/{name}: {error.strerror}: it must be a real directory (not a link) "
+                    f"that this user may enter"
+                ) from error
+            self._fds[name] = fd
+        return fd
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder, hidden ones left out, in no order.
+
+        Opens the folder afresh: a listing must not share its position with another thread's, and on a network file
+        system opening is what makes it current.
+        """
+        fd = os.open(".", _OPEN_FOLDER, dir_fd=self.folder(folder))
+        try:
+            return [name for name in os.listdir(fd) if name[0] != "."]
+        finally:
+            os.close(fd)
+
+    def exists(self, folder: str, name: str) -> bool:
+        """Tell whether `name` is there (a dangling link counts)."""
+        try:
+            os.lstat(name, dir_fd=self.folder(folder))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_removed(self) -> bool:
+        """Tell whether the folder of the inbox was deleted while it was open."""
+        return os.fstat(self.folder("pending")).st_nlink == 0
+
+    def close(self) -> None:
+        """Close every descriptor. Safe to call twice."""
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            os.close(fd)
+
+    def _open_root(self, *, create: bool, shared: bool) -> int:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not create:
+                raise UnusableInbox(
+                    f"there is no inbox at {self.path}: create one with `fsinbox --inbox {self.path} init`, "
+                    "or name another with --inbox or $FSINBOX_DIR"
+                ) from None
+            fd = _create_root(self.path)
+        try:
+            if not _has(fd, "format"):
+                self._fill(fd, create=create, shared=shared)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _fill(self, fd: int, *, create: bool, shared: bool) -> None:
+        """Make the folders, durably, and `format` last. Another process may be doing the same."""
+        foreign = [name for name in os.listdir(fd) if name not in FOLDERS + FILES and not name.startswith(".format.")]
+        if foreign:
+            raise UnusableInbox(
+                f"{self.path} is not an inbox and not empty (it holds {sorted(foreign)[0]!r}): "
+                "name a directory that is empty or does not exist yet"
+            )
+        if not create:
+            raise UnusableInbox(
+                f"{self.path} is an empty directory or an unfinished inbox: finish it with `fsinbox --inbox {self.path} init`"
+            )
+        mode = 0o2770 if shared else 0o700
+        if shared:
+            os.fchmod(fd, mode)
+        for name in FOLDERS:
+            try:
+                os.mkdir(name, 0o700, dir_fd=fd)
+            except FileExistsError:
+                pass
+            folder = os.open(name, _OPEN_FOLDER, dir_fd=fd)
+            try:
+                if shared:
+                    os.fchmod(folder, mode)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        for name in ("sequence", "consumer.lock"):
+            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+            try:
+                if shared:
+                    os.fchmod(file, 0o660)
+                os.fsync(file)
+            finally:
+                os.close(file)
+        os.fsync(fd)
+        scope = "network" if is_network(self.path) else "local"
+        draft = f".format.{os.getpid()}"
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        try:
+            os.fchmod(file, 0o660 if shared else 0o600)
+            os.write(file, f"fsinbox {VERSION} {scope}\n".encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(draft, "format", src_dir_fd=fd, dst_dir_fd=fd)
+        os.fsync(fd)
+
+    def _read_format(self) -> str:
+        """Check the version and return the scope: "local" or "network"."""
+        fd = os.open("format", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.root)
+        try:
+            words = os.read(fd, 100).split()
+        finally:
+            os.close(fd)
+        if len(words) < 3 or words[0] != b"fsinbox":
+            raise UnusableInbox(
+                f"{self.path}/format does not say `fsinbox {VERSION} local`: "
+                "this is not an inbox, or the file was damaged; restore that line if the folders beside it are yours"
+            )
+        if words[1] != str(VERSION).encode():
+            raise UnusableInbox(
+                f"{self.path} has format {words[1].decode(errors='replace')}, this fsinbox knows {VERSION}: "
+                "use the version of fsinbox that made it"
+            )
+        return "network" if words[2] == b"network" else "local"
+
+
+def _has(fd: int, name: str) -> bool:
+    try:
+        os.lstat(name, dir_fd=fd)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _create_root(path: str) -> int:
+    """Make the directory `path` (its parent must exist), durably, and return its descriptor."""
+    parent = os.path.dirname(path)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise UnusableInbox(f"cannot create inbox {path}: {parent} does not exist: create it first") from None
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def file_system_type(path: str) -> str:
+    """Return the type of the file system that holds `path` ("ext4", "nfs4", ...), or "" where that cannot be told.
+
+    Source: /proc/self/mountinfo, whose format is in proc(5).
+    """
+    path = os.path.realpath(path)
+    best, found = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                mount = left.split(" ")[4]
+                if "\\" in mount:
+                    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+                        mount = mount.replace(code, character)
+                inside = path == mount or path.startswith(mount.rstrip("/") + "/")
+                if inside and len(mount) >= len(best):
+                    best, found = mount, right.split(" ")[0]
+    except OSError:
+        return ""
+    return found
+
+
+def is_network(path: str) -> bool:
+    """Tell whether `path` lies on a file system that other hosts change too, or that sends no events for it."""
+    kind = file_system_type(path)
+    return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")

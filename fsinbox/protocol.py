@@ -1,0 +1,410 @@
+"""The steps of an element's life, in the order they happen. Every system call that a guarantee rests on is here.
+
+    state      file                         leaves it by
+    -------    -------------------------    ---------------------------------------------------------------------------
+    (being     tmp/<unique>                 publish: rename to pending/        (a producer that dies here added nothing)
+     written)
+    dropped    drop/<key>                   adopt: rename to pending/, under the admission lock
+    waiting    pending/<n>-<key>            take: rename to inflight/, then remove the hint
+                                            publish or fold of a newer value: rename over it, in its place
+    out        inflight/<n>-<key>           ack: unlink
+                                            put back: link to pending/, unlink     (dropped if a newer value waits)
+                                            defer: rename to deferred/             (dropped if a newer value waits)
+                                            fail: rename to failed/                (dropped if a newer value waits)
+    deferred   deferred/<due>-<n>-<key>     due: rename to inflight/               (dropped if a newer value waits)
+    failed     failed/<n>-<key>             only by hand
+
+What holds at every moment, and makes the steps right (docs/protocol.md has the proofs):
+
+ I1  Numbers strictly increase, and a number is only given out under the admission lock, to a key that has no hint that
+     counts. So a hint, where there is one, holds the highest number ever given out for its key, and a value published
+     at a lower number belongs to an add that began before that one was admitted: dropping it loses nothing.
+ I2  Of two files in pending/ for one key the higher number is the newer value, the lower the older place. Only the
+     consumer takes one away, and it folds from the bottom up, so that no moment shows an older value on top.
+ I3  A missing hint is always safe: the next add is given a higher number.
+ I4  What a rename may overwrite in pending/ is an older or concurrent value of the same key. What comes *back* to
+     pending/ never overwrites: it is linked.
+ I5  When an add returns, its value was published before the place was given up: what the consumer lists after a higher
+     number of that key was given out shows it. (So a consumer may work from an old listing.)
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from time import time_ns
+
+from .layout import Layout
+from .names import REASON, deferred_name, element_name, is_element, label_for, parse_element
+from .sequence import Sequence
+
+NEW = "new"
+REPLACED = "replaced"
+BEHIND = "behind"
+
+GIVEN_BACK = "back"
+"""In a hint, instead of the boot: an element was put back here. It tells that the key waits, but not where to add."""
+
+FUTURE = 24 * 3600 * 10**9
+"""How far ahead of the clock, in nanoseconds, a number found in a name is believed."""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+# --- a producer: write, admit, publish ---------------------------------------------------------------------------
+
+
+def unused_temporary() -> str:
+    """Return a name for a file in tmp/ that no other process, thread or host will choose."""
+    return f"{time_ns()}.{os.getpid()}.{os.urandom(4).hex()}"
+
+
+def create_temporary(layout: Layout) -> tuple[str, int]:
+    """Create a new file in tmp/ and return (name, descriptor open for writing)."""
+    while True:
+        name = unused_temporary()
+        try:
+            fd = os.open(name, _CREATE, layout.file_mode, dir_fd=layout.folder("tmp"))
+        except FileExistsError:
+            continue
+        if layout.file_mode & 0o060:
+            os.fchmod(fd, layout.file_mode)  # shared on request: the umask must not take it back
+        return name, fd
+
+
+def write_payload(layout: Layout, data: bytes, *, durable: bool) -> str:
+    """Write `data` to a new file in tmp/ and return its name."""
+    name, fd = create_temporary(layout)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                flush(fd)  # before the rename: a name must never become durable before what it names
+        finally:
+            os.close(fd)
+    except BaseException:
+        discard_temporary(layout, name)
+        raise
+    return name
+
+
+def discard_temporary(layout: Layout, name: str) -> None:
+    """Remove a file in tmp/ that will not be published."""
+    try:
+        os.unlink(name, dir_fd=layout.folder("tmp"))
+    except OSError:
+        pass  # litter; the consumer sweeps tmp/
+
+
+def flush(fd: int) -> None:
+    """Make a file's data, or a folder's entries, survive a power cut. Never call it again after it failed.
+
+    On macOS fsync does not empty the drive's cache; F_FULLFSYNC does (fcntl(2) there).
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, full)
+
+
+def find_place(layout: Layout, sequence: Sequence, encoded: str, dropped: str | None) -> tuple[int, bool]:
+    """Return (the number at which a value for this key must be published now, whether an older value waits).
+
+    `dropped` is the key's name in drop/ if a finished file lies there: it arrived before this add, so it must not be
+    adopted after it. It is moved to the place first, and the caller's value then replaces it.
+    """
+    if dropped is None:
+        hint = read_hint(layout, encoded)
+        if hint and hint[1] == sequence.boot:  # no lock: replacing is one rename
+            return hint[0], layout.exists("pending", element_name(hint[0], encoded))
+    with sequence:
+        number, waits = admit(layout, sequence, encoded)
+        if dropped is not None:
+            # Inside the lock: outside, the place could be given up and a newer drop be moved to it.
+            waits |= move_drop(layout, "drop", dropped, element_name(number, encoded))
+    return number, waits
+
+
+def admit(layout: Layout, sequence: Sequence, encoded: str) -> tuple[int, bool]:
+    """Return (the key's place, whether an older value waits): the place is the one its hint names, or the next number,
+    with a hint for it. The caller holds the lock."""
+    last, boot = sequence.read()
+    if boot != sequence.boot:
+        last = begin_boot(layout, sequence, last)
+    hint = read_hint(layout, encoded)
+    waits = bool(hint and layout.exists("pending", element_name(hint[0], encoded)))
+    if hint and hint[1] == sequence.boot:
+        return hint[0], waits
+    if hint and hint[1] != GIVEN_BACK and waits:
+        # From an earlier boot: it only counts if its element is there (and begin_boot has removed the doubtful ones).
+        write_hint(layout, encoded, hint[0], sequence.boot)
+        return hint[0], waits
+    number = sequence.advance(last)
+    # Before the element, and under the lock: whoever finds no hint now must get a higher number.
+    write_hint(layout, encoded, number, sequence.boot)
+    return number, waits
+
+
+def publish(layout: Layout, temporary: str, name: str) -> None:
+    """Make the file in tmp/ the waiting value `name`, new or in place of the older one, at once."""
+    os.rename(temporary, name, src_dir_fd=layout.folder("tmp"), dst_dir_fd=layout.folder("pending"))
+
+
+def is_settled_in(layout: Layout, sequence: Sequence, name: str, number: int, encoded: str) -> bool:
+    """Tell, after publishing, whether the place was still the key's (I5). If not, the value must be added once more.
+
+    A producer that was paused between finding its place and publishing there may have published at a place that was
+    given up, behind the consumer's back and below newer values: it must not return before a value of its stands where
+    the consumer will look. If the name is gone from pending/, the consumer has it.
+    """
+    return read_hint(layout, encoded) == (number, sequence.boot) or not layout.exists("pending", name)
+
+
+def flush_pending(layout: Layout) -> None:
+    """Make every rename into pending/ so far survive a power cut.
+
+    keys/ is not flushed: a lost hint costs nothing (I3), and one that came back from before is not believed (admit).
+    """
+    flush(layout.folder("pending"))
+
+
+def is_out(layout: Layout, encoded: str) -> bool:
+    """Tell whether an element of this key is being worked on. inflight/ holds as few names as the consumer takes at once."""
+    return any(parsed and parsed[1] == encoded for parsed in map(parse_element, layout.names("inflight")))
+
+
+def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
+    """The first admission after a boot: find the highest number in use, and return it. The caller holds the lock.
+
+    A power cut may have brought back an old `sequence`, and old hints. So `last` is made to cover every number that is
+    in use (but for absurd ones), and a key with more than one place in pending/ loses its hint. A bit a key, in one
+    fixed megabyte, is enough for that: by chance some other key loses its hint as well, which costs nothing (I3).
+    """
+    limit = max(last, time_ns()) + FUTURE
+    seen = bytearray(1 << 20)
+    for folder in ("pending", "inflight", "deferred", "failed"):
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.folder(folder))
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = entry.name[20:] if folder == "deferred" else entry.name
+                    parsed = parse_element(name)
+                    if parsed is None or parsed[0] > limit:
+                        continue
+                    number, encoded = parsed
+                    last = max(last, number)
+                    if folder == "pending":
+                        byte, bit = divmod(hash(encoded) & 0x7FFFFF, 8)
+                        if seen[byte] & 1 << bit:
+                            remove_hint(layout, encoded)
+                        seen[byte] |= 1 << bit
+        finally:
+            os.close(fd)
+    sequence.write(last)
+    return last
+
+
+# --- hints: keys/<key> -> <number>.<boot> ------------------------------------------------------------------------
+
+
+def read_hint(layout: Layout, encoded: str) -> tuple[int, str] | None:
+    """Return (number, boot) of a key's hint, None if it has none. A damaged hint is (0, "")."""
+    try:
+        target = os.readlink(encoded, dir_fd=layout.folder("keys"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # not a symlink: somebody else's file
+            return 0, ""
+        raise
+    digits, _, boot = target.partition(".")
+    return (int(digits), boot) if digits.isdecimal() and digits.isascii() else (0, "")
+
+
+def write_hint(layout: Layout, encoded: str, number: int, boot: str) -> None:
+    """Set a key's hint. The caller holds the admission lock."""
+    target = f"{number:019d}.{boot}"
+    while True:
+        try:
+            os.symlink(target, encoded, dir_fd=layout.folder("keys"))
+            return
+        except FileExistsError:
+            remove_hint(layout, encoded)  # a moment without a hint is safe (I3)
+
+
+def remove_hint(layout: Layout, encoded: str) -> None:
+    """Remove a key's hint, if it has one."""
+    try:
+        os.unlink(encoded, dir_fd=layout.folder("keys"))
+    except FileNotFoundError:
+        pass
+
+
+def note_given_back(layout: Layout, encoded: str, number: int) -> None:
+    """Leave word that the key waits at `number`, unless a producer has been admitted for it meanwhile."""
+    try:
+        os.symlink(f"{number:019d}.{GIVEN_BACK}", encoded, dir_fd=layout.folder("keys"))
+    except OSError:
+        pass  # EEXIST: there is better word; anything else (a full disk): word is only for what add reports
+
+
+# --- the consumer: take, acknowledge, put back, defer, give up ----------------------------------------------------
+
+
+def newer_waits(layout: Layout, number: int, encoded: str) -> bool:
+    """Tell whether a newer value for the key of an element that is out, or deferred, waits."""
+    hint = read_hint(layout, encoded)
+    if hint and hint[0] > number and layout.exists("pending", element_name(hint[0], encoded)):
+        return True
+    # Under its own number: from a producer that had read the hint before the element was taken.
+    return layout.exists("pending", element_name(number, encoded))
+
+
+def take(layout: Layout, name: str, number: int, encoded: str) -> str:
+    """Take a waiting element: "taken"; "gone" if it is not there; "fold" if its key has another place: fold first."""
+    hint = read_hint(layout, encoded)
+    if hint and hint[0] != number and layout.exists("pending", element_name(hint[0], encoded)):
+        return "fold"
+    try:
+        os.rename(name, name, src_dir_fd=layout.folder("pending"), dst_dir_fd=layout.folder("inflight"))
+    except FileNotFoundError:
+        return "gone"
+    if hint and hint[0] == number:
+        remove_hint(layout, encoded)  # from here on an add queues anew
+    return "taken"
+
+
+def take_deferred(layout: Layout, deferred: str, name: str, number: int, encoded: str) -> bool:
+    """Take a deferred element that is due. False if it is gone, or was dropped because a newer value waits."""
+    if newer_waits(layout, number, encoded):
+        drop_deferred(layout, deferred)
+        return False
+    try:
+        os.rename(deferred, name, src_dir_fd=layout.folder("deferred"), dst_dir_fd=layout.folder("inflight"))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def drop_deferred(layout: Layout, deferred: str) -> None:
+    """Remove a deferred element that a newer value supersedes."""
+    try:
+        os.unlink(deferred, dir_fd=layout.folder("deferred"))
+    except FileNotFoundError:
+        pass
+
+
+def acknowledge(layout: Layout, name: str) -> None:
+    """Remove an element that was worked on. Not flushed: after a power cut the worst is one more delivery."""
+    try:
+        os.unlink(name, dir_fd=layout.folder("inflight"))
+    except FileNotFoundError:
+        pass  # somebody removed it by hand: it is as acknowledged as it can be
+
+
+def put_back(layout: Layout, name: str, number: int, encoded: str) -> bool:
+    """Return an unacknowledged element to its place. False if it was dropped, because a newer value waits."""
+    hint = read_hint(layout, encoded)
+    waits = not (hint and hint[0] > number and layout.exists("pending", element_name(hint[0], encoded)))
+    if waits:
+        try:
+            # A link, not a rename: it must not overwrite a newer value that has landed here meanwhile (I4).
+            os.link(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"), follow_symlinks=False)
+        except FileExistsError:
+            waits = _same_file(layout, "inflight", "pending", name)  # half of an earlier put_back, perhaps
+        if waits:
+            note_given_back(layout, encoded, number)
+    os.unlink(name, dir_fd=layout.folder("inflight"))
+    return waits
+
+
+def defer(layout: Layout, name: str, number: int, encoded: str, due: int) -> str | None:
+    """Lay an element that is out aside until `due` (ns since the epoch); its name there, or None if it was dropped."""
+    if newer_waits(layout, number, encoded):
+        acknowledge(layout, name)
+        return None
+    deferred = deferred_name(due, name)
+    os.rename(name, deferred, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("deferred"))
+    return deferred
+
+
+def fail(layout: Layout, name: str, number: int, encoded: str, reason: str) -> bool:
+    """Give up on an element that is out: to failed/, its reason beside it. False if dropped: a newer value waits."""
+    if newer_waits(layout, number, encoded):
+        acknowledge(layout, name)
+        return False
+    _write_reason(layout, name, reason)
+    os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("failed"))
+    return True
+
+
+def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
+    """Move what is no element out of the way, whatever it is, to failed/; return its name there.
+
+    It gets a number of the present and its own name as key, shortened if need be. Nothing is opened or followed.
+    """
+    aside = name if is_element(name) else element_name(time_ns(), label_for(name))
+    while layout.exists("failed", aside):
+        aside = element_name(time_ns(), label_for(name))
+    os.rename(name, aside, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("failed"))
+    _write_reason(layout, aside, reason)
+    return aside
+
+
+def _write_reason(layout: Layout, name: str, reason: str) -> None:
+    """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being moved."""
+    try:
+        temporary = write_payload(layout, reason.encode("utf-8", "backslashreplace"), durable=False)
+        os.rename(temporary, name + REASON, src_dir_fd=layout.folder("tmp"), dst_dir_fd=layout.folder("failed"))
+    except OSError:
+        pass
+
+
+def fold(layout: Layout, encoded: str, numbers: list[int]) -> int:
+    """Make one of several places of a key, newest value at the oldest place; return its number. `numbers` ascend."""
+    pending = layout.folder("pending")
+    lowest = element_name(numbers[0], encoded)
+    # From the bottom up: at every moment the newest value has the highest number, so a crash between two renames, or a
+    # producer that publishes at one of these places meanwhile, leaves something that folds to the newest again (I2).
+    for number in numbers[1:]:
+        try:
+            os.rename(element_name(number, encoded), lowest, src_dir_fd=pending, dst_dir_fd=pending)
+        except FileNotFoundError:
+            continue
+    remove_hint(layout, encoded)
+    note_given_back(layout, encoded, numbers[0])
+    return numbers[0]
+
+
+# --- drop/ --------------------------------------------------------------------------------------------------------
+
+
+def move_drop(layout: Layout, folder: str, dropped: str, name: str) -> bool:
+    """Move a file that no producer of ours wrote to its place in pending/. False if it is gone. The caller holds the lock."""
+    try:
+        os.rename(dropped, name, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("pending"))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_for_reading(layout: Layout, folder: str, name: str) -> int:
+    """Open an element's file: never through a link, never waiting for a FIFO's writer. Raises OSError."""
+    fd = os.open(name, _READ, dir_fd=layout.folder(folder))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return fd
+
+
+def _same_file(layout: Layout, folder: str, other: str, name: str) -> bool:
+    one = os.lstat(name, dir_fd=layout.folder(folder))
+    try:
+        two = os.lstat(name, dir_fd=layout.folder(other))
+    except FileNotFoundError:
+        return False
+    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)

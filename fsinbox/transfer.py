@@ -1,0 +1,99 @@
+"""The content of a file as a payload: handed over, cloned or copied, never read into memory."""
+
+import errno
+import os
+import stat
+from types import TracebackType
+
+from . import protocol
+from .errors import AddFailed
+from .layout import Layout
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2): share the blocks, on file systems that can
+_PIECE = 1 << 24  # bytes a copying system call is asked for at once
+
+
+class Source:
+    """A file whose content is to be queued. It stays open, so that it can be written again if the place was lost."""
+
+    def __init__(self, path: str, *, move: bool) -> None:
+        """Open the file at `path`. Raises AddFailed if that is not possible or it is not a regular file."""
+        self._path: str | None = path if move else None
+        try:
+            # O_NONBLOCK: a FIFO must give an error, not wait for a writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise AddFailed(error.errno, f"cannot read {path}: {error.strerror}", maybe_added=False) from error
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise AddFailed(
+                errno.EINVAL,
+                f"{path} is not a regular file: pipe it in (fsinbox add KEY -), or copy it to one",
+                maybe_added=False,
+            )
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        os.close(self._fd)
+        if kind is None and self._path is not None:
+            os.unlink(self._path)  # it was to be moved, but lies on another file system
+
+    def write(self, layout: Layout, *, durable: bool) -> str:
+        """Bring the content to a file in tmp/ and return its name. Raises OSError."""
+        if self._path is not None and self._hand_over(layout, name := protocol.unused_temporary()):
+            self._path = None
+            if durable:
+                protocol.flush(self._fd)
+            return name
+        name, fd = protocol.create_temporary(layout)
+        try:
+            try:
+                _copy(self._fd, fd)
+                if durable:
+                    protocol.flush(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            protocol.discard_temporary(layout, name)
+            raise
+        return name
+
+    def _hand_over(self, layout: Layout, name: str) -> bool:
+        assert self._path is not None
+        if os.path.islink(self._path):
+            return False  # the link would move, not what it names
+        try:
+            os.rename(self._path, name, dst_dir_fd=layout.folder("tmp"))
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return False
+            raise
+        os.fchmod(self._fd, layout.file_mode)
+        return True
+
+
+def _copy(source: int, target: int) -> None:
+    """Copy one open file to another: shared blocks if the file system can, else inside the kernel, else by hand."""
+    import fcntl
+
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+        return
+    except OSError:
+        pass  # not on this file system, or not between these two
+    offset = 0
+    try:
+        while copied := os.copy_file_range(source, target, _PIECE, offset, offset):
+            offset += copied
+        if offset:
+            return
+    except (OSError, AttributeError):
+        if offset:
+            raise
+    while piece := os.pread(source, 1 << 20, offset):
+        offset += len(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(target, view) :]

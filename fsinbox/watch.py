@@ -1,0 +1,263 @@
+"""Asleep until something changes: inotify while idle, polling where the kernel cannot tell.
+
+What is peculiar to us, and why it is not simply an Observer with a handler:
+
+ - watchdog's emitter asks for IN_MOVED_FROM and holds each such event back for half a second, with everything queued
+   behind it (inotify_move_event_grouper.py): a consumer that takes elements out of pending/ would wake late. So we hang
+   on its InotifyFD, one level below, and ask for nothing but arrivals. That also tells us of queue overflows, and
+   spares two of the three threads an event passes through.
+ - It watches only while armed, that is while the consumer has nothing to do: no events to read while it works.
+ - On a file system that several hosts change no event comes for the others' changes; there we poll. Elsewhere a probe
+   of our own (a file renamed into pending/) must be seen before we trust events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from .layout import Layout
+from .protocol import create_temporary, discard_temporary
+
+log = logging.getLogger("fsinbox")
+
+RESCAN = 30.0
+"""Seconds after which even an idle consumer with working events looks again: for what an overflow may have lost."""
+
+PROBE_PATIENCE = 0.2
+"""Seconds within which the event of our own probe must arrive."""
+
+_SHORTEST_POLL = 0.02
+
+
+class Waker:
+    """Wakes one sleeper, from any thread or signal handler (SimpleQueue.put is reentrant; an Event's lock is not)."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Wake the sleeper, now or when it next sleeps."""
+        self._queue.put(None)
+
+    def clear(self) -> None:
+        """Forget every wake so far."""
+        while True:
+            try:
+                self._queue.get_nowait()
+            except Empty:
+                return
+
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep until woken, at most `timeout` seconds (None: no limit). Tell whether it was woken."""
+        try:
+            self._queue.get(timeout=None if timeout is None else max(0.0, timeout))
+        except Empty:
+            return False
+        return True
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    def arm(self) -> None:
+        """Call back for every arrival from now on."""
+
+    def disarm(self) -> None:
+        """Stop calling back."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Watch:
+    """Sleeps until there may be something new in pending/ or drop/."""
+
+    def __init__(self, layout: Layout, moved_in: Callable[[str], object], *, mode: str = "auto", poll: float = 1.0) -> None:
+        """`moved_in` is called with each name that was renamed into drop/. `mode`: "auto", "events" or "poll".
+
+        `poll` is the longest interval between polls, in seconds. Nothing is watched before the first armed().
+        """
+        if mode not in ("auto", "events", "poll"):
+            raise ValueError(f"unknown watch mode {mode!r}: use 'auto', 'events' or 'poll'")
+        self._layout = layout
+        self._moved_in = moved_in
+        self._mode = mode
+        self._longest_poll = poll
+        self._interval = _SHORTEST_POLL
+        self._source: Source | None = None
+        self._started = False
+        self._armed = False
+        self.waker = Waker()
+
+    @property
+    def polling(self) -> bool:
+        """Whether it polls, for want of events. Decided at the first armed()."""
+        return self._source is None
+
+    @contextmanager
+    def armed(self) -> Iterator[Watch]:
+        """While this lasts, every arrival wakes the sleeper. Look for what is there already *after* entering."""
+        if not self._started:
+            self._start()
+        self._interval = _SHORTEST_POLL
+        if self._source:
+            self._source.arm()
+        self._armed = True
+        try:
+            yield self
+        finally:
+            self._armed = False
+            if self._source:
+                self._source.disarm()
+
+    def sleep(self, limit: float | None) -> None:
+        """Sleep until something may have arrived, or woken, at most `limit` seconds."""
+        longest = RESCAN
+        if self._armed and self.polling:
+            longest = self._interval
+            self._interval = min(self._interval * 1.5, self._longest_poll)
+        self.waker.wait(longest if limit is None else min(limit, longest))
+
+    def close(self) -> None:
+        """Stop watching."""
+        source, self._source = self._source, None
+        if source:
+            source.close()
+
+    def _start(self) -> None:
+        self._started = True
+        if self._mode == "poll":
+            return
+        if self._mode == "auto" and self._layout.scope == "network":
+            log.info("%s is on a network file system, where other hosts' changes send no events: polling", self._layout.path)
+            return
+        try:
+            source: Source = make_source(self._layout, self.waker.set, self._moved_in)
+        except (OSError, ImportError) as error:
+            log.warning("no file system events for %s (%s): polling", self._layout.path, error)
+            return
+        if probe(self._layout, source, self.waker):
+            self._source = source
+        else:
+            source.close()
+            log.warning(
+                "the file system of %s sends no events (a probe was not seen within %s s): polling",
+                self._layout.path,
+                PROBE_PATIENCE,
+            )
+
+
+def make_source(layout: Layout, wake: Callable[[], object], moved_in: Callable[[str], object]) -> Source:
+    """Return the best source of events on this system. Raises OSError (no watches left) or ImportError."""
+    if sys.platform == "linux":
+        return InotifySource(layout, wake, moved_in)
+    return ObserverSource(layout, wake)
+
+
+def probe(layout: Layout, source: Source, waker: Waker) -> bool:
+    """Rename a file into pending/ and tell whether its event comes."""
+    name = f".probe-{os.getpid()}"  # hidden: nobody takes it for an element
+    waker.clear()
+    source.arm()
+    try:
+        draft, fd = create_temporary(layout)
+        os.close(fd)
+        try:
+            os.rename(draft, name, src_dir_fd=layout.folder("tmp"), dst_dir_fd=layout.folder("pending"))
+        except OSError:
+            discard_temporary(layout, draft)
+            raise
+        seen = waker.wait(PROBE_PATIENCE)
+        os.unlink(name, dir_fd=layout.folder("pending"))
+    except OSError as error:
+        log.warning("cannot probe %s for events: %s", layout.path, error)
+        return False
+    finally:
+        source.disarm()
+    return seen
+
+
+class InotifySource:
+    """Arrivals from inotify, through watchdog's InotifyFD."""
+
+    def __init__(self, layout: Layout, wake: Callable[[], object], moved_in: Callable[[str], object]) -> None:
+        from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD, Mask
+
+        self._wake = wake
+        self._moved_in = moved_in
+        self._id = CallbackId(id(self))
+        arrival = InotifyConstants.IN_MOVED_TO
+        self._moved_to = arrival
+        # pending/ only ever gets renames; into drop/ people also copy and link.
+        self._wanted = {
+            "pending": Mask(arrival | InotifyConstants.IN_ONLYDIR),
+            "drop": Mask(arrival | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_CREATE | InotifyConstants.IN_ONLYDIR),
+        }
+        # By descriptor: the folder that was opened, wherever its path leads by now.
+        self._paths = {folder: f"/proc/self/fd/{layout.folder(folder)}".encode() for folder in self._wanted}
+        self._watches: dict[str, Any] = {}
+        self._drop: Any = None
+        self._reader = InotifyFD()
+        os.set_inheritable(self._reader._inotify_fd, False)  # watchdog leaves it open in children
+        self._reader.start()
+
+    def arm(self) -> None:
+        for folder, mask in self._wanted.items():
+            if folder not in self._watches:
+                self._watches[folder] = self._reader.add_callback(self._paths[folder], mask, self, self._id)
+        self._drop = self._watches["drop"]
+
+    def disarm(self) -> None:
+        watches, self._watches = self._watches, {}
+        self._reader.remove_callbacks([(watch, self._id) for watch in watches.values()])
+
+    def close(self) -> None:
+        self._reader.stop()
+        self._reader.join()
+
+    # What InotifyFD calls, from its thread:
+
+    def on_event(self, event: Any) -> None:
+        if event.wd == self._drop and event.mask & self._moved_to:
+            self._moved_in(os.fsdecode(event.name))
+        self._wake()
+
+    def on_watch_deleted(self, wd: Any) -> None:
+        self._wake()
+
+    def on_queue_overflow(self) -> None:
+        self._wake()
+
+
+class ObserverSource:
+    """Arrivals from watchdog's own observer, whatever it is on this system (FSEvents, kqueue)."""
+
+    def __init__(self, layout: Layout, wake: Callable[[], object]) -> None:
+        from watchdog.events import FileSystemEvent, FileSystemEventHandler
+        from watchdog.observers import Observer
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, event: FileSystemEvent) -> None:
+                wake()
+
+        self._handler = Handler()
+        self._paths = [f"{layout.path}/{folder}" for folder in ("pending", "drop")]
+        self._observer = Observer()
+        self._observer.start()
+
+    def arm(self) -> None:
+        for path in self._paths:
+            self._observer.schedule(self._handler, path)
+
+    def disarm(self) -> None:
+        self._observer.unschedule_all()
+
+    def close(self) -> None:
+        self._observer.stop()
+        self._observer.join()
