@@ -3,7 +3,17 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .aio import AsyncInbox
-    from .errors import AddFailed, InboxBusy, InboxError, InvalidKey, InvalidPayload, UnusableInbox, WrongState
+    from .errors import (
+        AddFailed,
+        InboxBusy,
+        InboxError,
+        InvalidKey,
+        InvalidPayload,
+        Reject,
+        TryLater,
+        UnusableInbox,
+        WrongState,
+    )
     from .inbox import Element, Inbox, Waiting
 
 __all__ = [
@@ -18,6 +28,8 @@ __all__ = [
     "InvalidPayload",
     "WrongState",
     "AddFailed",
+    "Reject",
+    "TryLater",
 ]
 
 _HOMES = {"Inbox": "inbox", "Element": "inbox", "Waiting": "inbox", "AsyncInbox": "aio"}

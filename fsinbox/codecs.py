@@ -50,6 +50,6 @@ def decode(codec: str, key: str, data: bytes) -> object:
     except (ValueError, RecursionError) as error:
         start = data[:40]
         raise InvalidPayload(
-            f"the payload for key {key!r} is not {'JSON' if codec == 'json' else 'UTF-8 text'}: {error}; it has {len(data)} bytes "
-            f"and starts {start!r}: use another codec (json, text or bytes), or mend what writes it"
+            f"the payload for key {key!r} is not {'JSON' if codec == 'json' else 'UTF-8 text'}: {error}; "
+            f"it has {len(data)} bytes and starts {start!r}: use another codec (json, text or bytes), or mend what writes it"
         ) from error

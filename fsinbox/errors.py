@@ -42,3 +42,11 @@ class AddFailed(InboxError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+class Reject(InboxError):
+    """Raised by a handler of `fsinbox consume`: no later try can succeed. The element goes to failed/ at once."""
+
+
+class TryLater(InboxError):
+    """Raised by a handler of `fsinbox consume`: not now. The element is tried again, and the attempt does not count."""

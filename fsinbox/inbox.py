@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
-    from typing import Any, Literal, Self
+    from typing import Any, BinaryIO, Literal, Self
 
     from .consumer import Consumer, Taken
-    from .watch import Watch
+    from .watch import Waker, Watch
 
     Added = Literal["new", "replaced", "behind"]
 
@@ -249,6 +249,13 @@ class Inbox:
         with Source(os.fspath(path), move=move) as source:
             return self._add(key, source, durable)
 
+    def add_stream(self, key: str, stream: BinaryIO, *, durable: bool | None = None) -> Added:
+        """Queue what a binary stream gives, to its end. Raises InvalidKey, AddFailed."""
+        from .transfer import Stream
+
+        with Stream(stream) as source:
+            return self._add(key, source, durable)
+
     def add_many(
         self,
         items: Iterable[tuple[str, object]],
@@ -438,6 +445,15 @@ class Inbox:
                 mode, poll = self._watch_settings
                 self._watching = Watch(layout, self._moved_in, mode=mode, poll=poll)
             return self._watching
+
+    @property
+    def waker(self) -> Waker:
+        """What wakes this inbox's sleeper; `set()` it from any thread or signal handler."""
+        return self._watch().waker
+
+    def next_look_in(self) -> float | None:
+        """Return in how many seconds something may become takeable by itself (a back-off, a settle time), or None."""
+        return self._limit(None)
 
     def _moved_in(self, name: str) -> None:
         consumer = self._consumer

@@ -48,7 +48,7 @@ GIVEN_BACK = "back"
 FUTURE = 24 * 3600 * 10**9
 """How far ahead of the clock, in nanoseconds, a number found in a name is believed."""
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -61,7 +61,7 @@ def unused_temporary() -> str:
 
 
 def create_temporary(layout: Layout) -> tuple[str, int]:
-    """Create a new file in tmp/ and return (name, descriptor open for writing)."""
+    """Create a new file in tmp/ and return (name, descriptor open for reading and writing)."""
     while True:
         name = unused_temporary()
         try:
@@ -78,9 +78,7 @@ def write_payload(layout: Layout, data: bytes, *, durable: bool) -> str:
     name, fd = create_temporary(layout)
     try:
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, data)
             if durable:
                 flush(fd)  # before the rename: a name must never become durable before what it names
         finally:
@@ -89,6 +87,13 @@ def write_payload(layout: Layout, data: bytes, *, durable: bool) -> str:
         discard_temporary(layout, name)
         raise
     return name
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`: one write may do only a part, on a full disk for one."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def discard_temporary(layout: Layout, name: str) -> None:

@@ -1,9 +1,10 @@
-"""The content of a file as a payload: handed over, cloned or copied, never read into memory."""
+"""The content of a file or a stream as a payload: handed over, cloned or copied, never whole in memory."""
 
 import errno
 import os
 import stat
 from types import TracebackType
+from typing import BinaryIO
 
 from . import protocol
 from .errors import AddFailed
@@ -74,6 +75,42 @@ class Source:
         return True
 
 
+class Stream:
+    """What a binary stream gives, to its end. Written once; the file stays open, should it have to be written again."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._written = -1
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._written >= 0:
+            os.close(self._written)
+
+    def write(self, layout: Layout, *, durable: bool) -> str:
+        """Bring the content to a file in tmp/ and return its name. Raises OSError."""
+        name, fd = protocol.create_temporary(layout)
+        try:
+            if self._written >= 0:
+                _copy(self._written, fd)
+            else:
+                while piece := self._stream.read(1 << 20):
+                    protocol.write_all(fd, piece)
+            if durable:
+                protocol.flush(fd)
+        except BaseException:
+            os.close(fd)
+            protocol.discard_temporary(layout, name)
+            raise
+        if self._written >= 0:
+            os.close(fd)
+        else:
+            self._written = fd
+        return name
+
+
 def _copy(source: int, target: int) -> None:
     """Copy one open file to another: shared blocks if the file system can, else inside the kernel, else by hand."""
     import fcntl
@@ -94,6 +131,4 @@ def _copy(source: int, target: int) -> None:
             raise
     while piece := os.pread(source, 1 << 20, offset):
         offset += len(piece)
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(target, view) :]
+        protocol.write_all(target, piece)

@@ -40,10 +40,14 @@ class Waker:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[None] = SimpleQueue()
+        self.relay: Callable[[], object] | None = None
+        """Called at each wake as well, in the waking thread: for a sleeper that sleeps elsewhere (asyncio)."""
 
     def set(self) -> None:
         """Wake the sleeper, now or when it next sleeps."""
         self._queue.put(None)
+        if self.relay:
+            self.relay()
 
     def clear(self) -> None:
         """Forget every wake so far."""
@@ -118,11 +122,15 @@ class Watch:
 
     def sleep(self, limit: float | None) -> None:
         """Sleep until something may have arrived, or woken, at most `limit` seconds."""
+        self.waker.wait(self.patience(limit))
+
+    def patience(self, limit: float | None) -> float:
+        """Return for how many seconds to sleep now, at most `limit`: until the next poll, or the next rescan."""
         longest = RESCAN
         if self._armed and self.polling:
             longest = self._interval
             self._interval = min(self._interval * 1.5, self._longest_poll)
-        self.waker.wait(longest if limit is None else min(limit, longest))
+        return longest if limit is None else min(limit, longest)
 
     def close(self) -> None:
         """Stop watching."""

@@ -1,0 +1,5 @@
+"""`python -m fsinbox`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""The inbox for asyncio programs: nothing blocks the event loop, and a cancelled take loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .inbox import Element, Inbox
+
+if TYPE_CHECKING:
+    from .inbox import Added
+
+
+class AsyncInbox:
+    """An Inbox whose calls are awaited; `async with AsyncInbox(path) as inbox`. Elements are the same as Inbox gives.
+
+    Calls run in threads, one at a time where the inbox needs it. Where Inbox has `element.ack()`, here it is
+    `await inbox.ack(element)`; the element's own method works too, and blocks for one system call.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "inbox", **options: Any) -> None:
+        """Take what Inbox takes. Raises UnusableInbox, ValueError."""
+        self.inbox = Inbox(path, **options)
+        self._taking = asyncio.Lock()
+
+    async def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
+        """See Inbox.add."""
+        return await asyncio.to_thread(self.inbox.add, key, value, durable=durable)
+
+    async def add_file(self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None) -> Added:
+        """See Inbox.add_file."""
+        return await asyncio.to_thread(self.inbox.add_file, key, path, move=move, durable=durable)
+
+    async def add_many(
+        self,
+        items: Iterable[tuple[str, object]],
+        *,
+        durable: bool | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[Added, int]:
+        """See Inbox.add_many. `items` and `progress` are used in another thread."""
+        return await asyncio.to_thread(self.inbox.add_many, items, durable=durable, progress=progress)
+
+    async def take(self, timeout: float | None = 0.0) -> Element | None:
+        """See Inbox.take. If it is cancelled, it has taken nothing."""
+        async with self._taking:
+            element = await self._take_now()
+            if element or timeout == 0:
+                return element
+            loop = asyncio.get_running_loop()
+            woken = asyncio.Event()
+            deadline = None if timeout is None else monotonic() + timeout
+            with await asyncio.to_thread(self.inbox.listening) as watch:
+                watch.waker.relay = lambda: loop.call_soon_threadsafe(woken.set)
+                try:
+                    while True:
+                        woken.clear()
+                        watch.waker.clear()
+                        element = await self._take_now()
+                        if element:
+                            return element
+                        left = None if deadline is None else deadline - monotonic()
+                        if left is not None and left <= 0:
+                            return None
+                        try:
+                            await asyncio.wait_for(woken.wait(), watch.patience(self.inbox._limit(left)))
+                        except TimeoutError:
+                            continue
+                finally:
+                    watch.waker.relay = None
+
+    async def _take_now(self) -> Element | None:
+        taking = asyncio.ensure_future(asyncio.to_thread(self.inbox.take))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            element = await taking  # it is a few system calls away: what it takes must not be lost
+            if element:
+                await asyncio.to_thread(element.release)
+            raise
+
+    async def ack(self, element: Element) -> None:
+        """See Element.ack."""
+        await asyncio.to_thread(element.ack)
+
+    async def nack(self, element: Element, delay: float = 0.0) -> bool:
+        """See Element.nack."""
+        return await asyncio.to_thread(element.nack, delay)
+
+    async def fail(self, element: Element, reason: str) -> bool:
+        """See Element.fail."""
+        return await asyncio.to_thread(element.fail, reason)
+
+    async def commit(self) -> None:
+        """See Inbox.commit."""
+        await asyncio.to_thread(self.inbox.commit)
+
+    async def rollback(self) -> bool:
+        """See Inbox.rollback."""
+        return await asyncio.to_thread(self.inbox.rollback)
+
+    async def close(self) -> None:
+        """See Inbox.close."""
+        await asyncio.to_thread(self.inbox.close)
+
+    async def __aiter__(self) -> AsyncIterator[Element]:
+        """Take for ever: `async for element in inbox`. End each element, or max_inflight of them stop the loop."""
+        while True:
+            element = await self.take(timeout=None)
+            if element:
+                yield element
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

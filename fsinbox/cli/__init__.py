@@ -1,0 +1,63 @@
+"""The command line. It parses and prints; what it does stands elsewhere.
+
+Start-up is part of the product: cron jobs and scripts call `fsinbox add` all day. So the common forms of `add` are read
+by hand here, and only what they need is imported; every other line, and every line that is not understood at once, goes
+to click, which has the last word on errors and help.
+"""
+
+import os
+import sys
+
+EXIT_FAILED = 1
+"""Something went to failed/ (drain, once), or there is no such element."""
+EXIT_USAGE = 2
+EXIT_UNUSABLE = 3
+EXIT_BUSY = 4
+
+
+def main() -> None:
+    """Run the command line of this process; ends it."""
+    try:
+        simple = simple_add(sys.argv[1:])
+        if simple is not None:
+            from .adding import add
+
+            sys.exit(add(*simple))
+        from .commands import run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+
+
+def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | None:
+    """Read `[--inbox DIR] add [--inbox DIR] [--file F] KEY [VALUE]` into (KEY, VALUE, F, DIR).
+
+    None for anything else, which click reads.
+    """
+    if any(name.startswith("FSINBOX_ADD_") for name in os.environ):
+        return None
+    found: dict[str, str | None] = {"key": None, "value": None, "file": None, "inbox": os.environ.get("FSINBOX_DIR")}
+    command = False
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if word in ("--inbox", "--file") and index < len(words) and (command or word == "--inbox"):
+            found[word[2:]] = words[index]
+            index += 1
+        elif not command and word == "add":
+            command = True
+        elif not command or (word.startswith("-") and word != "-") or found["value"] is not None:
+            return None
+        elif found["key"] is None:
+            found["key"] = word
+        else:
+            found["value"] = word
+    if found["key"] is None or (found["value"] is not None and found["file"] is not None):
+        return None
+    return found["key"], found["value"], found["file"], found["inbox"] or "inbox"

@@ -1,0 +1,291 @@
+"""The commands, for click: options, help, and what is printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..errors import InboxBusy, InboxError, UnusableInbox
+from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
+
+Command = Callable[..., Any]
+
+
+class Failure(click.ClickException):
+    """An error of ours, with our exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status  # type: ignore[misc]
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"fsinbox: {self.message}", err=True)
+
+
+class Commands(click.Group):
+    """Turns the package's errors into messages and exit statuses, in one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InboxBusy as error:
+            raise Failure(str(error), EXIT_BUSY) from error
+        except UnusableInbox as error:
+            raise Failure(str(error), EXIT_UNUSABLE) from error
+        except InboxError as error:
+            raise Failure(str(error), EXIT_USAGE) from error
+
+
+def inbox_option(command: Command) -> Command:
+    """Add --inbox to a command, so that it may stand behind the command's name as well as before it."""
+    return click.option(
+        "--inbox", "inbox", metavar="DIR", envvar="FSINBOX_DIR", help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]"
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add --json to a command."""
+    return click.option("--json", is_flag=True, help="Print JSON, one object a line; ignore members you do not know.")(command)
+
+
+def chosen(inbox: str | None) -> str:
+    """Return the inbox that the line names: behind the command, before it, in the environment, or ./inbox."""
+    ctx = click.get_current_context()
+    source = ctx.get_parameter_source("inbox")
+    before = ctx.find_root().params.get("inbox")
+    if source == click.core.ParameterSource.COMMANDLINE:
+        return inbox or "inbox"
+    return before or inbox or "inbox"
+
+
+def say(**members: object) -> None:
+    """Print one JSON object on a line."""
+    from json import dumps
+
+    click.echo(dumps(members, ensure_ascii=False))
+
+
+@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]})
+@inbox_option
+@click.version_option(package_name="fsinbox", message="%(prog)s %(version)s")
+def cli(inbox: str | None) -> None:
+    """A keyed, acknowledged FIFO queue in a directory.
+
+    Add from anywhere (`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`, Python), consume in one place
+    (`fsinbox consume --handler module:func`). Each option has an environment variable, FSINBOX_<COMMAND>_<OPTION>.
+    """
+
+
+@cli.command()
+@inbox_option
+@json_option
+@click.option("--shared", is_flag=True, help="Let the directory's group read and write, not only you.")
+def init(inbox: str | None, json: bool, shared: bool) -> None:
+    """Create an inbox. Does nothing if it is there."""
+    from ..inbox import Inbox
+
+    path = chosen(inbox)
+    new = not os.path.exists(os.path.join(path, "format"))
+    with Inbox(path, shared=shared) as made:
+        if json:
+            say(path=made.path, created=new)
+        else:
+            click.echo(f"{'created inbox' if new else 'there is an inbox at'} {made.path}")
+
+
+@cli.command()
+@inbox_option
+@json_option
+@click.option("--file", "file", metavar="FILE", help="Take the value from FILE; - is standard input.")
+@click.option("--move", is_flag=True, help="With --file: hand FILE over instead of copying it.")
+@click.option("--durable/--not-durable", default=True, help="Wait until a power cut can no longer lose it.  [default: durable]")
+@click.argument("key")
+@click.argument("value", required=False)
+def add(inbox: str | None, json: bool, file: str | None, move: bool, durable: bool, key: str, value: str | None) -> None:
+    """Queue VALUE for KEY, in place of a value of that key that waits.
+
+    The value is stored as it stands, byte for byte. Without VALUE, or with -, it is read from standard input.
+    """
+    from .adding import add as add_element
+
+    if value is not None and file is not None:
+        raise click.UsageError("VALUE and --file exclude each other")
+    if move and (file is None or file == "-"):
+        raise click.UsageError("--move needs --file FILE")
+    sys.exit(add_element(key, value, file, chosen(inbox), move=move, durable=durable, json=json))
+
+
+@cli.command()
+@inbox_option
+@json_option
+@click.option(
+    "--state",
+    multiple=True,
+    type=click.Choice(["out", "waiting", "deferred", "failed"]),
+    help="Only these; may be repeated.  [default: all]",
+)
+def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
+    """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
+    from .. import survey
+    from ..layout import Layout
+    from .text import age, when
+
+    layout = Layout(chosen(inbox), create=False)
+    for row in survey.rows(layout, state or tuple(survey.STATES)):
+        size = row.size(layout)
+        if size is None:
+            continue
+        if json:
+            due = None if row.due is None else when(row.due)
+            say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=due)
+        else:
+            click.echo(f"{row.state:<8}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
+
+
+@cli.command()
+@inbox_option
+@json_option
+@click.argument("key")
+def show(inbox: str | None, json: bool, key: str) -> None:
+    """Print the payload of KEY: the one that waits, else the one that is out, is deferred or has failed."""
+    import base64
+
+    from .. import survey
+    from ..layout import Layout
+    from ..protocol import open_for_reading
+    from .text import when
+
+    layout = Layout(chosen(inbox), create=False)
+    row = survey.find(layout, key)
+    if row is None:
+        raise Failure(f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED)
+    try:
+        with open(open_for_reading(layout, row.folder, row.file), "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise Failure(f"cannot read {row.folder}/{row.file}: {error.strerror}", EXIT_FAILED) from error
+    why = survey.reason(layout, row) if row.state == "failed" else None
+    if not json:
+        if why:
+            click.echo(why, err=True)
+        sys.stdout.buffer.write(data)
+        return
+    members: dict[str, object] = {
+        "key": row.key,
+        "state": row.state,
+        "seq": row.seq,
+        "added_at": when(row.seq),
+        "path": f"{layout.path}/{row.folder}/{row.file}",
+        "size": len(data),
+    }
+    try:
+        members["text"] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        members["base64"] = base64.b64encode(data).decode("ascii")
+    if why:
+        members["reason"] = why
+    say(**members)
+
+
+@cli.command()
+@inbox_option
+@json_option
+def status(inbox: str | None, json: bool) -> None:
+    """Count what waits, is out, is deferred and has failed; tell who consumes, and how old the oldest is."""
+    from dataclasses import asdict
+
+    from .. import survey
+    from ..layout import Layout
+    from .text import seconds
+
+    found = survey.summary(Layout(chosen(inbox), create=False))
+    if json:
+        say(**asdict(found))
+        return
+    click.echo(f"inbox     {found.path}")
+    click.echo(f"consumer  {found.consumer or 'none'}")
+    oldest = "" if found.oldest_waiting is None else f"  (oldest {seconds(found.oldest_waiting)})"
+    click.echo(f"waiting   {found.waiting}{oldest}")
+    longest = "" if found.oldest_out is None else f"  (oldest {seconds(found.oldest_out)})"
+    click.echo(f"out       {found.out}{longest}")
+    click.echo(f"deferred  {found.deferred}")
+    click.echo(f"failed    {found.failed}")
+    if found.dropped:
+        click.echo(f"dropped   {found.dropped}  (not adopted yet)")
+
+
+def printable(key: str) -> str:
+    """Return a key so that it cannot play tricks on a terminal."""
+    return key if key.isprintable() else repr(key)
+
+
+@cli.command()
+@inbox_option
+@click.option("--handler", metavar="MODULE:FUNC", help="Call func(key, value) or func(element), plain or async.")
+@click.option("--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell.")
+@click.option("--shell", is_flag=True, help="With --exec: hand COMMAND to /bin/sh.")
+@click.option("--codec", type=click.Choice(["json", "text", "bytes"]), default="json", show_default=True, help="What a value is.")
+@click.option("--concurrency", "-c", type=click.IntRange(1), default=1, show_default=True, help="Handlers at once.")
+@click.option("--drain", "--burst", "drain", is_flag=True, help="Stop when nothing waits, back-offs included.")
+@click.option("--once", is_flag=True, help="Stop after one element.")
+@click.option("--max-attempts", type=click.IntRange(1), default=5, show_default=True, help="Then it goes to failed/.")
+@click.option(
+    "--retry-delay", type=click.FloatRange(0.001, 604800), default=1.0, show_default=True, help="First back-off, seconds."
+)
+@click.option(
+    "--max-retry-delay",
+    type=click.FloatRange(0.001, 400000),
+    default=3600.0,
+    show_default=True,
+    help="Longest back-off, seconds.",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Leave a key alone until it is quiet so long, seconds.",
+)
+@click.option(
+    "--max-settle", type=click.FloatRange(0), default=60.0, show_default=True, help="... but never longer than this, seconds."
+)
+@click.option(
+    "--drop-settle",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="A file in drop/ whose writer may not be done must lie still so long, seconds.",
+)
+@click.option(
+    "--max-size", type=click.IntRange(0), default=1 << 30, show_default=True, help="Largest file adopted from drop/, bytes."
+)
+@click.option(
+    "--watch", type=click.Choice(["auto", "events", "poll"]), default="auto", show_default=True, help="How to notice arrivals."
+)
+@click.option(
+    "--poll-interval", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Longest time between polls, seconds."
+)
+@click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong.")
+@click.option("--verbose", "-v", is_flag=True, help="Say what happens to each element.")
+def consume(inbox: str | None, **options: Any) -> None:
+    """Be the consumer: take elements and have them handled, until stopped.
+
+    A handler that returns (a command that exits with 0) acknowledges. One that raises is tried again later, after an
+    exponential back-off, while others go on; after --max-attempts the element goes to failed/ with the traceback.
+    A command may exit with 75 to be tried again uncounted, and with 64, 65 or 78 to go to failed/ at once.
+
+    SIGTERM and SIGINT finish what is running; a second one gives it back at once. Exit status: 0 stopped or drained,
+    1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it has a consumer.
+    """
+    from .consuming import consume as run_consumer
+
+    sys.exit(run_consumer(chosen(inbox), **options))
+
+
+def run() -> None:
+    """Run the command line of this process."""
+    cli(prog_name="fsinbox")

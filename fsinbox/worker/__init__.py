@@ -1,0 +1,1 @@
+"""`fsinbox consume`: runs handlers for elements. Knows Inbox, not the folders."""

@@ -1,0 +1,110 @@
+"""Handlers written in Python: `module:func`, called as func(key, value) or func(element), plain or async."""
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InvalidPayload, Reject, TryLater
+from ..inbox import Element
+from .outcome import DONE, Outcome
+
+
+class HandlerError(Exception):
+    """The handler that was named cannot be used."""
+
+
+def load_function(spec: str) -> "FunctionHandler":
+    """Import `module:func` (func may be dotted), the working directory included. Raises HandlerError."""
+    module_name, colon, path = spec.partition(":")
+    if not colon or not module_name or not path:
+        raise HandlerError(f"handler {spec!r} is not of the form module:func")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
+        if missing and (module_name == missing or module_name.startswith(missing + ".")):
+            raise HandlerError(f"cannot import {module_name!r}: no such module in {os.getcwd()} or on sys.path") from error
+        raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
+    except Exception as error:
+        raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
+    for name in path.split("."):
+        try:
+            target = getattr(target, name)
+        except AttributeError as error:
+            raise HandlerError(f"{module_name!r} has no {path!r}") from error
+    if not callable(target):
+        raise HandlerError(f"{spec} is {type(target).__name__}, not a function")
+    return FunctionHandler(spec, target)
+
+
+class FunctionHandler:
+    """Calls a function for each element. Coroutines run in one event loop, in a thread of its own."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        """Raises HandlerError if the function takes neither (element) nor (key, value)."""
+        self.name = name
+        self._function = function
+        self._takes_element = _positional(name, function) == 1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
+
+    def handle(self, element: Element) -> Outcome:
+        try:
+            arguments = (element,) if self._takes_element else (element.key, element.value)
+        except InvalidPayload as error:
+            return Outcome("reject", str(error), str(error))
+        except OSError as error:
+            return Outcome("retry", f"cannot read its payload: {error}", f"cannot read its payload: {error}")
+        try:
+            result = self._function(*arguments)
+            if inspect.isawaitable(result):
+                asyncio.run_coroutine_threadsafe(_wait_for(result), self._running_loop()).result()
+        except Reject as error:
+            return Outcome("reject", f"rejected: {error}", traceback.format_exc())
+        except TryLater as error:
+            return Outcome("later", f"not now: {error}", traceback.format_exc())
+        except InvalidPayload as error:  # func(element) that asked for element.value
+            return Outcome("reject", str(error), traceback.format_exc())
+        except BaseException as error:  # noqa: BLE001 - a handler's sys.exit() ends the element, not the consumer
+            summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            return Outcome("retry", summary, traceback.format_exc())
+        return DONE
+
+    def stop_now(self) -> None:
+        loop = self._loop
+        if loop:
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="fsinbox-asyncio", daemon=True).start()
+            return self._loop
+
+
+async def _wait_for(awaitable: Any) -> None:
+    await awaitable
+
+
+def _positional(name: str, function: Callable[..., Any]) -> int:
+    """Return with how many arguments to call the function: 1 (element) or 2 (key, value)."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return 2  # a built-in that does not tell
+    for count in (2, 1):
+        try:
+            signature.bind(*[None] * count)
+        except TypeError:
+            continue
+        return count
+    raise HandlerError(f"{name}{signature} can be called neither as func(key, value) nor as func(element)")

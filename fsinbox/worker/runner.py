@@ -1,0 +1,208 @@
+"""Takes elements, has them handled, several at once, and ends each as its handler says.
+
+The main thread owns the inbox: it takes, acknowledges and puts back, and handles signals. Each element is handled in one
+of `concurrency` threads, which only report. Both, and arrivals, wake the main thread through the inbox's waker.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from time import monotonic
+from types import FrameType
+
+from ..inbox import Element, Inbox
+from .backoff import Backoff
+from .outcome import Handler, Outcome
+
+log = logging.getLogger("fsinbox")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the elements of one run."""
+
+    acknowledged: int = 0
+    retried: int = 0
+    superseded: int = 0
+    failed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.acknowledged} acknowledged, {self.retried} put back for another try, "
+            f"{self.superseded} dropped for a newer value, {self.failed} failed"
+        )
+
+
+@dataclass
+class Runner:
+    """One run of a consumer. `inbox` must have been opened with max_inflight of at least `concurrency`."""
+
+    inbox: Inbox
+    handler: Handler
+    concurrency: int = 1
+    max_attempts: int = 5
+    backoff: Backoff = field(default_factory=Backoff)
+    drain: bool = False
+    """Stop when nothing waits, is out, or waits out a back-off."""
+    once: bool = False
+    """Stop after one element."""
+    progress: Callable[[Tally], object] | None = None
+    """Called after each element."""
+
+    def __post_init__(self) -> None:
+        self.tally = Tally()
+        self._jobs: SimpleQueue[Element] = SimpleQueue()
+        self._reports: SimpleQueue[tuple[Element, Outcome]] = SimpleQueue()
+        self._running: set[Element] = set()
+        self._threads = 0
+        self._signals = 0
+        self._started = 0
+
+    def run(self) -> Tally:
+        """Work until told to stop by SIGTERM or SIGINT, or until drained. Call it in the main thread.
+
+        A first signal lets running handlers finish. A second gives back what they hold and ends the process at once.
+        Raises InboxBusy, UnusableInbox.
+        """
+        self.waker = self.inbox.waker
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while not self._finished():
+                if self._work() or self._finished():
+                    continue
+                if self._wants_more():
+                    with self.inbox.listening() as watch:
+                        if not self._work() and not self._finished():
+                            watch.sleep(self.inbox.next_look_in())
+                else:
+                    self.waker.wait(None)
+                if self._signals > 1:
+                    self._give_back()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self.tally
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether a signal ended the run."""
+        return self._signals > 0
+
+    def _work(self) -> bool:
+        """End what was reported and start what can be started; tell whether anything was done."""
+        self.waker.clear()
+        busy = False
+        while not self._reports.empty():
+            self._end(*self._reports.get())
+            busy = True
+        while self._wants_more() and self._start_one():
+            busy = True
+        return busy
+
+    def _wants_more(self) -> bool:
+        if self._signals or (self.once and self._started):
+            return False
+        return len(self._running) < self.concurrency
+
+    def _finished(self) -> bool:
+        if self._running or self._signals > 1:
+            return False
+        if self._signals or (self.once and self._started):
+            return True
+        return self.drain and self._drained
+
+    _drained = False
+
+    def _start_one(self) -> bool:
+        element = self.inbox.take()
+        if element is None:
+            self._drained = not self._running and self.inbox.next_look_in() is None
+            return False
+        self._started += 1
+        if element.culprit and element.attempts > self.max_attempts:
+            died = element.attempts - 1
+            reason = f"a consumer died {died} times while it was being handled, the last time with nothing else out"
+            self._count_failure(element, Outcome("reject", reason, reason))
+            return True
+        self._running.add(element)
+        if self._threads < len(self._running):
+            self._threads += 1
+            threading.Thread(target=self._handle_jobs, name=f"fsinbox-{self._threads}", daemon=True).start()
+        self._jobs.put(element)
+        return True
+
+    def _handle_jobs(self) -> None:
+        while True:
+            element = self._jobs.get()
+            started = monotonic()
+            outcome = self.handler.handle(element)
+            log.debug("key %r: %s after %.3f s", element.key, outcome.kind, monotonic() - started)
+            self._reports.put((element, outcome))
+            self.waker.set()
+
+    def _end(self, element: Element, outcome: Outcome) -> None:
+        self._running.discard(element)
+        if outcome.kind == "done":
+            element.ack()
+            self.tally.acknowledged += 1
+        elif outcome.kind == "later":
+            delay = self.backoff.by_age(element.seq / 1e9)
+            log.info("key %r: %s; again in %.1f s, uncounted", element.key, outcome.summary, delay)
+            self._count_retry(element.release(delay))
+        elif outcome.kind == "reject" or element.attempts >= self.max_attempts:
+            self._count_failure(element, outcome)
+        else:
+            delay = self.backoff.after(element.attempts)
+            log.warning(
+                "key %r: attempt %d of %d failed: %s; again in %.1f s",
+                element.key,
+                element.attempts,
+                self.max_attempts,
+                outcome.summary,
+                delay,
+            )
+            self._count_retry(element.nack(delay))
+        if self.progress:
+            self.progress(self.tally)
+
+    def _count_retry(self, waits: bool) -> None:
+        if waits:
+            self.tally.retried += 1
+        else:
+            self.tally.superseded += 1
+
+    def _count_failure(self, element: Element, outcome: Outcome) -> None:
+        if element.fail(outcome.detail):
+            self.tally.failed += 1
+            log.error("key %r went to failed/ after attempt %d: %s", element.key, element.attempts, outcome.summary)
+        else:
+            self.tally.superseded += 1
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals == 1 and self._running:
+            text = (
+                f"fsinbox: {signal.Signals(number).name}: waiting for {len(self._running)} running; again to give back at once\n"
+            )
+            os.write(2, text.encode())
+        self.waker.set()
+
+    def _give_back(self) -> None:
+        """A second signal: end the commands, put back what is out, and leave without waiting for any thread."""
+        self.handler.stop_now()
+        for element in self._running:
+            element.release()
+        self.inbox.close()
+        log.warning("gave back %d at the second signal", len(self._running))
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                pass
+        os._exit(0)
