@@ -152,7 +152,7 @@ class Consumer:
         newest: dict[str, int] = {}
         for name in sorted(self._layout.names("inflight")):
             parsed = self._parse("inflight", name)
-            if parsed is None:
+            if parsed is None or not self._is_regular("inflight", name):
                 continue
             number, encoded = parsed
             if encoded in newest:
@@ -168,6 +168,8 @@ class Consumer:
             parsed = split and parse_element(split[1])
             if not parsed:
                 self._set_aside("deferred", deferred, "its name is not <due>-<number>-<key>")
+                continue
+            if not self._is_regular("deferred", deferred):
                 continue
             number, encoded = parsed
             other = newest.get(encoded)
@@ -434,8 +436,10 @@ class Consumer:
         gone: set[str] = set()
         for encoded, numbers in places.items():
             if len(numbers) > 1:
+                # A directory among them could be renamed neither over nor under a file.
+                numbers = [n for n in numbers if self._is_regular("pending", element_name(n, encoded))] or numbers[:1]
                 protocol.fold(self._layout, encoded, numbers)
-                gone.update(element_name(number, encoded) for number in numbers[1:])
+                gone.update(element_name(number, encoded) for number in places[encoded] if number != numbers[0])
         return [name for name in names if name not in gone]
 
     # --- the ways out ------------------------------------------------------------------------------------------
@@ -550,6 +554,17 @@ class Consumer:
             self._set_aside(folder, name, "its name is not <number>-<key>")
             return None
         return parsed
+
+    def _is_regular(self, folder: str, name: str) -> bool:
+        """Tell whether it is a regular file; what is not is set aside."""
+        try:
+            status = os.lstat(name, dir_fd=self._layout.folder(folder))
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            self._set_aside(folder, name, "it is not a regular file")
+            return False
+        return True
 
     def _set_aside(self, folder: str, name: str, reason: str) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from _thread import RLock
+from _thread import RLock, allocate_lock
 from time import monotonic
 
 from . import adopt, protocol
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
-    from typing import Any, BinaryIO, Literal, Self
+    from typing import Any, BinaryIO, Literal, Self, TypeVar
 
     from .consumer import Consumer, Taken
     from .watch import Waker, Watch
 
     Added = Literal["new", "replaced", "behind"]
+    Found = TypeVar("Found")
 
 _BATCH = 1000
 """Elements that add_many flushes at once: bounds what lies in tmp/, and how often the caller hears of progress."""
@@ -209,6 +210,7 @@ class Inbox:
         self._settings = (settle, max_settle, drop_settle, max_drop_size)
         self._watch_settings = (watch, poll_interval)
         self._mutex = RLock()
+        self._sleeper = allocate_lock()
         self._consumer: Consumer | None = None
         self._watching: Watch | None = None
         self._elements: dict[str, Element] = {}
@@ -354,6 +356,7 @@ class Inbox:
         self._watching = None
         self._elements = {}
         self._mutex = RLock()
+        self._sleeper = allocate_lock()
         self._sequence.close()
         self._layout.close()
         self._layout = Layout(self._layout.path, create=False)
@@ -370,17 +373,7 @@ class Inbox:
         element = self._take_now()
         if element or timeout == 0:
             return element
-        deadline = None if timeout is None else monotonic() + timeout
-        with self.listening() as watch:
-            while True:
-                watch.waker.clear()
-                element = self._take_now()
-                if element:
-                    return element
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    return None
-                watch.sleep(self._limit(left))
+        return self._wait_for(self._take_now, timeout)
 
     def commit(self) -> None:
         """Acknowledge the element that is out. Raises WrongState if none is, or several are."""
@@ -471,18 +464,27 @@ class Inbox:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds. Takes nothing."""
-        if self._anything():
-            return True
+        return self._anything() or bool(self._wait_for(self._anything, timeout))
+
+    def _wait_for(self, look: Callable[[], Found], timeout: float | None) -> Found | None:
+        """Look at each arrival until `look` finds something; None if it does not within `timeout` seconds."""
         deadline = None if timeout is None else monotonic() + timeout
-        with self.listening() as watch:
-            while True:
-                watch.waker.clear()
-                if self._anything():
-                    return True
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    return False
-                watch.sleep(left)
+        # One sleeper at a time: a wake reaches one. The next thread in line gives up at its own deadline.
+        if not self._sleeper.acquire(timeout=-1 if timeout is None else timeout):
+            return None
+        try:
+            with self.listening() as watch:
+                while True:
+                    watch.waker.clear()
+                    found = look()
+                    if found:
+                        return found
+                    left = None if deadline is None else deadline - monotonic()
+                    if left is not None and left <= 0:
+                        return None
+                    watch.sleep(self._limit(left))
+        finally:
+            self._sleeper.release()
 
     def _anything(self) -> bool:
         layout = self._open_layout()
@@ -552,6 +554,10 @@ class Inbox:
             with self._mutex:
                 for element in list(self._elements.values()):
                     element.nack()
+                consumer = self._consumer
+                if consumer:
+                    for taken in consumer.out:  # what an interrupted take left, without an element to show for it
+                        consumer.put_back(taken, counted=False)
         finally:
             self._closed = True
             if self._watching:

@@ -141,6 +141,8 @@ def admit(layout: Layout, sequence: Sequence, encoded: str) -> tuple[int, bool]:
     if boot != sequence.boot:
         last = begin_boot(layout, sequence, last)
     hint = read_hint(layout, encoded)
+    if hint and hint[0] > last:
+        hint = None  # nobody gave that number out
     waits = bool(hint and layout.exists("pending", element_name(hint[0], encoded)))
     if hint and hint[1] == sequence.boot:
         return hint[0], waits
