@@ -127,7 +127,8 @@ class Drops:
                 self.look_again = monotonic() + 0.01
                 return False
             try:
-                return adopt_at_place(self._layout, self._sequence, "drop", name, encoded)
+                number, _ = protocol.admit(self._layout, self._sequence, encoded)
+                return protocol.move_drop(self._layout, "drop", name, element_name(number, encoded))
             finally:
                 self._sequence.unlock()
         except OSError as error:
@@ -148,12 +149,6 @@ class Drops:
             self._stuck.add(name)
             self.messages.append(message)
         return False
-
-
-def adopt_at_place(layout: Layout, sequence: Sequence, folder: str, name: str, encoded: str) -> bool:
-    """Make a file that no producer of ours wrote the waiting value of its key. The caller holds the admission lock."""
-    number, _ = protocol.admit(layout, sequence, encoded)
-    return protocol.move_drop(layout, folder, name, element_name(number, encoded))
 
 
 def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:

@@ -28,7 +28,7 @@ from time import monotonic, sleep, strftime, time_ns
 from filelock import lock_descriptor
 
 from . import protocol
-from .adopt import Drops, adopt_at_place
+from .adopt import Drops
 from .errors import InboxBusy, UnusableInbox
 from .layout import Layout
 from .names import decode_key, element_name, parse_deferred, parse_element
@@ -233,8 +233,7 @@ class Consumer:
                 listed = True
                 self._list_pending()
                 continue
-            note = self._notes.get(name)
-            if note and note.alone and self._out:
+            if self._out and self._is_suspect(name):
                 return None  # a suspect is only out alone: wait until the others are done
             if any(taken.alone for taken in self._out.values()):
                 return None
@@ -408,8 +407,8 @@ class Consumer:
             try:
                 last, _ = self._sequence.read()
                 for name in sorted(forged):
-                    if int(name[:19]) > last:
-                        more |= self._renumber(name)
+                    # (Unless the file had been lost, and we have just opened the new one.)
+                    more |= int(name[:19]) <= last or self._renumber(name)
             finally:
                 self._sequence.unlock()
         return more
@@ -419,9 +418,13 @@ class Consumer:
         parsed = self._parse("pending", name)
         if parsed is None:
             return False
-        log.warning("pending/%s has a number that was never given out: it is queued as if it came now", name)
         try:
-            return adopt_at_place(self._layout, self._sequence, "pending", name, parsed[1])
+            number, waits = protocol.admit(self._layout, self._sequence, parsed[1])
+            if waits:  # it must not overwrite what was added properly, and there is no telling which is newer
+                self._set_aside("pending", name, "its number was never given out, and a proper value of its key waits")
+                return False
+            log.warning("pending/%s has a number that was never given out: it is queued as if it came now", name)
+            return protocol.move_drop(self._layout, "pending", name, element_name(number, parsed[1]))
         except OSError as error:
             log.warning("cannot queue pending/%s: %s: it is tried again", name, error.strerror)
             return False
@@ -509,6 +512,16 @@ class Consumer:
             return note
         return None
 
+    def _is_suspect(self, name: str) -> bool:
+        """Tell whether what waits under this name was out when a consumer died."""
+        note = self._notes.get(name)
+        if not note or not note.alone:
+            return False
+        try:
+            return self._note_of(name, os.lstat(name, dir_fd=self._layout.folder("pending"))) is not None
+        except FileNotFoundError:
+            return True  # it waits in deferred/, where nothing replaces it
+
     def _write_note(self, name: str, note: Note) -> None:
         self._notes[name] = note
         folder = self._layout.folder("attempts")
@@ -583,7 +596,7 @@ class Consumer:
 def lock_consumer(layout: Layout) -> int:
     """Take the consumer's lock and leave word of who holds it; return the descriptor that holds it. Raises InboxBusy."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open("consumer.lock", flags, layout.file_mode, dir_fd=layout.root)
+    fd = layout.open_own("consumer.lock", flags)
     try:
         # On a descriptor of our own: FileLock would walk the path again, and follow what it finds there. More than one
         # try, since whoever asks if there is a consumer (is_consumed) holds the lock for an instant.

@@ -9,9 +9,9 @@ from time import monotonic
 
 from . import adopt, protocol
 from .codecs import check_codec, decode, encode
-from .errors import AddFailed, InvalidPayload, UnusableInbox, WrongState
+from .errors import AddFailed, InvalidKey, InvalidPayload, UnusableInbox, WrongState
 from .layout import Layout
-from .names import decode_key, element_name, encode_key, parse_deferred, parse_element
+from .names import decode_key, element_name, encode_key, is_element, parse_deferred, parse_element
 from .sequence import Sequence
 
 TYPE_CHECKING = False
@@ -156,10 +156,16 @@ class Element(Waiting):
         if self._ended:
             raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
         consumer = self._inbox._consumer
+        if self._inbox._pid != os.getpid():
+            raise WrongState(
+                f"the element of key {self.key!r} is out in the process that took it ({self._inbox._pid}): end it there"
+            )
         if consumer is None:
             raise WrongState(f"inbox {self._inbox.path} was closed, which put back the element of key {self.key!r}")
         self._ended = how
         self._inbox._elements.pop(self._taken.encoded, None)
+        if self._inbox._watching:
+            self._inbox._watching.waker.set()  # another thread may wait for this key, or for a place among max_inflight
         return consumer
 
 
@@ -207,6 +213,10 @@ class Inbox:
         if max_inflight < 1:
             raise ValueError(f"max_inflight must be at least 1, not {max_inflight}")
         self.max_inflight = max_inflight
+        if watch not in ("auto", "events", "poll"):
+            raise ValueError(f"unknown watch mode {watch!r}: use 'auto', 'events' or 'poll'")
+        if not (min(settle, max_settle, drop_settle, max_drop_size) >= 0 and poll_interval > 0):
+            raise ValueError("settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0")
         self._settings = (settle, max_settle, drop_settle, max_drop_size)
         self._watch_settings = (watch, poll_interval)
         self._mutex = RLock()
@@ -316,7 +326,10 @@ class Inbox:
                     name = element_name(number, encoded)
                     protocol.publish(layout, temporary, name)
                 except BaseException:
-                    protocol.discard_temporary(layout, temporary)
+                    if isinstance(payload, bytes):
+                        protocol.discard_temporary(layout, temporary)
+                    else:
+                        payload.discard(layout, temporary)
                     raise
                 published = True
                 if protocol.is_settled_in(layout, self._sequence, name, number, encoded):
@@ -506,7 +519,7 @@ class Inbox:
         places: dict[str, tuple[int, str, str]] = {}
         for name in sorted(self._open_layout().names("pending")):
             parsed = parse_element(name)
-            if parsed:
+            if parsed and is_element(name):
                 first = places.get(parsed[1])
                 places[parsed[1]] = (first[0] if first else parsed[0], parsed[1], name)
         return sorted(places.values())
@@ -526,11 +539,12 @@ class Inbox:
 
     def __contains__(self, key: object) -> bool:
         """Tell whether an element of `key` waits (one that waits out a back-off included)."""
-        if not isinstance(key, str):
+        try:
+            suffix = "-" + encode_key(key)  # type: ignore[arg-type]
+        except InvalidKey:
             return False
-        if self.find(key):
+        if self.find(decode_key(suffix[1:]) or ""):
             return True
-        suffix = "-" + encode_key(key)
         return any(name[39:] == suffix for name in self._layout.names("deferred") if parse_deferred(name))
 
     def __len__(self) -> int:

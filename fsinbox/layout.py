@@ -89,6 +89,15 @@ class Layout:
         finally:
             os.close(fd)
 
+    def open_own(self, name: str, flags: int) -> int:
+        """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is shared, too."""
+        fd = os.open(name, flags, self.file_mode, dir_fd=self.root)
+        if self.file_mode & 0o060:
+            status = os.fstat(fd)
+            if stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
+                os.fchmod(fd, self.file_mode)  # the umask has taken something
+        return fd
+
     def exists(self, folder: str, name: str) -> bool:
         """Tell whether `name` is there (a dangling link counts)."""
         try:

@@ -321,11 +321,13 @@ def put_back(layout: Layout, name: str, number: int, encoded: str) -> bool:
         try:
             # A link, not a rename: it must not overwrite a newer value that has landed here meanwhile (I4).
             os.link(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"), follow_symlinks=False)
+        except FileNotFoundError:
+            return False  # removed by hand
         except FileExistsError:
             waits = _same_file(layout, "inflight", "pending", name)  # half of an earlier put_back, perhaps
         if waits:
             note_given_back(layout, encoded, number)
-    os.unlink(name, dir_fd=layout.folder("inflight"))
+    acknowledge(layout, name)
     return waits
 
 
@@ -335,7 +337,10 @@ def defer(layout: Layout, name: str, number: int, encoded: str, due: int) -> str
         acknowledge(layout, name)
         return None
     deferred = deferred_name(due, name)
-    os.rename(name, deferred, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("deferred"))
+    try:
+        os.rename(name, deferred, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("deferred"))
+    except FileNotFoundError:
+        return None  # removed by hand
     return deferred
 
 
@@ -345,7 +350,11 @@ def fail(layout: Layout, name: str, number: int, encoded: str, reason: str) -> b
         acknowledge(layout, name)
         return False
     _write_reason(layout, name, reason)
-    os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("failed"))
+    try:
+        os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("failed"))
+    except FileNotFoundError:  # removed by hand
+        os.unlink(name + REASON, dir_fd=layout.folder("failed"))
+        return False
     return True
 
 

@@ -24,6 +24,9 @@ from .layout import Layout
 
 UNKNOWN = ""
 
+HIGHEST = 9 * 10**18
+"""A last number as high as this (the year 2255) is damage, not time: there would be no room for the next ones."""
+
 
 def boot_tag(scope: str) -> str:
     """Return a tag that changes with every boot, or "network" for an inbox that several hosts share.
@@ -114,7 +117,7 @@ class Sequence:
         if self._fd < 0:
             self._open()
         words = os.pread(self._fd, 64, 0).split()
-        if len(words) == 2 and words[0].isdigit():
+        if len(words) == 2 and words[0].isdigit() and int(words[0]) < HIGHEST:
             return int(words[0]), words[1].decode("ascii", "replace")
         return 0, UNKNOWN
 
@@ -131,7 +134,7 @@ class Sequence:
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._fd = os.open("sequence", flags, self._layout.file_mode, dir_fd=self._layout.root)
+        self._fd = self._layout.open_own("sequence", flags)
 
     def close(self) -> None:
         """Close the descriptor. Safe to call twice."""

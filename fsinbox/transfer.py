@@ -20,6 +20,7 @@ class Source:
     def __init__(self, path: str, *, move: bool) -> None:
         """Open the file at `path`. Raises AddFailed if that is not possible or it is not a regular file."""
         self._path: str | None = path if move else None
+        self._moved_from: str | None = None
         try:
             # O_NONBLOCK: a FIFO must give an error, not wait for a writer.
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,9 +45,13 @@ class Source:
     def write(self, layout: Layout, *, durable: bool) -> str:
         """Bring the content to a file in tmp/ and return its name. Raises OSError."""
         if self._path is not None and self._hand_over(layout, name := protocol.unused_temporary()):
-            self._path = None
-            if durable:
-                protocol.flush(self._fd)
+            self._moved_from, self._path = self._path, None
+            try:
+                if durable:
+                    protocol.flush(self._fd)
+            except BaseException:
+                self.discard(layout, name)
+                raise
             return name
         name, fd = protocol.create_temporary(layout)
         try:
@@ -60,6 +65,15 @@ class Source:
             protocol.discard_temporary(layout, name)
             raise
         return name
+
+    def discard(self, layout: Layout, name: str) -> None:
+        """It was not queued: give the caller back what was handed over, else remove the copy in tmp/."""
+        if self._moved_from is None:
+            protocol.discard_temporary(layout, name)
+            return
+        # A link: if somebody has put another file there meanwhile, both are kept, ours in tmp/ for a day.
+        os.link(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
+        protocol.discard_temporary(layout, name)
 
     def _hand_over(self, layout: Layout, name: str) -> bool:
         assert self._path is not None
@@ -109,6 +123,10 @@ class Stream:
         else:
             self._written = fd
         return name
+
+    def discard(self, layout: Layout, name: str) -> None:
+        """It was not queued: remove the file in tmp/."""
+        protocol.discard_temporary(layout, name)
 
 
 def _copy(source: int, target: int) -> None:

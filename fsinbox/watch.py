@@ -87,8 +87,6 @@ class Watch:
 
         `poll` is the longest interval between polls, in seconds. Nothing is watched before the first armed().
         """
-        if mode not in ("auto", "events", "poll"):
-            raise ValueError(f"unknown watch mode {mode!r}: use 'auto', 'events' or 'poll'")
         self._layout = layout
         self._moved_in = moved_in
         self._mode = mode
