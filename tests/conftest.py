@@ -1,0 +1,78 @@
+"""What all tests share: `--long`, an inbox's path, and child processes that do not outlive their test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import fsinbox
+
+# The same examples every time, and no database of earlier ones: a run depends on nothing but the code.
+settings.register_profile("fsinbox", derandomize=True, deadline=None, database=None, max_examples=150)
+settings.register_profile("long", derandomize=True, deadline=None, database=None, max_examples=5000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "fsinbox")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="the long version of a check: run with --long")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def inbox_dir(tmp_path: Path) -> Path:
+    """Path of an inbox that does not exist yet."""
+    return tmp_path / "inbox"
+
+
+@pytest.fixture
+def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `python -c code arguments...`, with pipes for its standard input and output. Killed at the end of the test."""
+    started: list[subprocess.Popen[str]] = []
+    package = str(Path(fsinbox.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+
+    def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """Run `python -c code arguments...` to its end and return what it printed, stripped. It must succeed, or be killed."""
+
+    def run(code: str, *arguments: object) -> str:
+        child = start_python(code, *arguments)
+        output, _ = child.communicate(timeout=30)
+        assert child.returncode in (0, -9), f"the child ended with {child.returncode}"
+        return output.strip()
+
+    return run

@@ -1,0 +1,456 @@
+"""Asleep until something changes: woken at once, idle for nothing, and polling where the kernel cannot tell."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fsinbox import Inbox
+from fsinbox.layout import Layout
+from fsinbox.watch import Waker, Watch, make_source, probe
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="inotify and /proc are Linux's")
+
+WAKE = 0.3
+"""Seconds within which an arrival must wake: a loaded machine's share of about a millisecond."""
+
+
+@pytest.fixture
+def layout(inbox_dir: Path) -> Iterator[Layout]:
+    layout = Layout(str(inbox_dir))
+    yield layout
+    layout.close()
+
+
+@pytest.fixture
+def mover(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[[Path, Path], None]:
+    """Move one file over another a tenth of a second from now, with mv(1); it prints when it did."""
+    code = """
+import subprocess, sys, time
+for line in sys.stdin:
+    source, target = line.rstrip("\\n").split("\\t")
+    time.sleep(0.1)
+    print(time.monotonic(), flush=True)
+    subprocess.run(["mv", source, target], check=True)
+"""
+    child = start_python(code)
+    assert child.stdin
+    assert child.stdout
+
+    def move(source: Path, target: Path) -> None:
+        assert child.stdin
+        child.stdin.write(f"{source}\t{target}\n")
+        child.stdin.flush()
+
+    move.when = lambda: float(child.stdout.readline())  # type: ignore[attr-defined]
+    return move
+
+
+# --- the waker ---------------------------------------------------------------------------------------------------
+
+
+def test_a_waker_wakes_its_sleeper_from_another_thread() -> None:
+    waker = Waker()
+    timer = threading.Timer(0.05, waker.set)
+    timer.start()
+    began = time.monotonic()
+    assert waker.wait(10) is True
+    assert time.monotonic() - began < WAKE
+    timer.join()
+
+
+def test_a_wake_before_the_sleep_is_not_lost() -> None:
+    waker = Waker()
+    waker.set()
+    assert waker.wait(10) is True
+    assert waker.wait(0) is False
+
+
+def test_a_waker_forgets_when_cleared_and_times_out() -> None:
+    waker = Waker()
+    waker.set()
+    waker.set()
+    waker.clear()
+    began = time.monotonic()
+    assert waker.wait(0.1) is False
+    assert 0.1 <= time.monotonic() - began < WAKE
+    assert waker.wait(-1) is False
+
+
+def test_a_waker_tells_its_relay_as_well() -> None:
+    waker = Waker()
+    told: list[int] = []
+    waker.relay = lambda: told.append(1)
+    waker.set()
+    assert told == [1]
+    assert waker.wait(0) is True
+
+
+def test_a_signal_handler_may_wake(run_python: Callable[..., str]) -> None:
+    code = """
+import signal, threading, os, time
+from fsinbox.watch import Waker
+waker = Waker()
+signal.signal(signal.SIGUSR1, lambda *_: waker.set())
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+began = time.monotonic()
+assert waker.wait(10)
+assert time.monotonic() - began < 1
+for _ in range(2000):  # while the same thread is inside the waker, too
+    os.kill(os.getpid(), signal.SIGUSR1)
+    waker.clear()
+print("woken")
+"""
+    assert run_python(code) == "woken"
+
+
+# --- waking ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "events", "poll"])
+def test_a_waiting_take_is_woken_by_mv(inbox_dir: Path, tmp_path: Path, mode: str, mover: Callable[[Path, Path], None]) -> None:
+    """Also by a file that was written and moved in one tick of the clock: the event tells that it is finished."""
+    with Inbox(inbox_dir, codec="text", watch=mode, poll_interval=0.1) as inbox:
+        for name in ("fresh", "old"):
+            (tmp_path / name).write_text(name)
+            if name == "old" or mode == "poll":
+                os.utime(tmp_path / name, (1, 1))
+            mover(tmp_path / name, inbox_dir / "drop" / name)
+            element = inbox.take(timeout=10)
+            now = time.monotonic()
+            assert element is not None
+            assert tuple(element) == (name, name)
+            assert now - mover.when() < WAKE  # type: ignore[attr-defined]
+            element.ack()
+
+
+def test_a_waiting_take_is_woken_by_a_rename_into_pending(inbox_dir: Path) -> None:
+    """As a producer in another language does it."""
+    with Inbox(inbox_dir) as inbox, Inbox(inbox_dir) as producer:
+        began = []
+
+        def add() -> None:
+            began.append(time.monotonic())
+            producer.add("a", 1)
+
+        timer = threading.Timer(0.1, add)
+        timer.start()
+        assert inbox.take(timeout=10)
+        assert time.monotonic() - began[0] < WAKE
+        timer.join()
+
+
+def test_each_arrival_wakes_anew(inbox_dir: Path) -> None:
+    """What watchdog holds back for half a second, the moves out of pending/, must not delay the next wake."""
+    with Inbox(inbox_dir, durable=False) as inbox, Inbox(inbox_dir, durable=False) as producer:
+        waits = []
+        for number in range(10):
+            timer = threading.Timer(0.02, producer.add, ("a", number))
+            timer.start()
+            began = time.monotonic()
+            element = inbox.take(timeout=10)
+            waits.append(time.monotonic() - began)
+            assert element is not None
+            assert element.value == number
+            element.ack()
+            timer.join()
+    assert sorted(waits)[5] < 0.1
+    assert max(waits) < WAKE
+
+
+def test_a_file_written_in_place_wakes_and_is_taken_when_it_settled(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, codec="text", drop_settle=0.2) as inbox:
+        timer = threading.Timer(0.1, (inbox_dir / "drop" / "a").write_text, ("a",))
+        timer.start()
+        began = time.monotonic()
+        assert inbox.take(timeout=10)
+        assert 0.25 < time.monotonic() - began < 0.3 + WAKE
+        timer.join()
+
+
+# --- which way ---------------------------------------------------------------------------------------------------
+
+
+def watch_of(inbox: Inbox) -> Watch:
+    with inbox.listening() as watch:
+        return watch
+
+
+@linux
+def test_events_are_chosen_where_they_work(inbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fsinbox"), Inbox(inbox_dir) as inbox:
+        if inbox._layout.scope == "network":
+            pytest.skip("the tests' folder is on a network file system")
+        assert not watch_of(inbox).polling
+    assert not caplog.records
+    assert not os.listdir(inbox_dir / "pending")  # no trace of the probe
+
+
+def test_polling_can_be_asked_for(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, watch="poll") as inbox:
+        threads = threading.active_count()
+        assert watch_of(inbox).polling
+        assert threading.active_count() == threads
+
+
+def test_polling_is_chosen_for_an_inbox_on_a_network_and_said_once(inbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Inbox(inbox_dir).close()
+    (inbox_dir / "format").write_text("fsinbox 1 network\n")
+    with caplog.at_level(logging.INFO, "fsinbox"), Inbox(inbox_dir, poll_interval=0.1) as inbox:
+        for _ in range(3):
+            assert watch_of(inbox).polling
+        timer = threading.Timer(0.1, inbox.add, ("a", 1))
+        timer.start()
+        began = time.monotonic()
+        assert inbox.take(timeout=10)
+        assert time.monotonic() - began < 0.1 + 0.1 + WAKE
+        timer.join()
+    assert [record.message for record in caplog.records if "polling" in record.message] == [
+        f"{inbox_dir} is on a network file system, where other hosts' changes send no events: polling"
+    ]
+
+
+@linux
+def test_events_can_be_asked_for_on_a_network(inbox_dir: Path) -> None:
+    Inbox(inbox_dir).close()
+    (inbox_dir / "format").write_text("fsinbox 1 network\n")
+    with Inbox(inbox_dir, watch="events") as inbox:
+        assert not watch_of(inbox).polling
+
+
+@linux
+def test_polling_is_chosen_when_the_system_gives_no_more_watches(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+    """Here: no more descriptors, at the moment when it would open an inotify instance."""
+    code = """
+import logging, os, resource, sys, threading
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from fsinbox import Inbox
+import fsinbox.watch, watchdog.observers.inotify_c
+with Inbox(sys.argv[1], codec="text", poll_interval=0.1) as inbox:
+    inbox.take()
+    watch = inbox._watch()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+    with watch.armed():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    threading.Timer(0.1, inbox.add, ("a", "1")).start()
+    print(watch.polling, inbox.take(timeout=5).key)
+"""
+    said, result = run_python(code, inbox_dir).splitlines()
+    assert "no file system events" in said
+    assert said.endswith("polling")
+    assert result == "True a"
+
+
+def test_polls_are_short_at_first_and_no_longer_than_asked_for(layout: Layout) -> None:
+    watch = Watch(layout, lambda name: None, mode="poll", poll=0.1)
+    with watch.armed():
+        patience = [watch.patience(None) for _ in range(10)]
+    assert patience[0] <= 0.02
+    assert patience == sorted(patience)
+    assert patience[-1] == 0.1
+    with watch.armed():
+        assert watch.patience(None) == patience[0]  # anew after each arrival
+        assert watch.patience(0.001) == 0.001
+    watch.close()
+
+
+def test_even_with_events_it_looks_again_now_and_then(layout: Layout) -> None:
+    watch = Watch(layout, lambda name: None)
+    with watch.armed():
+        assert watch.patience(None) <= 60
+        assert watch.patience(0.5) <= 0.5
+    watch.close()
+
+
+# --- the source of events ----------------------------------------------------------------------------------------
+
+
+@linux
+def test_an_overflow_of_the_event_queue_wakes(layout: Layout) -> None:
+    waker = Waker()
+    source = make_source(layout, waker.set, lambda name: None)
+    try:
+        source.arm()
+        source.on_queue_overflow()  # type: ignore[attr-defined]
+        assert waker.wait(0) is True
+    finally:
+        source.close()
+
+
+@linux
+def test_a_source_tells_of_arrivals_only_while_armed_and_names_what_was_moved_into_drop(layout: Layout, tmp_path: Path) -> None:
+    waker = Waker()
+    moved: list[str] = []
+    source = make_source(layout, waker.set, moved.append)
+    drop, pending = Path(layout.path, "drop"), Path(layout.path, "pending")
+
+    def move(target: Path) -> None:
+        (tmp_path / "draft").touch()
+        (tmp_path / "draft").rename(target)
+
+    try:
+        move(drop / "unarmed")
+        assert waker.wait(0.05) is False
+        for _ in range(2):
+            source.arm()
+            move(drop / "a")
+            assert waker.wait(5)
+            (drop / "b").write_text("")
+            assert waker.wait(5)
+            time.sleep(0.02)
+            waker.clear()
+            (drop / "b").unlink()
+            move(pending / "c")
+            assert waker.wait(5)
+            (pending / "c").rename(Path(layout.path, "inflight", "c"))
+            assert waker.wait(0.05) is False  # what leaves is no arrival
+            source.disarm()
+            move(drop / "unarmed")
+            assert waker.wait(0.05) is False
+    finally:
+        source.close()
+    assert moved == ["a", "a"]
+
+
+@linux
+def test_a_probe_proves_that_events_come_and_leaves_nothing(layout: Layout) -> None:
+    waker = Waker()
+    source = make_source(layout, waker.set, lambda name: None)
+    try:
+        assert probe(layout, source, waker) is True
+        assert os.listdir(Path(layout.path, "pending")) == []
+        assert os.listdir(Path(layout.path, "tmp")) == []
+    finally:
+        source.close()
+
+
+def test_a_probe_whose_event_does_not_come_fails_in_time_and_leaves_nothing(layout: Layout) -> None:
+    class Deaf:
+        def arm(self) -> None: ...
+        def disarm(self) -> None: ...
+        def close(self) -> None: ...
+
+    began = time.monotonic()
+    assert probe(layout, Deaf(), Waker()) is False
+    assert time.monotonic() - began < 0.2 + WAKE
+    assert os.listdir(Path(layout.path, "pending")) == []
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+@linux
+def test_an_idle_consumer_uses_no_cpu(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+    code = """
+import json, resource, sys
+from fsinbox import Inbox
+with Inbox(sys.argv[1]) as inbox:
+    inbox.take(timeout=0.1)  # starts the watch
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    assert inbox.take(timeout=1.5) is None
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps([inbox._watch().polling, cpu, after.ru_nvcsw - before.ru_nvcsw]))
+"""
+    polling, cpu, switches = json.loads(run_python(code, inbox_dir))
+    if polling:
+        pytest.skip("no events on this file system")
+    assert cpu < 0.020
+    assert switches < 20
+
+
+@linux
+def test_an_idle_consumer_is_not_woken_by_what_it_leaves_alone(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+    """A set-aside file, a draft and an unfinished file that stays so must not make it spin."""
+    code = """
+import json, os, resource, sys
+from fsinbox import Inbox
+with Inbox(sys.argv[1], drop_settle=0.5) as inbox:
+    os.mkdir(sys.argv[1] + "/drop/folder")
+    open(sys.argv[1] + "/drop/a.part", "w").close()
+    held = open(sys.argv[1] + "/drop/held", "w")
+    inbox.take(timeout=0.1)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    assert inbox.take(timeout=1.5) is None
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+"""
+    assert float(run_python(code, inbox_dir)) < 0.030
+
+
+@linux
+def test_opening_waiting_and_closing_leaks_no_thread_and_no_descriptor(inbox_dir: Path) -> None:
+    def once() -> None:
+        with Inbox(inbox_dir) as inbox:
+            assert inbox.take(timeout=0.01) is None
+            assert inbox.take(timeout=0.01) is None
+
+    once()
+    gc.collect()
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.enumerate()
+    for _ in range(20):
+        once()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert threading.enumerate() == threads
+
+
+@linux
+def test_a_watch_is_not_inherited_by_a_handler_s_program(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir) as inbox:
+        inbox.take(timeout=0.01)
+        listed = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')[:-1]])",
+            ],
+            close_fds=False,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert "inotify" not in listed
+    assert str(inbox_dir) not in listed
+
+
+def test_a_program_that_only_adds_starts_no_thread_and_imports_no_watchdog(
+    inbox_dir: Path, run_python: Callable[..., str]
+) -> None:
+    code = """
+import sys, threading
+from fsinbox import Inbox
+with Inbox(sys.argv[1], codec="text") as inbox:
+    inbox.add("a", "1")
+    print(threading.active_count(), sorted({"watchdog", "filelock", "logging", "asyncio", "json"} & set(sys.modules)))
+"""
+    assert run_python(code, inbox_dir) == "1 []"
+
+
+def test_a_program_that_ends_while_it_waits_ends_at_once(
+    inbox_dir: Path, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    code = """
+import sys, threading, os, signal
+from fsinbox import Inbox
+inbox = Inbox(sys.argv[1])
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    inbox.take(timeout=60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)  # and not closed: the watch's thread must not hold the program up
+"""
+    began = time.monotonic()
+    output, _ = start_python(code, inbox_dir).communicate(timeout=30)
+    assert output == "interrupted\n"
+    assert time.monotonic() - began < 5
