@@ -201,8 +201,11 @@ class Consumer:
             status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
             note = self._note_of(name, status)
             self._write_note(name, Note((note.attempts if note else 0) + 1, status.st_ino, status.st_mtime_ns, alone))
-            if protocol.put_back(self._layout, name, number, encoded):
-                log.warning("a consumer died with key %r out: put back", decode_key(encoded))
+            try:
+                if protocol.put_back(self._layout, name, number, encoded):
+                    log.warning("a consumer died with key %r out: put back", decode_key(encoded))
+            except OSError as error:
+                log.error("cannot put back inflight/%s: %s: it stays there until the next start", name, error.strerror)
 
     def _sweep_litter(self) -> None:
         """Remove what dead writers left in tmp/. Never what is young: its writer may live, and need it."""
@@ -364,6 +367,8 @@ class Consumer:
         """Look at drop/ and pending/ afresh; fold what has more than one place."""
         if self._layout.is_removed():
             raise UnusableInbox(f"inbox {self._layout.path} was removed: stop, or create it again and start anew")
+        if not os.fstat(self._lock).st_nlink:
+            raise UnusableInbox(f"{self._layout.path}/consumer.lock was removed: another consumer may be at work; start anew")
         self.drops.adopt()
         self._log_drops()
         # A listing is not a moment: of two names that come while it runs it may show only the later one. So what was

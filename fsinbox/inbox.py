@@ -593,8 +593,9 @@ class Inbox:
 
 
 def _let_go_after_fork() -> None:
-    """In a forked child: drop the descriptors that hold the parent's consumer lock, lest it outlive the parent."""
+    """In a forked child: let go of the parent's locks, which the child would otherwise hold on to after its death."""
     for inbox in list(_open):
+        inbox._sequence.close()
         if inbox._consumer:
             inbox._consumer.abandon_after_fork()
 

@@ -321,6 +321,9 @@ def put_back(layout: Layout, name: str, number: int, encoded: str) -> bool:
         try:
             # A link, not a rename: it must not overwrite a newer value that has landed here meanwhile (I4).
             os.link(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"), follow_symlinks=False)
+        except PermissionError:
+            # Linux lets nobody link what belongs to another user (protected_hardlinks in proc(5)): a dropped file.
+            waits = _rename_if_free(layout, name)
         except FileNotFoundError:
             return False  # removed by hand
         except FileExistsError:
@@ -329,6 +332,26 @@ def put_back(layout: Layout, name: str, number: int, encoded: str) -> bool:
             note_given_back(layout, encoded, number)
     acknowledge(layout, name)
     return waits
+
+
+def _rename_if_free(layout: Layout, name: str) -> bool:
+    """Move an element from inflight/ to pending/ unless one is there; tell whether it was moved. Raises OSError.
+
+    By renameat2(2), which Python has no call for, and not every file system (NFS, for one) has either.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, "another user's file cannot be put back on this system", name)
+    noreplace = 1
+    raw = os.fsencode(name)
+    if libc.renameat2(layout.folder("inflight"), raw, layout.folder("pending"), raw, noreplace) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EEXIST, errno.ENOENT):  # a newer value waits there; it was removed by hand
+        return False
+    raise OSError(error, os.strerror(error), name)
 
 
 def defer(layout: Layout, name: str, number: int, encoded: str, due: int) -> str | None:
@@ -353,7 +376,10 @@ def fail(layout: Layout, name: str, number: int, encoded: str, reason: str) -> b
     try:
         os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("failed"))
     except FileNotFoundError:  # removed by hand
-        os.unlink(name + REASON, dir_fd=layout.folder("failed"))
+        try:
+            os.unlink(name + REASON, dir_fd=layout.folder("failed"))
+        except FileNotFoundError:
+            pass
         return False
     return True
 

@@ -47,6 +47,7 @@ class Source:
         if self._path is not None and self._hand_over(layout, name := protocol.unused_temporary()):
             self._moved_from, self._path = self._path, None
             try:
+                os.fchmod(self._fd, layout.file_mode)
                 if durable:
                     protocol.flush(self._fd)
             except BaseException:
@@ -77,15 +78,14 @@ class Source:
 
     def _hand_over(self, layout: Layout, name: str) -> bool:
         assert self._path is not None
-        if os.path.islink(self._path):
-            return False  # the link would move, not what it names
+        if os.path.islink(self._path) or os.fstat(self._fd).st_uid != os.geteuid():
+            return False  # the link would move, not what it names; its owner could go on writing to it
         try:
             os.rename(self._path, name, dst_dir_fd=layout.folder("tmp"))
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return False
             raise
-        os.fchmod(self._fd, layout.file_mode)
         return True
 
 
