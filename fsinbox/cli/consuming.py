@@ -9,9 +9,7 @@ import click
 
 from ..inbox import Inbox
 from ..worker.backoff import Backoff
-from ..worker.commands import CommandHandler
-from ..worker.functions import HandlerError, load_function
-from ..worker.outcome import Handler
+from ..worker.outcome import Handler, HandlerError
 from ..worker.runner import Runner, Tally
 from . import EXIT_FAILED
 
@@ -63,7 +61,11 @@ def choose_handler(function: str | None, command: str | None, *, shell: bool) ->
         raise click.UsageError("--shell needs --exec COMMAND")
     try:
         if function is not None:
+            from ..worker.functions import load_function
+
             return load_function(function)
+        from ..worker.commands import CommandHandler
+
         assert command is not None
         return CommandHandler(command, shell=shell)
     except HandlerError as error:

@@ -15,8 +15,7 @@ import sys
 import threading
 
 from ..inbox import Element
-from .functions import HandlerError
-from .outcome import DONE, Outcome
+from .outcome import DONE, HandlerError, Outcome
 
 TEMPORARY = {75}
 PERMANENT = {64, 65, 78}

@@ -12,11 +12,7 @@ from typing import Any
 
 from ..errors import InvalidPayload, Reject, TryLater
 from ..inbox import Element
-from .outcome import DONE, Outcome
-
-
-class HandlerError(Exception):
-    """The handler that was named cannot be used."""
+from .outcome import DONE, HandlerError, Outcome
 
 
 def load_function(spec: str) -> "FunctionHandler":

@@ -20,6 +20,10 @@ class Outcome:
 DONE = Outcome("done")
 
 
+class HandlerError(Exception):
+    """The handler that was named cannot be used."""
+
+
 class Handler(Protocol):
     """Something that works on elements, several at once if asked, each in a thread of the worker's."""
 
