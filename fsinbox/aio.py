@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from .errors import InboxError
 from .inbox import Element, Inbox
 
 if TYPE_CHECKING:
     from .inbox import Added
+
+
+class _Claim:
+    """One take in a thread, by a task that may be cancelled meanwhile: then what is taken goes back."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._mutex = threading.Lock()
+        self._abandoned = False
+        self._element: Element | None = None
+
+    def take(self) -> Element | None:
+        element = self._inbox.take()
+        with self._mutex:
+            self._element = element
+            if self._abandoned:
+                self._give_back()
+        return element
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        with self._mutex:
+            self._abandoned = True
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._element:
+            with suppress(InboxError):  # closed meanwhile: that has put it back
+                self._element.release()
 
 
 class AsyncInbox:
@@ -25,7 +57,7 @@ class AsyncInbox:
     def __init__(self, path: str | os.PathLike[str] = "inbox", **options: Any) -> None:
         """Take what Inbox takes. Raises UnusableInbox, ValueError."""
         self.inbox = Inbox(path, **options)
-        self._taking = asyncio.Lock()
+        self._waiting = asyncio.Lock()  # one sleeper at a time: a wake reaches one
 
     async def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
         """See Inbox.add."""
@@ -47,40 +79,47 @@ class AsyncInbox:
 
     async def take(self, timeout: float | None = 0.0) -> Element | None:
         """See Inbox.take. If it is cancelled, it has taken nothing."""
-        async with self._taking:
-            element = await self._take_now()
-            if element or timeout == 0:
-                return element
-            loop = asyncio.get_running_loop()
-            woken = asyncio.Event()
-            deadline = None if timeout is None else monotonic() + timeout
-            with await asyncio.to_thread(self.inbox.listening) as watch:
-                watch.waker.relay = lambda: loop.call_soon_threadsafe(woken.set)
-                try:
-                    while True:
-                        woken.clear()
-                        watch.waker.clear()
-                        element = await self._take_now()
-                        if element:
-                            return element
-                        left = None if deadline is None else deadline - monotonic()
-                        if left is not None and left <= 0:
-                            return None
-                        try:
-                            await asyncio.wait_for(woken.wait(), watch.patience(self.inbox._limit(left)))
-                        except TimeoutError:
-                            continue
-                finally:
-                    watch.waker.relay = None
+        element = await self._take_now()
+        if element or timeout == 0:
+            return element
+        deadline = None if timeout is None else monotonic() + timeout
+        try:
+            await asyncio.wait_for(self._waiting.acquire(), timeout)
+        except TimeoutError:
+            return None
+        try:
+            return await self._wait_for_one(deadline)
+        finally:
+            self._waiting.release()
+
+    async def _wait_for_one(self, deadline: float | None) -> Element | None:
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        with await asyncio.to_thread(self.inbox.listening) as watch:
+            watch.waker.relay = lambda: loop.call_soon_threadsafe(woken.set)
+            try:
+                while True:
+                    woken.clear()
+                    watch.waker.clear()
+                    element = await self._take_now()
+                    if element:
+                        return element
+                    left = None if deadline is None else deadline - monotonic()
+                    if left is not None and left <= 0:
+                        return None
+                    try:
+                        await asyncio.wait_for(woken.wait(), watch.patience(self.inbox._limit(left)))
+                    except TimeoutError:
+                        continue
+            finally:
+                watch.waker.relay = None
 
     async def _take_now(self) -> Element | None:
-        taking = asyncio.ensure_future(asyncio.to_thread(self.inbox.take))
+        claim = _Claim(self.inbox)
         try:
-            return await asyncio.shield(taking)
+            return await asyncio.get_running_loop().run_in_executor(None, claim.take)
         except asyncio.CancelledError:
-            element = await taking  # it is a few system calls away: what it takes must not be lost
-            if element:
-                await asyncio.to_thread(element.release)
+            claim.abandon()
             raise
 
     async def ack(self, element: Element) -> None:

@@ -42,7 +42,8 @@ def add(
                     return EXIT_USAGE
                 if sys.stdin.isatty():
                     print("fsinbox: reading the value from the terminal; end it with Ctrl-D", file=sys.stderr)
-                outcome = target.add_stream(key, sys.stdin.buffer.raw)  # type: ignore[attr-defined]
+                terminal_or_pipe = sys.stdin.buffer.raw  # type: ignore[union-attr]  # unbuffered: one Ctrl-D ends it
+                outcome = target.add_stream(key, terminal_or_pipe)
     except (AddFailed, UnusableInbox) as error:
         print(f"fsinbox: {error}", file=sys.stderr)
         return EXIT_UNUSABLE

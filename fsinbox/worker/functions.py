@@ -29,7 +29,7 @@ def load_function(spec: str) -> "FunctionHandler":
         if missing and (module_name == missing or module_name.startswith(missing + ".")):
             raise HandlerError(f"cannot import {module_name!r}: no such module in {os.getcwd()} or on sys.path") from error
         raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
     for name in path.split("."):
         try:
@@ -62,7 +62,9 @@ class FunctionHandler:
         try:
             result = self._function(*arguments)
             if inspect.isawaitable(result):
-                asyncio.run_coroutine_threadsafe(_wait_for(result), self._running_loop()).result()
+                raised = asyncio.run_coroutine_threadsafe(_outcome_of(result), self._running_loop()).result()
+                if raised:
+                    raise raised
         except Reject as error:
             return Outcome("reject", f"rejected: {error}", traceback.format_exc())
         except TryLater as error:
@@ -87,8 +89,13 @@ class FunctionHandler:
             return self._loop
 
 
-async def _wait_for(awaitable: Any) -> None:
-    await awaitable
+async def _outcome_of(awaitable: Any) -> BaseException | None:
+    """Return what it raised: raised in the event loop, a sys.exit() would end the loop."""
+    try:
+        await awaitable
+    except BaseException as error:  # noqa: BLE001 - the same
+        return error
+    return None
 
 
 def _positional(name: str, function: Callable[..., Any]) -> int:

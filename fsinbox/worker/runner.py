@@ -81,8 +81,6 @@ class Runner:
                             watch.sleep(self.inbox.next_look_in())
                 else:
                     self.waker.wait(None)
-                if self._signals > 1:
-                    self._give_back()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -96,6 +94,8 @@ class Runner:
     def _work(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""
         self.waker.clear()
+        if self._signals > 1:  # asked only after clear(): a signal that comes later wakes
+            self._give_back()
         busy = False
         while not self._reports.empty():
             self._end(*self._reports.get())
