@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 class _Claim:
     """One take in a thread, by a task that may be cancelled meanwhile: then what is taken goes back."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, order: threading.Lock) -> None:
+        """`order` is shared by all claims: what one gives back must be back before the next takes."""
         self._inbox = inbox
+        self._order = order
         self._mutex = threading.Lock()
         self._abandoned = False
         self._element: Element | None = None
 
     def take(self) -> Element | None:
-        element = self._inbox.take()
-        with self._mutex:
-            self._element = element
-            if self._abandoned:
-                self._give_back()
+        with self._order:
+            element = self._inbox.take()
+            with self._mutex:
+                self._element = element
+                if self._abandoned:
+                    self._give_back()
         return element
 
     def abandon(self) -> None:
@@ -57,6 +60,7 @@ class AsyncInbox:
     def __init__(self, path: str | os.PathLike[str] = "inbox", **options: Any) -> None:
         """Take what Inbox takes. Raises UnusableInbox, ValueError."""
         self.inbox = Inbox(path, **options)
+        self._order = threading.Lock()
         self._waiting = asyncio.Lock()  # one sleeper at a time: a wake reaches one
 
     async def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
@@ -115,7 +119,7 @@ class AsyncInbox:
                 watch.waker.relay = None
 
     async def _take_now(self) -> Element | None:
-        claim = _Claim(self.inbox)
+        claim = _Claim(self.inbox, self._order)
         try:
             return await asyncio.get_running_loop().run_in_executor(None, claim.take)
         except asyncio.CancelledError:
