@@ -326,6 +326,47 @@ def test_a_take_that_is_cancelled_again_and_again_while_adds_go_on_loses_nothing
     assert seen == list(range(total))
 
 
+def test_a_cancelled_take_ends_at_whatever_moment_the_cancel_comes(inbox_dir: Path) -> None:
+    async def main() -> None:
+        async with AsyncInbox(inbox_dir) as inbox:
+            for round_ in range(60):
+                taking = asyncio.create_task(inbox.take(timeout=None))
+                await asyncio.sleep(0.004)
+                inbox.inbox.waker.set()  # as if something had come, which somebody else took away
+                for _ in range(round_ % 6):
+                    await asyncio.sleep(0)
+                taking.cancel()
+                ended, _ = await asyncio.wait([taking], timeout=10)
+                assert ended, f"it still waits (round {round_})"
+                assert taking.cancelled()
+
+    asyncio.run(main())
+
+
+def test_waiting_takes_that_are_cancelled_do_not_block_those_that_come_after(inbox_dir: Path) -> None:
+    async def main() -> None:
+        async with AsyncInbox(inbox_dir, max_inflight=9) as inbox:
+            for round_ in range(60):
+                several = [asyncio.create_task(inbox.take(timeout=None)) for _ in range(3)]
+                await asyncio.sleep(0.004)
+                # The next in line is let in by the first one's end, and cancelled at that moment.
+                for taking in several:
+                    taking.cancel()
+                    for _ in range(round_ % 5):
+                        await asyncio.sleep(0)
+                ended, waiting = await asyncio.wait(several, timeout=10)
+                assert not waiting, f"it still waits (round {round_})"
+                assert all(taking.cancelled() for taking in ended)
+            last = asyncio.create_task(inbox.take(timeout=None))
+            await asyncio.sleep(0.05)
+            await inbox.add("k", 1)
+            element = await soon(last)
+            assert element
+            await inbox.ack(element)
+
+    asyncio.run(main())
+
+
 def test_a_take_that_is_cancelled_twice_loses_nothing_either(inbox_dir: Path) -> None:
     async def main() -> None:
         async with AsyncInbox(inbox_dir) as inbox:

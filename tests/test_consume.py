@@ -475,7 +475,7 @@ def test_never_two_of_one_key_at_once_and_never_an_older_value_after_a_newer(pla
         lines = [line.split() for line in place.notes if f" {key} " in line]
         assert [line[0] for line in lines] == ["begin", "end"] * (len(lines) // 2)
         values = [int(line[2]) for line in lines if line[0] == "begin"]
-        assert values == sorted(set(values))
+        assert values == sorted(values)  # the same one twice may be: its place was given up while it was being added
     assert place.left() == {}
 
 
