@@ -115,3 +115,55 @@ def _end(actor: Actor, element: Any, how: str) -> None:
     else:
         element.nack(delay=60 if how == "defer" else 0)
     actor.flush()
+
+
+# --- the scenarios ------------------------------------------------------------------------------------------------
+
+
+def _k(*values: str) -> Role:
+    return producer(*(("k", value) for value in values))
+
+
+def _opened(script: str, inflight: int = 1) -> Role:
+    return consumer(script, opened=True, inflight=inflight)
+
+
+TWO = (_k("a"), _k("b"))
+WAITING = (("k", "o"),)
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("two-producers", (*TWO, _opened("take ack take ack")), crashes=1),
+        Scenario("two-producers-nack", (*TWO, _opened("take nack take ack")), crashes=1),
+        Scenario("two-adds-nack", (_k("a", "b"), _opened("take nack take ack")), crashes=1),
+        Scenario("two-adds-one-add", (_k("a", "b"), _k("c"), _opened("take ack take ack"))),
+        Scenario("three-producers", (*TWO, _k("c"), _opened("take ack"))),
+        Scenario("replaced", (*TWO, _opened("take ack take ack")), before=WAITING, crashes=1),
+        Scenario("replaced-nack", (*TWO, _opened("take nack take ack")), before=WAITING),
+        Scenario("replaced-close", (*TWO, _opened("take close")), before=WAITING, crashes=1),
+        Scenario("late-publisher", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING),
+        Scenario("starting-consumer", (*TWO, consumer("take ack take ack")), crashes=1),
+        Scenario("starting-consumer-waiting", (*TWO, consumer("take ack take ack")), before=WAITING),
+        Scenario("two-keys", (producer(("k", "a"), ("j", "b")), producer(("j", "c")), _opened("take ack take ack"))),
+        Scenario("two-keys-in-order", (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take ack"))),
+        Scenario("two-out", (producer(("k", "a"), ("j", "b")), _k("c"), _opened("take take nack ack take ack", inflight=2))),
+        Scenario("one-out-of-two", (_k("a", "b"), _k("c"), _opened("take take ack take ack", inflight=2))),
+        Scenario("deferred", (*TWO, _opened("take defer wait take ack")), crashes=1),
+        Scenario("deferred-twice", (_k("a", "b"), _opened("take defer take defer wait take ack")), crashes=1),
+        Scenario("failed", (*TWO, _opened("take fail take ack")), crashes=1),
+        Scenario("even-first", (*TWO, _opened("take ack take ack")), listing=(0, 1)),
+        Scenario("odd-first", (*TWO, _opened("take ack take ack")), listing=(1, 0)),
+        Scenario("even-first-nack", (*TWO, _opened("take nack take ack")), listing=(0, 1)),
+        Scenario("odd-first-nack", (*TWO, _opened("take nack take ack")), listing=(1, 0)),
+        Scenario("even-first-in-order", (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")), listing=(0, 1)),
+        Scenario("odd-first-in-order", (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")), listing=(1, 0)),
+        Scenario("dropped", (dropper("k", "d"), _k("a"), _opened("take ack take ack")), drops=True, crashes=1),
+        Scenario("dropped-nack", (dropper("k", "d"), _k("a"), _opened("take nack take ack")), drops=True),
+        Scenario("dropped-two", (dropper("k", "d"), *TWO, _opened("take ack take ack")), drops=True),
+        Scenario("recovery", (*TWO, _opened("take ack"), consumer("take ack take ack", after=2)), crashes=1, crashers="C"),
+        Scenario("recovery-crash", (_k("a", "b"), _opened("take ack"), consumer("take ack", after=1)), crashes=2, notes=True),
+        Scenario("boot", (*TWO, _opened("take ack take ack")), fresh_boot=True, crashes=1),
+        Scenario("boot-waiting", (*TWO, _opened("take ack take ack")), fresh_boot=True, before=WAITING),
+    )
+}

@@ -150,13 +150,12 @@ class Files:
 
     def lstat(self, name: str, *, dir_fd: int) -> Status:
         folder = self._world.folders[dir_fd]
-        status = self._world.call(
+        return self._world.call(
             ("lstat" if self._identity else "exists", folder, name),
             (folder,),
             lambda: self._world.same_for_all(os.lstat(name, dir_fd=dir_fd)),
             None if self._identity else "there",
         )
-        return status
 
     def fstat(self, fd: int) -> Status:
         return self._world.same_for_all(os.fstat(fd))
