@@ -24,8 +24,8 @@ from .sequence import Sequence
 
 DRAFTS = (".tmp", ".part")
 
-READY = "ready"
-GONE = "gone"
+_BATCH = 500
+"""Files adopted in one go: with one flush, and before the consumer gets on with its work."""
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -47,6 +47,7 @@ class Drops:
         self._settle = settle
         self._ceiling = ceiling
         self._max_size = max_size
+        self._arrived: list[str] = []  # of the last listing, what has not been looked at
         self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}  # name: first seen, still since, its stamp
         self._stuck: set[str] = set()
         self.moved_in: set[str] = set()
@@ -57,8 +58,18 @@ class Drops:
         """What happened that a log should tell; whoever logs empties it."""
 
     def adopt(self) -> int:
-        """Adopt every finished file, in order of arrival. Return how many."""
+        """Adopt finished files, in order of arrival, up to a batch of them. Return how many."""
         self.look_again = None
+        if not self._arrived:
+            self._list()
+        batch, self._arrived = self._arrived[:_BATCH], self._arrived[_BATCH:]
+        finished = [entry for name in batch if (entry := self._inspect(name))]
+        if self._arrived:
+            self.look_again = monotonic()
+        return self._admit_all(finished) if finished else 0
+
+    def _list(self) -> None:
+        """List drop/ into _arrived, the earliest arrival (ctime) first."""
         arrived = []
         for name in self._layout.names("drop"):
             if name.lower().endswith(DRAFTS):
@@ -67,42 +78,47 @@ class Drops:
                 status = os.lstat(name, dir_fd=self._layout.folder("drop"))
             except FileNotFoundError:
                 continue
-            arrived.append((status.st_ctime_ns, name, status))
-        if not arrived:
-            self._seen.clear()
-            self._stuck.clear()
-            # Not emptied each time, for one may just have come: only names that others took away are left for long.
-            if len(self.moved_in) > 10_000:
-                self.moved_in.clear()
-            return 0
-        names = {name for _, name, _ in arrived}
+            arrived.append((status.st_ctime_ns, name))
+        arrived.sort()
+        self._arrived = [name for _, name in arrived]
+        names = set(self._arrived)
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
         self._stuck &= names
-        arrived.sort(key=lambda entry: entry[:2])
-        return sum(self._adopt_one(name, status) for _, name, status in arrived)
+        # Not emptied each time, for one may just have come: only names that others took away are left for long.
+        if not names and len(self.moved_in) > 10_000:
+            self.moved_in.clear()
 
-    def _adopt_one(self, name: str, status: os.stat_result) -> bool:
+    def _inspect(self, name: str) -> tuple[str, str] | None:
+        """Return (name, encoded key) of a file that may be adopted now; set aside what never may."""
         try:
+            status = os.lstat(name, dir_fd=self._layout.folder("drop"))
             encoded = encode_key(name)
+        except FileNotFoundError:
+            return None
         except InvalidKey as error:
-            return self._set_aside(name, f"its name cannot be a key: {error}")
+            self._set_aside(name, f"its name cannot be a key: {error}")
+            return None
         if status.st_size > self._max_size and stat.S_ISREG(status.st_mode):
-            return self._set_aside(
+            self._set_aside(
                 name, f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, or split it"
             )
+            return None
         try:
             fd = open_drop(self._layout, name, status)
+        except FileNotFoundError:
+            return None
         except OSError as error:
-            return error.errno != errno.ENOENT and self._set_aside(name, str(error.strerror))
+            self._set_aside(name, str(error.strerror))
+            return None
         try:
             left = self._time_left(name, os.fstat(fd), writer=has_writer(fd))
-            if left > 0:
-                now = monotonic()
-                self.look_again = min(self.look_again or now + left, now + left)
-                return False
-            return self._admit(name, encoded, fd)
         finally:
             os.close(fd)
+        if left > 0:
+            now = monotonic()
+            self.look_again = min(self.look_again or now + left, now + left)
+            return None
+        return name, encoded
 
     def _time_left(self, name: str, status: os.stat_result, *, writer: bool | None) -> float:
         """Return how many seconds to leave a file alone; 0 if it is finished."""
@@ -120,9 +136,21 @@ class Drops:
         quiet = max(now - still, (time_ns() - status.st_ctime_ns) / 1e9)
         return max(0.0, min(self._settle - quiet, self._ceiling - (now - first)))
 
-    def _admit(self, name: str, encoded: str, fd: int) -> bool:
+    def _admit_all(self, finished: list[tuple[str, str]]) -> int:
+        """Make these files the waiting values of their keys; return of how many."""
+        names = [name for name, _ in finished]
         try:
-            protocol.flush(fd)  # its writer need not have: in pending/ a name must not outlive its content
+            # Their writers need not have done it: in pending/ a name must not outlive its content.
+            protocol.flush_all(self._layout, "drop", names)
+        except OSError as error:
+            self._leave(
+                names[0], f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried again"
+            )
+            return 0
+        return sum(self._admit(name, encoded) for name, encoded in finished)
+
+    def _admit(self, name: str, encoded: str) -> bool:
+        try:
             if not self._sequence.try_lock():
                 self.look_again = monotonic() + 0.01
                 return False
@@ -132,23 +160,23 @@ class Drops:
             finally:
                 self._sequence.unlock()
         except OSError as error:
-            return self._leave(name, f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            self._leave(name, f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            return False
 
-    def _set_aside(self, name: str, reason: str) -> bool:
+    def _set_aside(self, name: str, reason: str) -> None:
         try:
             aside = protocol.set_aside(self._layout, "drop", name, f"dropped file {name!r} was set aside: {reason}\n")
         except FileNotFoundError:
-            return False
+            return
         except OSError as error:
-            return self._leave(name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}")
+            self._leave(name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}")
+            return
         self.messages.append(f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
-        return False
 
-    def _leave(self, name: str, message: str) -> bool:
+    def _leave(self, name: str, message: str) -> None:
         if name not in self._stuck:
             self._stuck.add(name)
             self.messages.append(message)
-        return False
 
 
 def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:

@@ -557,7 +557,7 @@ def test_a_file_with_a_time_in_the_future_is_adopted_in_the_end(inbox_dir: Path)
 
 
 def test_a_dropped_file_that_is_removed_again_leaves_no_trace(inbox_dir: Path) -> None:
-    with Inbox(inbox_dir, codec="bytes", drop_settle=0.1) as inbox:
+    with Inbox(inbox_dir, codec="bytes", drop_settle=5) as inbox:
         Path(inbox_dir, "drop", "a").write_bytes(b"1")
         assert inbox.take() is None
         Path(inbox_dir, "drop", "a").unlink()
