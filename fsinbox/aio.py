@@ -88,7 +88,8 @@ class AsyncInbox:
             return element
         deadline = None if timeout is None else monotonic() + timeout
         try:
-            await asyncio.wait_for(self._waiting.acquire(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._waiting.acquire()
         except TimeoutError:
             return None
         try:
@@ -99,8 +100,14 @@ class AsyncInbox:
     async def _wait_for_one(self, deadline: float | None) -> Element | None:
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
-        with await asyncio.to_thread(self.inbox.listening) as watch:
-            watch.waker.relay = lambda: loop.call_soon_threadsafe(woken.set)
+
+        def relay() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(woken.set)
+
+        listening = await asyncio.to_thread(self.inbox.listening)
+        with listening as watch:
+            watch.waker.relay = relay
             try:
                 while True:
                     woken.clear()
@@ -111,10 +118,10 @@ class AsyncInbox:
                     left = None if deadline is None else deadline - monotonic()
                     if left is not None and left <= 0:
                         return None
-                    try:
-                        await asyncio.wait_for(woken.wait(), watch.patience(self.inbox._limit(left)))
-                    except TimeoutError:
-                        continue
+                    # Not wait_for: in Python 3.11 it swallows a cancel that comes together with the wake.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(watch.patience(self.inbox._limit(left))):
+                            await woken.wait()
             finally:
                 watch.waker.relay = None
 

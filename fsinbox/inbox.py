@@ -443,7 +443,9 @@ class Inbox:
 
     def listening(self) -> AbstractContextManager[Watch]:
         """While this lasts, arrivals are noticed: a context manager that gives the Watch (see fsinbox.watch)."""
-        return self._watch().armed()
+        watch = self._watch()
+        watch.start()
+        return watch.armed()
 
     def _watch(self) -> Watch:
         layout = self._open_layout()

@@ -59,7 +59,8 @@ def is_consumed(layout: Layout) -> bool:
     """Tell whether some process holds the consumer's lock now."""
     from filelock import lock_descriptor
 
-    fd = os.open("consumer.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
+    # For reading only: whoever may only look must be told, too. (A network file system refuses such a lock: EBADF.)
+    fd = os.open("consumer.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
     try:
         return not lock_descriptor(fd, blocking=False)
     finally:

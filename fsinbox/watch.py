@@ -46,8 +46,9 @@ class Waker:
     def set(self) -> None:
         """Wake the sleeper, now or when it next sleeps."""
         self._queue.put(None)
-        if self.relay:
-            self.relay()
+        relay = self.relay
+        if relay:
+            relay()
 
     def clear(self) -> None:
         """Forget every wake so far."""
@@ -105,8 +106,7 @@ class Watch:
     @contextmanager
     def armed(self) -> Iterator[Watch]:
         """While this lasts, every arrival wakes the sleeper. Look for what is there already *after* entering."""
-        if not self._started:
-            self._start()
+        self.start()
         self._interval = _SHORTEST_POLL
         if self._source:
             self._source.arm()
@@ -136,7 +136,10 @@ class Watch:
         if source:
             source.close()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Choose between events and polling, once. Takes up to PROBE_PATIENCE seconds."""
+        if self._started:
+            return
         self._started = True
         if self._mode == "poll":
             return

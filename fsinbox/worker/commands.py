@@ -119,7 +119,7 @@ class _Tail:
 
     def finish(self) -> str:
         """Return the end of the output. A child that the command left behind may hold the pipe: it is not waited for."""
-        self._reader.join(1)
+        self._reader.join(0.2)
         if not self._reader.is_alive():
             self._pipe.close()
         return bytes(self._kept).decode("utf-8", "replace")

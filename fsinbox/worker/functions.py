@@ -99,12 +99,14 @@ async def _outcome_of(awaitable: Any) -> BaseException | None:
 
 
 def _positional(name: str, function: Callable[..., Any]) -> int:
-    """Return with how many arguments to call the function: 1 (element) or 2 (key, value)."""
+    """Return with how many arguments to call the function: 1 (element) or 2 (key, value). One it must be given decides."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return 2  # a built-in that does not tell
-    for count in (2, 1):
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = sum(p.kind in positional and p.default is p.empty for p in signature.parameters.values())
+    for count in (1, 2) if needed == 1 else (2, 1):
         try:
             signature.bind(*[None] * count)
         except TypeError:

@@ -70,6 +70,7 @@ class Runner:
         Raises InboxBusy, UnusableInbox.
         """
         self.waker = self.inbox.waker
+        end_wakeups = self._wake_at_signals()
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while not self._finished():
@@ -82,9 +83,34 @@ class Runner:
                 else:
                     self.waker.wait(None)
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            if not self._signals:  # else a further one must not end us while the inbox is being closed
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+            end_wakeups()
         return self.tally
+
+    def _wake_at_signals(self) -> Callable[[], None]:
+        """Have a thread set the waker at each signal; return what ends that.
+
+        Python's own handler runs in the main thread only between two bytecodes: a signal that comes just before the main
+        thread begins to wait would be handled when something else wakes it.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+        def pass_on() -> None:
+            while os.read(reader, 100):
+                self.waker.set()
+            os.close(reader)
+
+        threading.Thread(target=pass_on, name="fsinbox-signals", daemon=True).start()
+
+        def end() -> None:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+
+        return end
 
     @property
     def stopped_by_signal(self) -> bool:
@@ -194,6 +220,8 @@ class Runner:
 
     def _give_back(self) -> None:
         """A second signal: end the commands, put back what is out, and leave without waiting for any thread."""
+        while not self._reports.empty():
+            self._end(*self._reports.get())  # what is done is done
         self.handler.stop_now()
         for element in self._running:
             element.release()
