@@ -23,8 +23,8 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
             temporaries.append(protocol.write_payload(layout, data, durable=False))
         if durable:
             protocol.flush_all(layout, "tmp", temporaries)
-        for (key, encoded, data), temporary in zip(batch, temporaries, strict=True):
-            outcomes.append(_publish(layout, sequence, key, encoded, data, temporary, durable=durable))
+        for (key, encoded, _), temporary in zip(batch, temporaries, strict=True):
+            outcomes.append(_publish(layout, sequence, key, encoded, temporary))
     finally:
         for temporary in temporaries[len(outcomes) :]:
             protocol.discard_temporary(layout, temporary)
@@ -33,14 +33,11 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
     return outcomes
 
 
-def _publish(layout: Layout, sequence: Sequence, key: str, encoded: str, data: bytes, temporary: str, *, durable: bool) -> Added:
-    while True:
-        number, waits = protocol.find_place(layout, sequence, encoded, adopt.finished_drop(layout, key))
-        name = element_name(number, encoded)
-        protocol.publish(layout, temporary, name)
-        if protocol.is_settled_in(layout, sequence, name, number, encoded):
-            break
-        temporary = protocol.write_payload(layout, data, durable=durable)
+def _publish(layout: Layout, sequence: Sequence, key: str, encoded: str, temporary: str) -> Added:
+    number, waits = protocol.find_place(layout, sequence, encoded, adopt.finished_drop(layout, key))
+    name = element_name(number, encoded)
+    protocol.publish(layout, temporary, name)
+    protocol.confirm(layout, sequence, name, number, encoded)
     if waits:
         return "replaced"
     return "behind" if protocol.is_out(layout, encoded) else "new"

@@ -129,9 +129,7 @@ class Consumer:
 
     def _recover(self) -> None:
         with self._sequence:
-            last, boot = self._sequence.read()
-            if boot != self._sequence.boot:
-                protocol.begin_boot(self._layout, self._sequence, last)
+            protocol.last_number(self._layout, self._sequence)
         self._load_notes()
         orphans = self._list_inflight()
         deferred = self._list_deferred()

@@ -268,8 +268,7 @@ class Inbox:
         """Queue what a binary stream gives, to its end. Raises InvalidKey, AddFailed."""
         from .transfer import Stream
 
-        with Stream(stream) as source:
-            return self._add(key, source, durable)
+        return self._add(key, Stream(stream), durable)
 
     def add_many(
         self,
@@ -318,25 +317,23 @@ class Inbox:
         durable = self.durable if durable is None else durable
         published = False
         try:
-            while True:
+            if isinstance(payload, bytes):
+                temporary = protocol.write_payload(layout, payload, durable=durable)
+            else:
+                temporary = payload.write(layout, durable=durable)
+            try:
+                dropped = adopt.finished_drop(layout, key)
+                number, waits = protocol.find_place(layout, self._sequence, encoded, dropped)
+                name = element_name(number, encoded)
+                protocol.publish(layout, temporary, name)
+            except BaseException:
                 if isinstance(payload, bytes):
-                    temporary = protocol.write_payload(layout, payload, durable=durable)
+                    protocol.discard_temporary(layout, temporary)
                 else:
-                    temporary = payload.write(layout, durable=durable)
-                try:
-                    dropped = adopt.finished_drop(layout, key)
-                    number, waits = protocol.find_place(layout, self._sequence, encoded, dropped)
-                    name = element_name(number, encoded)
-                    protocol.publish(layout, temporary, name)
-                except BaseException:
-                    if isinstance(payload, bytes):
-                        protocol.discard_temporary(layout, temporary)
-                    else:
-                        payload.discard(layout, temporary)
-                    raise
-                published = True
-                if protocol.is_settled_in(layout, self._sequence, name, number, encoded):
-                    break
+                    payload.discard(layout, temporary)
+                raise
+            published = True
+            protocol.confirm(layout, self._sequence, name, number, encoded)
             if durable:
                 protocol.flush_pending(layout)
             if waits:

@@ -24,8 +24,9 @@ What holds at every moment, and makes the steps right (docs/protocol.md has the 
  I3  A missing hint is always safe: the next add is given a higher number.
  I4  What a rename may overwrite in pending/ is an older or concurrent value of the same key. What comes *back* to
      pending/ never overwrites: it is linked.
- I5  When an add returns, its value was published before the place was given up: what the consumer lists after a higher
-     number of that key was given out shows it. (So a consumer may work from an old listing.)
+ I5  A number that is given out to a key after an add of it has returned is higher than the place of that add's value, and
+     came later: a listing that shows what was added there shows the value below it, too, or the consumer has it.
+     (So a consumer may work from an old listing.)
 """
 
 import errno
@@ -48,7 +49,7 @@ GIVEN_BACK = "back"
 FUTURE = 24 * 3600 * 10**9
 """How far ahead of the clock, in nanoseconds, a number found in a name is believed."""
 
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -65,7 +66,7 @@ def unused_temporary() -> str:
 
 
 def create_temporary(layout: Layout) -> tuple[str, int]:
-    """Create a new file in tmp/ and return (name, descriptor open for reading and writing)."""
+    """Create a new file in tmp/ and return (name, descriptor open for writing)."""
     while True:
         name = unused_temporary()
         try:
@@ -167,9 +168,7 @@ def find_place(layout: Layout, sequence: Sequence, encoded: str, dropped: str | 
 def admit(layout: Layout, sequence: Sequence, encoded: str) -> tuple[int, bool]:
     """Return (the key's place, whether an older value waits): the place is the one its hint names, or the next number,
     with a hint for it. The caller holds the lock."""
-    last, boot = sequence.read()
-    if boot != sequence.boot:
-        last = begin_boot(layout, sequence, last)
+    last = last_number(layout, sequence)
     hint = read_hint(layout, encoded)
     if hint and hint[0] > last:
         hint = None  # nobody gave that number out
@@ -191,14 +190,20 @@ def publish(layout: Layout, temporary: str, name: str) -> None:
     os.rename(temporary, name, src_dir_fd=layout.folder("tmp"), dst_dir_fd=layout.folder("pending"))
 
 
-def is_settled_in(layout: Layout, sequence: Sequence, name: str, number: int, encoded: str) -> bool:
-    """Tell, after publishing, whether the place was still the key's (I5). If not, the value must be added once more.
+def confirm(layout: Layout, sequence: Sequence, name: str, number: int, encoded: str) -> None:
+    """After publishing: see to it that whoever adds this key from now on gets a place above this value (I5).
 
     A producer that was paused between finding its place and publishing there may have published at a place that was
-    given up, behind the consumer's back and below newer values: it must not return before a value of its stands where
-    the consumer will look. If the name is gone from pending/, the consumer has it.
+    given up, behind the consumer's back. Then, before it returns, the key gets a higher number, with nothing there yet.
     """
-    return read_hint(layout, encoded) == (number, sequence.boot) or not layout.exists("pending", name)
+    if read_hint(layout, encoded) == (number, sequence.boot) or not layout.exists("pending", name):
+        return  # still the key's place; or the consumer has the value
+    with sequence:
+        last = last_number(layout, sequence)
+        if read_hint(layout, encoded) != (number, sequence.boot) and layout.exists("pending", name):
+            write_hint(layout, encoded, sequence.advance(last), sequence.boot)
+            if not layout.exists("pending", name):
+                remove_hint(layout, encoded)  # just taken: what comes now should not go before keys that came earlier
 
 
 def flush_pending(layout: Layout) -> None:
@@ -212,6 +217,12 @@ def flush_pending(layout: Layout) -> None:
 def is_out(layout: Layout, encoded: str) -> bool:
     """Tell whether an element of this key is being worked on. inflight/ holds as few names as the consumer takes at once."""
     return any(parsed and parsed[1] == encoded for parsed in map(parse_element, layout.names("inflight")))
+
+
+def last_number(layout: Layout, sequence: Sequence) -> int:
+    """Return the last number given out. The caller holds the lock."""
+    last, boot = sequence.read()
+    return last if boot == sequence.boot else begin_boot(layout, sequence, last)
 
 
 def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
@@ -310,7 +321,7 @@ def take(layout: Layout, name: str, number: int, encoded: str) -> str:
         os.rename(name, name, src_dir_fd=layout.folder("pending"), dst_dir_fd=layout.folder("inflight"))
     except FileNotFoundError:
         return "gone"
-    if hint and hint[0] == number:
+    if hint:
         remove_hint(layout, encoded)  # from here on an add queues anew
     return "taken"
 

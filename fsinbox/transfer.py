@@ -20,7 +20,7 @@ _PIECE = 1 << 24  # bytes a copying system call is asked for at once
 
 
 class Source:
-    """A file whose content is to be queued. It stays open, so that it can be written again if the place was lost."""
+    """A file whose content is to be queued."""
 
     def __init__(self, path: str, *, move: bool) -> None:
         """Open the file at `path`. Raises AddFailed if that is not possible or it is not a regular file."""
@@ -95,38 +95,25 @@ class Source:
 
 
 class Stream:
-    """What a binary stream gives, to its end. Written once; the file stays open, should it have to be written again."""
+    """What a binary stream gives, to its end."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._written = -1
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._written >= 0:
-            os.close(self._written)
 
     def write(self, layout: Layout, *, durable: bool) -> str:
         """Bring the content to a file in tmp/ and return its name. Raises OSError."""
         name, fd = protocol.create_temporary(layout)
         try:
-            if self._written >= 0:
-                _copy(self._written, fd)
-            else:
+            try:
                 while piece := self._stream.read(1 << 20):
                     protocol.write_all(fd, piece)
-            if durable:
-                protocol.flush(fd)
+                if durable:
+                    protocol.flush(fd)
+            finally:
+                os.close(fd)
         except BaseException:
-            os.close(fd)
             protocol.discard_temporary(layout, name)
             raise
-        if self._written >= 0:
-            os.close(fd)
-        else:
-            self._written = fd
         return name
 
     def discard(self, layout: Layout, name: str) -> None:
