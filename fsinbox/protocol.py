@@ -321,8 +321,7 @@ def take(layout: Layout, name: str, number: int, encoded: str) -> str:
         os.rename(name, name, src_dir_fd=layout.folder("pending"), dst_dir_fd=layout.folder("inflight"))
     except FileNotFoundError:
         return "gone"
-    if hint:
-        remove_hint(layout, encoded)  # from here on an add queues anew
+    remove_hint(layout, encoded)  # the one that was read, or one that came meanwhile: from here on an add queues anew
     return "taken"
 
 
