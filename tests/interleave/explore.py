@@ -38,7 +38,6 @@ class Spot(NamedTuple):
     begun: bool
     ended: bool
     error: str
-    writes: int = 0  # how often it has written its value for this add
 
 
 class State(NamedTuple):
@@ -57,7 +56,6 @@ class Result:
     states: int = 0
     steps: int = 0
     ends: int = 0
-    cut: int = 0  # states not followed, for a producer had to write its value too often
     learnt: int = 0
     wrong: list[str] = field(default_factory=list)
     schedule: str = ""
@@ -104,14 +102,20 @@ class Explorer:
     def explore(self, *, shortest: bool = False, limit: int | None = None) -> Result:
         """Go through all states, up to the first wrong end. `shortest`: to the one with the fewest steps. `limit`: states."""
         result = Result()
+        try:
+            self._search(result, shortest=shortest, limit=limit)
+        finally:
+            self._stop()
+        result.states = len(self._came)
+        result.learnt = self.learnt
+        return result
+
+    def _search(self, result: Result, *, shortest: bool, limit: int | None) -> None:
         start = self._start()
         self._came = {start: None}
         todo = deque([start])
         while todo and (limit is None or len(self._came) < limit):
             state = todo.popleft() if shortest else todo.pop()
-            if self._is_cut(state):
-                result.cut += 1
-                continue
             choices = self._choices(state)
             for choice in choices:
                 result.steps += 1
@@ -124,11 +128,26 @@ class Explorer:
                 result.wrong = self._judge(state)
                 if result.wrong:
                     result.schedule = spell(self._path_to(state))
-                    break
-        self._stop()
-        result.states = len(self._came)
-        result.learnt = self.learnt
-        return result
+                    return
+
+    def check_by_running(self, *, samples: int) -> int:
+        """Run to some of the states that were found, all over, each step of the way being checked. Return how many steps."""
+        states = list(self._came)
+        steps = 0
+        try:
+            for state in states[:: max(1, len(states) // samples)]:
+                way = []
+                came: tuple[State, int] | None = (state, 0)
+                while came:
+                    way.append(came[0])
+                    came = self._came[came[0]]
+                self._stop()
+                for passed in reversed(way):
+                    self._run_to(passed)
+                    steps += 1
+        finally:
+            self._stop()
+        return steps
 
     # --- what can happen ---------------------------------------------------------------------------------------
 
@@ -153,9 +172,6 @@ class Explorer:
             for index in able
             if spots[index].begun and spots[index].kind != NOTED and (not crashers or self._letters[index] in crashers)
         ]
-
-    def _is_cut(self, state: State) -> bool:
-        return any(self._spots[actor, node].writes > self.scenario.writes for actor, node in enumerate(state.nodes))
 
     def _after(self, state: State, choice: int) -> State:
         if choice < 0:
@@ -305,7 +321,7 @@ class Explorer:
             error = repr(actor.error) if actor.error else ""
             spot = Spot((), SHARED, False, False, True, True, error)
         else:
-            spot = Spot(actor.waiting, actor.kind, actor.lock >= 0, actor.holds, actor.begun, False, "", actor.temporaries)
+            spot = Spot(actor.waiting, actor.kind, actor.lock >= 0, actor.holds, actor.begun, False, "")
         known = self._spots.setdefault((actor.index, actor.node), spot)
         assert known == spot, f"{actor.letter} is no function: {known} {spot}"
 

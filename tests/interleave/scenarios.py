@@ -39,7 +39,6 @@ class Scenario:
     notes: bool = False  # a crash between two operations in attempts/ counts
     listing: tuple[int, ...] = ()  # not atomic: which numbers (modulo) a listing sees first
     fresh_boot: bool = False  # the first admission finds the sequence of an earlier boot
-    writes: int = 2  # a schedule that makes a producer write its value more often is not followed
     in_order: bool = True  # keys that were added once must come in order
     long: bool = False
 
@@ -102,6 +101,7 @@ def consumer(script: str, *, opened: bool = False, after: int | None = None, inf
             elif out:
                 _end(actor, out.pop(0), word)
             actor.forget()
+        actor.did("died")  # it ends; what is out stays so
 
     return Role(run, opened=opened, after=after, inflight=inflight, consumer=True)
 
@@ -142,7 +142,8 @@ SCENARIOS = {
         Scenario("replaced", (*TWO, _opened("take ack take ack")), before=WAITING, crashes=1),
         Scenario("replaced-nack", (*TWO, _opened("take nack take ack")), before=WAITING),
         Scenario("replaced-close", (*TWO, _opened("take close")), before=WAITING, crashes=1),
-        Scenario("late-publisher", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING),
+        Scenario("late-publisher", (_k("a"), _k("b", "c"), _opened("take ack take ack")), before=WAITING),
+        Scenario("late-publisher-nack", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING, long=True),
         Scenario("starting-consumer", (*TWO, consumer("take ack take ack")), crashes=1),
         Scenario("starting-consumer-waiting", (*TWO, consumer("take ack take ack")), before=WAITING),
         Scenario("two-keys", (producer(("k", "a"), ("j", "b")), producer(("j", "c")), _opened("take ack take ack"))),
@@ -156,8 +157,16 @@ SCENARIOS = {
         Scenario("odd-first", (*TWO, _opened("take ack take ack")), listing=(1, 0)),
         Scenario("even-first-nack", (*TWO, _opened("take nack take ack")), listing=(0, 1)),
         Scenario("odd-first-nack", (*TWO, _opened("take nack take ack")), listing=(1, 0)),
-        Scenario("even-first-in-order", (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")), listing=(0, 1)),
-        Scenario("odd-first-in-order", (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")), listing=(1, 0)),
+        Scenario(
+            "even-first-in-order",
+            (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")),
+            listing=(0, 1),
+        ),
+        Scenario(
+            "odd-first-in-order",
+            (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")),
+            listing=(1, 0),
+        ),
         Scenario("dropped", (dropper("k", "d"), _k("a"), _opened("take ack take ack")), drops=True, crashes=1),
         Scenario("dropped-nack", (dropper("k", "d"), _k("a"), _opened("take nack take ack")), drops=True),
         Scenario("dropped-two", (dropper("k", "d"), *TWO, _opened("take ack take ack")), drops=True),

@@ -31,7 +31,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -53,14 +53,14 @@ from .scenarios import PROBE, Role, Scenario
 CONTENTS = ("sequence", "pending", "inflight", "deferred", "failed", "drop", "keys", "attempts")
 
 LANDINGS = (
-    (fsinbox.protocol, "read_hint admit find_place is_settled_in take fold put_back"),
+    (fsinbox.protocol, "read_hint last_number admit find_place confirm take fold put_back"),
     (fsinbox.consumer.Consumer, "_list_pending _take"),
 )
 """Functions after which an actor has forgotten all results, but for what its variables hold: no call of them is within an
 expression of which a part was worked out before, or in a loop over what is not in a variable."""
 
-IRRELEVANT = ("waits",)
-"""A variable that only decides what add returns."""
+IRRELEVANT = ("waits", "fd")
+"""Variables that do not matter: one only decides what add returns, the other is of the same file whatever its number."""
 
 MAX_LEFT = 50
 """More elements than a scenario has: whoever takes that many runs in circles."""
@@ -212,6 +212,11 @@ class Locks:
         self._world.call(("flock", file), (file,), lambda: fcntl.flock(fd, how | fcntl.LOCK_NB), lock=waits)
 
 
+def _modules() -> list[ModuleType]:
+    """Return the modules of fsinbox that producers and consumers use."""
+    return [module for name, module in sys.modules.items() if name.startswith("fsinbox.")]
+
+
 # --- the world ----------------------------------------------------------------------------------------------------
 
 
@@ -241,22 +246,20 @@ class World:
         self.base = KeptLayout(path)
         self._sequence = os.open("sequence", os.O_RDWR, dir_fd=self.base.root)
         self._patches = [
-            mock.patch.object(module, "os", Files(self, identity=module is not fsinbox.layout))
-            for module in (fsinbox.protocol, fsinbox.sequence, fsinbox.layout, fsinbox.consumer, fsinbox.adopt)
-        ]
-        self._patches += [
-            mock.patch.object(module, "fcntl", Locks(self)) for module in (fsinbox.protocol, fsinbox.sequence, fsinbox.adopt)
-        ]
-        self._patches += [
             mock.patch.object(fsinbox.inbox, "Layout", self._layout),
             mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: "now"),
-            mock.patch.object(fsinbox.sequence, "time_ns", lambda: 0),  # so numbers are 1, 2, 3 ...
-            mock.patch.object(fsinbox.protocol, "time_ns", lambda: 0),
             mock.patch.object(fsinbox.protocol, "unused_temporary", self._unused_temporary),
-            mock.patch.object(fsinbox.consumer, "time_ns", lambda: self.actor.clock if self.actor else self.run.clock),
-            mock.patch.object(fsinbox.consumer, "monotonic", lambda: inf if self.run.scenario.drops else 0),
-            mock.patch.object(fsinbox.adopt, "monotonic", lambda: 0),
         ]
+        for module in _modules():
+            stand_ins = {
+                "os": Files(self, identity=module is not fsinbox.layout),
+                "fcntl": Locks(self),
+                "time_ns": self._clock if module is fsinbox.consumer else lambda: 0,  # so numbers are 1, 2, 3 ...
+                "monotonic": self._monotonic,
+            }
+            self._patches += [
+                mock.patch.object(module, name, stand_in) for name, stand_in in stand_ins.items() if name in vars(module)
+            ]
         for owner, names in LANDINGS:
             self._patches += [mock.patch.object(owner, name, self._landing(getattr(owner, name))) for name in names.split()]
 
@@ -284,6 +287,13 @@ class World:
                     self.folders[layout.folder(name)] = name
             self.folders[layout.root] = "."
         return layout
+
+    def _clock(self) -> int:
+        return self.actor.clock if self.actor else self.run.clock
+
+    def _monotonic(self) -> float:
+        """Never, or always, is it time for the look into drop/ that a consumer takes now and then."""
+        return inf if self.run.scenario.drops else 0
 
     def _landing(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -525,7 +535,7 @@ class Actor:
             self.run.happened(what, self.letter, key, value)
         self._announced.clear()
 
-    def did(self, what: str, key: str, value: str = "") -> None:
+    def did(self, what: str, key: str = "", value: str = "") -> None:
         """Note what happened."""
         self.flush()
         self.run.happened(what, self.letter, key, value)
