@@ -1,0 +1,94 @@
+"""Proves the order of system calls that a power cut tests: content before its name, the name before the return.
+
+Read off real runs with strace; the states that a power cut may leave are another harness's to build.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fsinbox
+from fsinbox import Inbox
+
+pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+
+CALLS = "fsync,fdatasync,syncfs,rename,renameat,renameat2,mkdir,mkdirat"
+
+
+def traced(tmp_path: Path, code: str) -> list[str]:
+    """Run Python code in tmp_path under strace; return its calls of CALLS, as `call folder` or `call from -> to`."""
+    trace = tmp_path.with_name(tmp_path.name + ".trace")
+    program = "from fsinbox import Inbox\n" + code
+    environment = os.environ | {"PYTHONPATH": str(Path(fsinbox.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = ["strace", "-f", "-y", "-qq", "-e", f"trace={CALLS}", "-o", str(trace), sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    calls = []
+    for line in trace.read_text().splitlines():
+        match = re.match(r"\d+ +(\w+)\((.*)\) += 0$", line)
+        if match:
+            folders = [re.sub(r"^.*/(?=\w+(/\d[^/]*)?$)", "", path) for path in re.findall(r"<([^>]+)>", match[2])]
+            calls.append(f"{match[1]} {' -> '.join(folder.split('/')[0] for folder in folders) or match[2].split(',')[0]}")
+    return calls
+
+
+def test_an_add_flushes_its_content_then_names_it_then_flushes_the_name(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
+    calls = traced(tmp_path, "Inbox('inbox').add('a', 1)")
+    assert calls == ["fsync tmp", "renameat tmp -> pending", "fsync pending"]
+
+
+def test_an_add_that_need_not_be_durable_flushes_nothing(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
+    assert traced(tmp_path, "Inbox('inbox').add('a', 1, durable=False)") == ["renameat tmp -> pending"]
+
+
+@pytest.mark.parametrize(("count", "flushes"), [(3, ["fsync tmp"] * 3), (20, ["syncfs tmp"])])
+def test_a_batch_flushes_all_content_before_the_first_name(tmp_path: Path, count: int, flushes: list[str]) -> None:
+    Inbox(tmp_path / "inbox").close()
+    calls = traced(tmp_path, f"Inbox('inbox').add_many((str(n), n) for n in range({count}))")
+    assert calls == [*flushes, *["renameat tmp -> pending"] * count, "fsync pending"]
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_a_file_is_flushed_before_it_is_named(tmp_path: Path, move: bool) -> None:
+    Inbox(tmp_path / "inbox").close()
+    (tmp_path / "payload").write_text("1")
+    calls = traced(tmp_path, f"Inbox('inbox').add_file('a', 'payload', move={move})")
+    assert calls[-3:] == ["fsync tmp", "renameat tmp -> pending", "fsync pending"]
+
+
+def test_a_dropped_file_is_flushed_before_it_is_named(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        (tmp_path / "draft").write_text("1")
+        os.utime(tmp_path / "draft", (1, 1))
+        os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
+    calls = traced(tmp_path, "assert Inbox('inbox').take().key == 'a'")
+    assert calls[:2] == ["fsync a", "renameat drop -> pending"]
+
+
+def test_take_ack_and_put_back_flush_nothing(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add("a", 1)
+    calls = traced(tmp_path, "i = Inbox('inbox')\ni.take().nack()\ni.take().ack()")
+    assert [call for call in calls if "sync" in call] == []
+
+
+def test_a_new_inbox_is_durable_before_it_is_said_to_be_one(tmp_path: Path) -> None:
+    calls = traced(tmp_path, "Inbox('inbox')")
+    named = next(index for index, call in enumerate(calls) if call.startswith("rename"))
+    before, after = calls[:named], calls[named + 1 :]
+    parent = f"fsync {tmp_path.name}"
+    assert any(call.endswith(parent.split()[1]) and call.startswith("fsync") for call in before), "its name in its parent"
+    for folder in ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts", "sequence", "inbox"):
+        assert f"fsync {folder}" in before
+    assert "fsync inbox" in after
