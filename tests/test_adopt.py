@@ -417,6 +417,8 @@ def give_back_another_s_file(path: str, how: str) -> None:
         os.chmod(os.path.join(path, "drop", "another's"), 0o644)
     for entry in (path, *(os.path.join(path, name) for name in os.listdir(path))):
         os.chown(entry, 65534, 65534)
+    import ctypes  # noqa: F401 - while it can be read: this Python may lie in a folder of root's
+
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
