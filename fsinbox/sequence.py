@@ -116,7 +116,7 @@ class Sequence:
         """
         if self._fd < 0:
             self._open()
-        words = os.pread(self._fd, 64, 0).split()
+        words = os.pread(self._fd, 64, 0).partition(b"\n")[0].split()
         if len(words) == 2 and words[0].isdigit() and int(words[0]) < HIGHEST:
             return int(words[0]), words[1].decode("ascii", "replace")
         return 0, UNKNOWN

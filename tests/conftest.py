@@ -76,3 +76,23 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
         return output.strip()
 
     return run
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Note a figure for the run's summary: how many states, kills, disks. A check that ran says how much it did."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of all tests, and what could not run here: so that a log tells what was proved, and what was not."""
+    figures = [
+        (report.nodeid, value)
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for name, value in report.user_properties
+        if name == "figure" and report.when == "call"
+    ]
+    if figures:
+        terminalreporter.section("what was tried")
+        for nodeid, text in sorted(figures):
+            terminalreporter.write_line(f"{nodeid.rpartition('/')[2]}: {text}")

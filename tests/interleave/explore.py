@@ -21,7 +21,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .oracle import Event, judge, judge_order
+from tests.oracle import Event, judge, judge_order
+
 from .scenarios import Scenario
 from .stepper import NOTED, SHARED, Actor, Run, World, spell, unspell
 

@@ -45,9 +45,9 @@ import fsinbox.protocol
 import fsinbox.sequence
 from fsinbox import Inbox
 from fsinbox.layout import FOLDERS, Layout
+from tests.oracle import Event
 
 from . import scenarios
-from .oracle import Event
 from .scenarios import PROBE, Role, Scenario
 
 CONTENTS = ("sequence", "pending", "inflight", "deferred", "failed", "drop", "keys", "attempts")

@@ -27,6 +27,8 @@ from .mutants import MUTANTS, Mutant, mutated
 from .scenarios import SCENARIOS, Scenario
 from .stepper import World
 
+pytestmark = pytest.mark.interleave
+
 LIMIT = 20_000_000
 """States: far more than any scenario has, unless its actors can go round in circles."""
 

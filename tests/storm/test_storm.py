@@ -20,7 +20,9 @@ from time import monotonic, sleep
 import pytest
 
 from fsinbox import Inbox
-from tests.interleave.oracle import Event, judge
+from tests.oracle import Event, judge
+
+pytestmark = pytest.mark.storm
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .oracle import Event, judge, judge_order
+from tests.oracle import Event, judge, judge_order
 
 
 def history(text: str) -> list[Event]:

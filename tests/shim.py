@@ -1,0 +1,81 @@
+"""A place between fsinbox and the operating system: each call that the package's modules make to `os`, `fcntl` or filelock's
+descriptor lock goes through a hook, which may look, fail it, do a part of it, or die.
+
+    def hook(name, call, arguments, more):      # name: "rename"; call: the real function
+        return call(*arguments, **more)
+
+    with intercepted(hook):
+        inbox.add("a", 1)
+
+Nothing is imitated: what the hook lets through is done by the real system.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import filelock
+
+import fsinbox
+
+Hook = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+NO_CALLS = frozenset("fspath fsencode fsdecode getpid geteuid urandom cpu_count WIFEXITED register_at_fork uname _exit".split())
+"""Functions of os that are no file operation."""
+
+
+class _Between:
+    """Stands for a module: functions go through the hook, all else is the module's own."""
+
+    def __init__(self, module: ModuleType, hook: Hook) -> None:
+        self._module = module
+        self._hook = hook
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if callable(value) and not isinstance(value, type) and name not in NO_CALLS:
+            hook, function = self._hook, value
+
+            def value(*arguments: Any, **more: Any) -> Any:
+                return hook(name, function, arguments, more)
+
+        self.__dict__[name] = value
+        return value
+
+
+def modules() -> list[ModuleType]:
+    """Return every module of the package that works on files: all but those of the command line and the workers."""
+    for module in pkgutil.iter_modules(fsinbox.__path__, "fsinbox."):
+        if not module.ispkg and module.name != "fsinbox.__main__":
+            importlib.import_module(module.name)
+    return [module for name, module in sys.modules.items() if name.startswith("fsinbox.") and name.count(".") == 1]
+
+
+@contextmanager
+def intercepted(hook: Hook) -> Iterator[None]:
+    """While this lasts, the package's calls go through the hook."""
+    stand_ins = {"os": _Between(os, hook), "fcntl": _Between(fcntl, hook)}
+    lock = _Between(filelock, hook).lock_descriptor  # type: ignore[arg-type]
+    patches = [
+        mock.patch.object(module, name, stand_in)
+        for module in modules()
+        for name, stand_in in stand_ins.items()
+        if name in vars(module) and vars(module)[name] in (os, fcntl)
+    ]
+    patches.append(mock.patch.object(filelock, "lock_descriptor", lock))
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in reversed(patches):
+            patch.stop()
