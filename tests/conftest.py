@@ -19,14 +19,22 @@ settings.register_profile("long", derandomize=True, deadline=None, database=None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests marked long, too")
+    parser.addoption("--long", action="store_true", help="run the tests marked long, too: hours")
+    parser.addoption("--quick", action="store_true", help="leave out the harnesses of docs/reliability.md: a minute or two")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("--long") else "fsinbox")
 
 
+HARNESSES = {"crash", "disk", "faults", "lossy", "storm", "model", "hostile", "mutants", "interleave"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        left_out = [item for item in items if HARNESSES & item.keywords.keys()]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="the long version of a check: run with --long")

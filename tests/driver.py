@@ -11,13 +11,18 @@ turn by one process with one open Inbox:
 
     add:KEY=VALUE     Inbox.add_bytes, flushed               new:KEY=VALUE     the same, in an Inbox opened for it
     quick:KEY=VALUE   the same, not flushed                  many:K=V,K=V,...  Inbox.add_many, flushed
+    stream:KEY=VALUE  Inbox.add_stream
     file:KEY=VALUE    Inbox.add_file                         move:KEY=VALUE    the same, handing the file over
     sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/, flush drop/
+    both:K=V,K=V      the first by scripts/fsinbox-add, the second by add_bytes, at the same time
     take              take an element, if one is to be had
     ack nack defer fail     end the one that has been out longest; defer is a nack with a delay (of a nanosecond: it is over)
+    postpone          the same with a delay of an hour (`aftermath` is two hours later)
     release           the same as nack, without counting an attempt
     restart           close the inbox, which puts back what is out, and open it again
-    create            make the inbox
+    die               leave the inbox as a killed process does: what is out stays in inflight/
+    create            make the inbox                         mkdir             make the empty directory for it, not flushed
+    forget            remove all hints, as anyone may at any time
     mark              announce a "mark": for a harness that wants to know where it is
 
 The inbox must exist, unless the first word is `create`. Values are short texts; no two adds of a key may have the same.
@@ -30,10 +35,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic_ns, sleep, time_ns
 from unittest import mock
 
+import fsinbox.consumer
 import fsinbox.sequence
 from fsinbox import Element, Inbox
 from tests.oracle import Event
@@ -169,6 +176,9 @@ class Driver:
     def _many(self, *pairs: tuple[str, str]) -> None:
         self.inbox.add_many((key, payload(value)) for key, value in pairs)
 
+    def _stream(self, pair: tuple[str, str]) -> None:
+        self.inbox.add_stream(pair[0], BytesIO(payload(pair[1])))
+
     def _file(self, pair: tuple[str, str]) -> None:
         self.inbox.add_file(pair[0], self._draft(pair[1]))
 
@@ -177,6 +187,15 @@ class Driver:
 
     def _sh(self, pair: tuple[str, str]) -> None:
         subprocess.run([SHELL_PRODUCER, "--inbox", self.path, pair[0]], input=payload(pair[1]), check=True)
+
+    def _both(self, one: tuple[str, str], two: tuple[str, str]) -> None:
+        child = subprocess.Popen([SHELL_PRODUCER, "--inbox", self.path, one[0]], stdin=subprocess.PIPE)
+        assert child.stdin
+        child.stdin.write(payload(one[1]))
+        child.stdin.close()
+        sleep(int(two[1]) % 8 * 0.003)  # (a start of the shell takes some 10 ms)
+        self._add(two)
+        assert child.wait() == 0
 
     def _mv(self, pair: tuple[str, str]) -> None:
         """As a careful shell script would: `sync draft; mv draft drop/KEY; sync drop`."""
@@ -226,12 +245,34 @@ class Driver:
         if element := self._end("nack"):
             element.nack(delay=1e-9)
 
+    def _postpone(self) -> None:
+        if element := self._end("nack"):
+            element.nack(delay=3600)
+
     def _restart(self) -> None:
         self.close()
         _ = self.inbox
 
+    def _die(self) -> None:
+        self.log.tell("died")
+        self._out.clear()
+        inbox, self._inbox = self._inbox, None
+        if inbox and inbox._consumer:
+            inbox._consumer.close()  # its lock
+            inbox._consumer = None
+            inbox._elements.clear()
+        if inbox:
+            inbox.close()
+
     def _create(self) -> None:
         Inbox(self.path, codec="bytes").close()
+
+    def _mkdir(self) -> None:
+        os.mkdir(self.path)
+
+    def _forget(self) -> None:
+        for hint in os.listdir(f"{self.path}/keys"):
+            os.unlink(f"{self.path}/keys/{hint}")
 
     def _mark(self) -> None:
         self.log.tell("mark")
@@ -271,7 +312,8 @@ def aftermath(path: str, way: str, keys: Iterable[str] = (), *, boot: str | None
     Raises what Inbox raises: nothing, if all is well.
     """
     log = Log("aftermath")
-    patches = []
+    # Two hours later: whatever waits out a delay is due.
+    patches = [mock.patch.object(fsinbox.consumer, "time_ns", lambda: time_ns() + 7200 * 10**9)]
     if boot is not None:
         patches.append(mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: boot))
     if clock is not None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from fsinbox import Inbox
 
 pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 
-CALLS = "fsync,fdatasync,syncfs,rename,renameat,renameat2,mkdir,mkdirat"
+CALLS = "sync,fsync,fdatasync,syncfs,rename,renameat,renameat2,mkdir,mkdirat"
 
 
 def traced(tmp_path: Path, code: str) -> list[str]:
@@ -39,6 +40,13 @@ def traced(tmp_path: Path, code: str) -> list[str]:
             folders = [re.sub(r"^.*/(?=\w+(/\d[^/]*)?$)", "", path) for path in re.findall(r"<([^>]+)>", match[2])]
             calls.append(f"{match[1]} {' -> '.join(folder.split('/')[0] for folder in folders) or match[2].split(',')[0]}")
     return calls
+
+
+def flushes(calls: list[str]) -> list[str]:
+    """Return those of the calls that flush, without what a consumer flushes as it starts."""
+    found = [call for call in calls if "sync" in call]
+    assert found[:3] == ["fsync pending", "fsync inflight", "fsync deferred"], "what was visible before it started"
+    return found[3:]
 
 
 def test_an_add_flushes_its_content_then_names_it_then_flushes_the_name(tmp_path: Path) -> None:
@@ -73,14 +81,48 @@ def test_a_dropped_file_is_flushed_before_it_is_named(tmp_path: Path) -> None:
         os.utime(tmp_path / "draft", (1, 1))
         os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
     calls = traced(tmp_path, "assert Inbox('inbox').take().key == 'a'")
-    assert calls[:2] == ["fsync a", "renameat drop -> pending"]
+    assert flushes(calls) == ["fsync a"]
+    assert calls.index("fsync a") < calls.index("renameat drop -> pending")
 
 
-def test_take_ack_and_put_back_flush_nothing(tmp_path: Path) -> None:
+def test_a_dropped_file_is_flushed_before_an_add_of_its_key_moves_it(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        (tmp_path / "draft").write_text("1")
+        os.utime(tmp_path / "draft", (1, 1))
+        os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
+    calls = traced(tmp_path, "Inbox('inbox').add('a', 2)")
+    assert calls == ["fsync tmp", "fsync a", "renameat drop -> pending", "renameat tmp -> pending", "fsync pending"]
+
+
+def test_take_and_ack_flush_nothing(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add_many((key, 1) for key in "abc")
+    calls = traced(tmp_path, "i = Inbox('inbox')\nfor _ in range(3): i.take().ack()")
+    assert flushes(calls) == []
+
+
+def test_a_key_that_was_ended_is_flushed_before_it_is_taken_again(tmp_path: Path) -> None:
+    """Else a power cut could bring the older one back when the newer is gone."""
+    Inbox(tmp_path / "inbox").close()
+    code = "i = Inbox('inbox', durable={})\nfor n in range(2):\n i.add('a', n, durable=False)\n i.take().ack()"
+    assert flushes(traced(tmp_path, code.format(True))) == ["fsync inflight", "fsync deferred"]
+    calls = traced(tmp_path, code.format(False))
+    assert [call for call in calls if "sync" in call] == [], "not flushed, as asked"
+
+
+def test_what_is_put_back_is_flushed_before_it_is_removed(tmp_path: Path) -> None:
     with Inbox(tmp_path / "inbox") as inbox:
         inbox.add("a", 1)
-    calls = traced(tmp_path, "i = Inbox('inbox')\ni.take().nack()\ni.take().ack()")
-    assert [call for call in calls if "sync" in call] == []
+    assert flushes(traced(tmp_path, "i = Inbox('inbox')\ni.take().nack()")) == ["fsync pending"]
+
+
+@pytest.mark.parametrize("end", ["nack()", "nack(9)", "fail('why')"])
+def test_a_newer_value_is_flushed_before_the_older_is_dropped(tmp_path: Path, end: str) -> None:
+    """Its producer may not have got to it."""
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add("a", 1)
+    calls = traced(tmp_path, f"i = Inbox('inbox')\ne = i.take()\ni.add('a', 2, durable=False)\nassert not e.{end}")
+    assert flushes(calls) == ["fsync pending"]
 
 
 def test_a_new_inbox_is_durable_before_it_is_said_to_be_one(tmp_path: Path) -> None:
@@ -92,3 +134,15 @@ def test_a_new_inbox_is_durable_before_it_is_said_to_be_one(tmp_path: Path) -> N
     for folder in ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts", "sequence", "inbox"):
         assert f"fsync {folder}" in before
     assert "fsync inbox" in after
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read a folder")
+def test_where_the_parent_may_not_be_read_all_is_flushed(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o711)
+        parent = Path(top, "parent")
+        parent.mkdir()
+        parent.chmod(0o333)
+        calls = traced(tmp_path, f"import os\nInbox\nos.setuid(65534)\nInbox({str(parent / 'inbox')!r})")
+    assert calls[0].startswith("mkdir")
+    assert calls[1].startswith("sync")

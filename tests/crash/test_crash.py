@@ -1,0 +1,193 @@
+"""Proves that no power cut loses what an add had promised, tears a value, or delivers an older value after a newer one.
+
+Real programs are traced (Python, scripts/fsinbox-add, `mv` into drop/, the consumer; two producers at once; the creation of
+the inbox itself). Every state of the disk that a power cut may leave of what they did is built, under two models of what a
+file system keeps (recording.py); a fresh producer and consumer work with it; and the oracle judges what was announced before
+and after the cut. So are the states that a power cut during the recovery leaves.
+
+    workloads.py    what is traced: every sequence of up to three queue operations, and longer stories
+    races.py        a producer and a consumer, call by call in orders of our choice
+    trace.py        from strace's output to a recording
+    recording.py    the recording, and the states that a power cut may leave of it
+    check.py        lays a state out, lets it be recovered, judges
+
+A failure prints a line that replays it:
+
+    FSINBOX_CUT='posix:27:65:create add:a=1 take | add:a=2 ack' pytest tests/crash -k replay -rP
+
+that is: model, how many recorded items had been done, which combination of what was not certain, workload. The states of a
+workload with two processes differ from run to run. `--long` goes through longer sequences, more races and more recoveries.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .check import RECOVERY, Checker, Trace, announced, scratch, trace
+from .races import RACES, Race, run
+from .recording import MODELS, Recording, State, read_tree, states
+from .workloads import BASES, STORIES, Workload, sequences, story
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
+    pytest.mark.timeout(900),
+]
+
+Figure = Callable[[str], None]
+
+MOST = 400
+"""States of one sequence, in one model, that are checked in the short version; of more, as many by chance."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory."""
+    with scratch(tmp_path) as folder:
+        yield folder
+
+
+def report(checker: Checker, figure: Figure, least: int) -> None:
+    """Say how much was tried; it must have been as much as promised, and all of it right."""
+    result = checker.result
+    figure(f"{result.states:,} different states after a power cut, {len(result.wrong)} bad")
+    assert not result.wrong, f"{len(result.wrong)} of {result.states} states are bad:\n" + "\n".join(result.wrong[:5])
+    assert result.states >= least
+
+
+def check_all(workloads: list[Workload], folder: Path, most: int | None) -> Checker:
+    """Trace workloads, and check their states in both models."""
+    checker = Checker(folder)
+    for first in range(0, len(workloads), 100):
+        for traced in trace(workloads[first : first + 100], folder / "traced"):
+            for model in MODELS:
+                checker.check(traced, model, most)
+    return checker
+
+
+LEAST = {"empty": 10_000, "waiting": 6_000, "out": 25_000, "behind": 12_000, "deferred": 10_000}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_any_sequence_of_up_to_three_operations(base: str, folder: Path, figure: Figure) -> None:
+    workloads = [workload for length in (1, 2, 3) for workload in sequences(base, length)]
+    report(check_all(workloads, folder, MOST), figure, LEAST[base])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("base", BASES)
+def test_any_sequence_of_four_operations(base: str, folder: Path, figure: Figure) -> None:
+    report(check_all(list(sequences(base, 4, ("add", "add+b", "mv"))), folder, None), figure, LEAST[base])
+
+
+def test_longer_stories(folder: Path, figure: Figure) -> None:
+    report(check_all(STORIES, folder, None), figure, 10_000)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_producer_and_a_consumer_at_once(half: int, folder: Path, figure: Figure) -> None:
+    """The producer is stopped at each of its calls, and the consumer does all it has to; then the producer goes on."""
+    checker = Checker(folder)
+    for race in RACES[half::2]:
+        for traced in _plans(race, folder):
+            for model in MODELS:
+                checker.check(traced, model, 150)
+    report(checker, figure, 15_000)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("race", RACES, ids=lambda race: race.name.replace("/", ":"))
+def test_a_producer_and_a_consumer_in_turns(race: Race, folder: Path, figure: Figure) -> None:
+    """The same, and the producer goes on after any number of the consumer's calls."""
+    checker = Checker(folder)
+    calls = _run(race, folder, 10**6, 0)[1]
+    for m in range(1, calls[1]):
+        for traced in _plans(race, folder, m):
+            for model in MODELS:
+                checker.check(traced, model, 100)
+    report(checker, figure, 50_000)
+
+
+def _plans(race: Race, folder: Path, m: int = 10**6) -> Iterator[Trace]:
+    """Run a race with each number of calls that the first may make before the second does `m`."""
+    n, calls = 0, 1
+    while n < calls:
+        traced, (calls, _) = _run(race, folder, n, m)
+        yield traced
+        n += 1
+
+
+def _run(race: Race, folder: Path, n: int, m: int) -> tuple[Trace, list[int]]:
+    top = folder / "race"
+    top.mkdir()
+    recording, calls = run(race, str(top), n, m)
+    assert recording.tree() == read_tree(str(top)), "the recording does not lead to what is there"
+    shutil.rmtree(top)
+    return Trace(f"{n},{m}:{race.name}", recording), calls
+
+
+def check_recoveries(folder: Path, samples: int, most: int) -> Checker:
+    checker = Checker(folder)
+    workloads = [workload for base in BASES for workload in sequences(base, 2, ("add", "mv"))]
+    stories = [workload for workload in STORIES if "quick:" not in workload.name]  # what a recovery makes of a torn value is free
+    for traced in trace([*workloads, *stories], folder / "traced"):
+        for model in MODELS:
+            checker.check_while_recovering(traced, model, samples=samples, most=most)
+    return checker
+
+
+def test_a_power_cut_while_recovering_from_one(folder: Path, figure: Figure) -> None:
+    report(check_recoveries(folder, samples=3, most=30), figure, 10_000)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_power_cuts_while_recovering_from_one(folder: Path, figure: Figure) -> None:
+    report(check_recoveries(folder, samples=50, most=100), figure, 100_000)
+
+
+def test_one_workload(folder: Path) -> None:
+    """All states of one workload, or of a race with every plan, from the environment."""
+    name = os.environ.get("FSINBOX_WORKLOAD", "create | add:a=1 take")
+    checker = Checker(folder)
+    if name.count(" | ") == 2:
+        for traced in _plans(Race(*name.split(" | ")), folder):
+            for model in MODELS:
+                checker.check(traced, model)
+    else:
+        checker = check_all([story(name)], folder, None)
+    assert not checker.result.wrong, checker.result.wrong[0]
+
+
+def test_replay(folder: Path) -> None:
+    """Replay one state, from the environment, and show it."""
+    text = os.environ.get("FSINBOX_CUT", "posix:9:0:create add:a=1 take | add:a=2 ack")
+    checker = Checker(folder)
+    recording, state = _find(text, checker, folder)
+    print(*recording.items[: state.done], sep="\n")
+    print(*(f"{path}: {what!r}" for path, what in state.tree.items()), sep="\n")
+    checker.check_state(state, announced(recording, state), text)
+    assert not checker.result.wrong, checker.result.wrong
+
+
+def _find(text: str, checker: Checker, folder: Path) -> tuple[Recording, State]:
+    """Return the state that a name stands for, and the recording it is of."""
+    model, done, choice, name = text.split(":", 3)
+    before = name.removesuffix(RECOVERY)
+    plan, _, race = name.partition(":")
+    if before != name:
+        recording, state = _find(before, checker, folder)
+        recording = checker.record_recovery(state.tree, announced(recording, state))
+    elif race and plan.replace(",", "").isdecimal():
+        n, _, m = plan.partition(",")
+        recording = _run(Race(*race.split(" | ")), folder, int(n), int(m))[0].recording
+    else:
+        recording = trace([story(name)], folder / "traced")[0].recording
+    return recording, next(s for s in states(recording, model, int(done)) if (s.done, s.choice) == (int(done), int(choice)))

@@ -1,0 +1,202 @@
+"""The mutants: which line of which file, what it becomes, and the check that must turn red.
+
+`old` must occur exactly once in the file: when the code changes, its mutants have to be looked at again. Every place where the
+package or the shell producer flushes has to have a mutant that takes the flush away (test_mutants.py sees to it).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """In `file` replace `old` by `new`; then `check` (words for pytest, or a workload of tests/crash) must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    check: str
+
+
+def crash(workload: str) -> str:
+    """Return the check that goes through all states that a power cut may leave of a workload."""
+    return f"workload: {workload}"
+
+
+PROTOCOL = "fsinbox/protocol.py"
+LAYOUT = "fsinbox/layout.py"
+CONSUMER = "fsinbox/consumer.py"
+TRANSFER = "fsinbox/transfer.py"
+ADOPT = "fsinbox/adopt.py"
+SEQUENCE = "fsinbox/sequence.py"
+SHELL = "scripts/fsinbox-add"
+
+MUTANTS = [
+    Mutant(*fields)
+    for fields in (
+        # --- a producer's flushes
+        (
+            "payload-not-flushed",
+            PROTOCOL,
+            "flush(fd)  # before the rename",
+            "pass  # before the rename",
+            crash("create | new:a=1"),
+        ),
+        ("flush-does-nothing", PROTOCOL, "        os.fsync(fd)\n", "        pass\n", crash("create | new:a=1")),
+        ("name-not-flushed", "fsinbox/inbox.py", "protocol.flush_pending(layout)", "pass", crash("create | new:a=1")),
+        ("pending-not-flushed", PROTOCOL, 'flush(layout.folder("pending"))', "pass", crash("create | new:a=1")),
+        (
+            "batch-not-flushed",
+            "fsinbox/batch.py",
+            'protocol.flush_all(layout, "tmp", temporaries)',
+            "pass",
+            crash("create | many:a=1,b=2"),
+        ),
+        ("batch-names-not-flushed", "fsinbox/batch.py", "protocol.flush_pending(layout)", "pass", crash("create | many:a=1,b=2")),
+        (
+            "few-not-flushed",
+            PROTOCOL,
+            "            flush(fd)\n        finally:\n            os.close(fd)\n\n\ndef find_place",
+            "            pass\n        finally:\n            os.close(fd)\n\n\ndef find_place",
+            crash("create | many:a=1,b=2"),
+        ),
+        (
+            "syncfs-not-called",
+            PROTOCOL,
+            "if syncfs(layout.folder(folder)):",
+            "if False:",
+            crash("create | many:a=1,b=2,c=3,d=4,e=5"),
+        ),
+        (
+            "stream-not-flushed",
+            TRANSFER,
+            "protocol.write_all(fd, piece)\n                if durable:\n                    protocol.flush(fd)\n",
+            "protocol.write_all(fd, piece)\n",
+            crash("create | stream:a=1"),
+        ),
+        (
+            "copy-not-flushed",
+            TRANSFER,
+            "_copy(self._fd, fd)\n                if durable:\n                    protocol.flush(fd)\n",
+            "_copy(self._fd, fd)\n",
+            crash("create | file:a=1"),
+        ),
+        ("moved-file-not-flushed", TRANSFER, "protocol.flush(self._fd)", "pass", crash("create | move:a=1")),
+        ("shell-payload-not-flushed", SHELL, '        sync "$temporary" ||', "        true ||", crash("create | sh:a=1")),
+        ("shell-name-not-flushed", SHELL, "    sync pending ||", "    true ||", crash("create | sh:a=1")),
+        # --- the consumer's
+        (
+            "put-back-not-flushed",
+            PROTOCOL,
+            "    flush_pending(layout)\n    acknowledge(layout, name)\n",
+            "    acknowledge(layout, name)\n",
+            crash("create add:a=1 take | nack"),
+        ),
+        (
+            "superseded-not-flushed",
+            PROTOCOL,
+            "flush_pending(layout)  # the newer one must not be lost together with this one",
+            "pass",
+            crash("create add:a=1 take defer | add:a=2 | take ack"),
+        ),
+        (
+            "fold-not-flushed",
+            PROTOCOL,
+            "flush_pending(layout)  # a power cut must not keep the later",
+            "pass  # a power cut must not keep the later",
+            crash("create add:a=1 forget add:a=2 forget add:a=3 | take ack"),
+        ),
+        (
+            "deferred-dropped-at-once",
+            PROTOCOL,
+            '    flush(layout.folder("inflight"))\n    drop_deferred',
+            "    drop_deferred",
+            crash("create add:a=1 take postpone | add:a=2 | take ack add:c=9"),
+        ),
+        (
+            "deferred-drop-not-flushed",
+            PROTOCOL,
+            '    drop_deferred(layout, deferred)\n    flush(layout.folder("deferred"))\n',
+            "    drop_deferred(layout, deferred)\n",
+            crash("create add:a=1 take | postpone add:a=2 take ack add:c=3"),
+        ),
+        (
+            "ended-not-flushed",
+            PROTOCOL,
+            '    flush(layout.folder("inflight"))\n    flush(layout.folder("deferred"))\n',
+            '    flush(layout.folder("deferred"))\n',
+            crash("create add:a=1 take | add:a=2 ack take ack add:c=3"),
+        ),
+        (
+            "ended-deferred-not-flushed",
+            PROTOCOL,
+            '    flush(layout.folder("inflight"))\n    flush(layout.folder("deferred"))\n',
+            '    flush(layout.folder("inflight"))\n',
+            crash("create add:a=1 take defer | add:a=2 take ack add:c=3"),
+        ),
+        (
+            "ended-forgotten",
+            CONSUMER,
+            "        self._ended.add(taken.encoded)\n",
+            "",
+            crash("create add:a=1 take | add:a=2 ack take ack add:c=3"),
+        ),
+        (
+            "started-without-flush",
+            CONSUMER,
+            "            protocol.flush_pending(self._layout)\n        self._flush_ended()\n",
+            "            protocol.flush_pending(self._layout)\n",
+            crash("create add:a=1 take | ack restart add:a=2 take ack add:c=3"),
+        ),
+        (
+            "ended-never-flushed",
+            CONSUMER,
+            "protocol.flush_ended(self._layout)",
+            "pass",
+            crash("create add:a=1 take | add:a=2 ack take ack add:c=3"),
+        ),
+        (
+            "started-without-flush-of-pending",
+            CONSUMER,
+            "            protocol.flush_pending(self._layout)\n",
+            "            pass\n",
+            crash("create add:a=1 take | add:a=2 | die take ack add:c=9"),
+        ),
+        # --- drop/
+        (
+            "drop-not-flushed",
+            ADOPT,
+            'protocol.flush_all(self._layout, "drop", names)',
+            "pass",
+            "tests/test_durability.py -k dropped_file",
+        ),
+        ("overtaken-drop-not-flushed", ADOPT, "        protocol.flush(fd)\n", "", "tests/test_durability.py -k dropped_file"),
+        # --- making an inbox
+        ("parent-not-flushed", LAYOUT, "        os.fsync(parent)\n", "        pass\n", crash("| mkdir create add:a=1")),
+        ("unreadable-parent-not-flushed", LAYOUT, "        os.sync()", "        pass", "tests/test_durability.py -k parent"),
+        (
+            "folders-not-flushed",
+            LAYOUT,
+            "        os.fsync(fd)\n        write_format",
+            "        write_format",
+            crash("| create add:a=1"),
+        ),
+        ("new-folder-not-flushed", LAYOUT, "        os.fsync(folder)\n", "", "tests/test_durability.py -k new_inbox"),
+        (
+            "new-file-not-flushed",
+            LAYOUT,
+            "            os.fchmod(file, SHARED_FILE)\n        os.fsync(file)\n",
+            "            os.fchmod(file, SHARED_FILE)\n",
+            "tests/test_durability.py -k new_inbox",
+        ),
+        (
+            "format-not-flushed",
+            LAYOUT,
+            "        os.fsync(file)\n    finally:\n        os.close(file)\n    os.rename",
+            "    finally:\n        os.close(file)\n    os.rename",
+            crash("| create add:a=1"),
+        ),
+        ("new-inbox-not-flushed", LAYOUT, "    os.fsync(root)\n", "", "tests/test_durability.py -k new_inbox"),
+    )
+]

@@ -1,0 +1,73 @@
+"""Proves that the checks can tell: with a line of the code put out of action, one of them turns red.
+
+Each mutant of catalogue.py is applied to a copy of the tree, and the check it names is run there: it must fail. So must, for
+every place where the package or the shell producer flushes, the check of a mutant without that flush: remove any one, and
+this is red. (tests/interleave has mutants of its own, of what only the order of steps shows.)
+
+    pytest 'tests/mutants/test_mutants.py::test_a_mutant_is_found[name-not-flushed]'     runs one again
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .catalogue import MUTANTS, Mutant
+
+pytestmark = [pytest.mark.mutants, pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
+
+ROOT = Path(__file__).parents[2]
+TREE = ("fsinbox", "scripts", "tests", "pyproject.toml", "README.md", "docs")
+FLUSH = re.compile(r"\b(?:f?sync|syncfs|flush\w*)\(|^ +sync ", re.MULTILINE)
+WORKLOAD = "workload: "
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_found(mutant: Mutant, tmp_path: Path) -> None:
+    copy = tmp_path / "tree"
+    for name in TREE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    changed = copy / mutant.file
+    source = changed.read_text()
+    times = source.count(mutant.old)
+    assert times == 1, f"{mutant.file} holds this {times} times, not once; look at its mutants again:\n{mutant.old}"
+    changed.write_text(source.replace(mutant.old, mutant.new))
+
+    words, environment = mutant.check.split(), dict(os.environ)
+    if mutant.check.startswith(WORKLOAD):
+        words = ["tests/crash", "-k", "one_workload"]
+        environment["FSINBOX_WORKLOAD"] = mutant.check.removeprefix(WORKLOAD)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST", "COVERAGE_PROCESS_START"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=250)
+    told = done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.returncode == 1, f"pytest ended with {done.returncode}; with 1, something would have been found\n{told}"
+    assert re.search(r"\b1 failed\b", done.stdout), told
+
+
+def test_every_flush_has_a_mutant_without_it() -> None:
+    """Wherever one is called, a mutant takes it away. (The doctor's measurements flush to see what it costs.)"""
+    files = [*(ROOT / "fsinbox").glob("*.py"), ROOT / "fsinbox" / "doctor" / "mending.py", ROOT / "scripts" / "fsinbox-add"]
+    missing = []
+    for path in sorted(files):
+        file = str(path.relative_to(ROOT))
+        source = path.read_text()
+        taken_away: set[int] = set()
+        for mutant in MUTANTS:
+            if mutant.file == file and len(FLUSH.findall(mutant.old)) > len(FLUSH.findall(mutant.new)):
+                first = source.count("\n", 0, source.index(mutant.old)) + 1
+                taken_away.update(range(first, first + mutant.old.rstrip("\n").count("\n") + 1))
+        for number, line in enumerate(source.splitlines(), 1):
+            if FLUSH.search(line.partition("# ")[0]) and not re.match(r" *def ", line) and number not in taken_away:
+                missing.append(f"{file}:{number}: {line.strip()}")
+    assert not missing, "no mutant takes these flushes away:\n" + "\n".join(missing)
