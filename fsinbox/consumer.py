@@ -9,6 +9,10 @@ what holds of it:
  _deferred   key -> its name in deferred/; no key is also waiting without _take noticing
  _out        key -> the element that is out; at most one a key
  _blocked    key -> a name that waits until the element of its key, which is out, is done
+ _ended      keys of which an element was ended since inflight/ and deferred/ were last flushed: before another one of such a
+             key is taken, they are flushed, so that a power cut cannot bring back the older one when the newer is gone
+ _stranded   key -> a name in inflight/ that cannot be put back; what is newer supersedes it
+ _in_doubt   a take failed halfway: the view is made anew before the next one
  _notes      name -> how often it was taken (attempts/), only for those that came back or were out when a consumer died
 
 Attempts. A note is believed only for the very file it was written for (inode and modification time): a newer value in the
@@ -27,7 +31,7 @@ from time import monotonic, time_ns
 from . import protocol
 from .adopt import Drops
 from .errors import UnusableInbox
-from .layout import Layout
+from .layout import Layout, let_go
 from .lock import lock_consumer
 from .names import decode_key, element_name, parse_deferred, parse_element
 from .sequence import Sequence
@@ -39,6 +43,9 @@ MAX_DELAY = 7 * 24 * 3600.0
 
 LITTER_AGE = 24 * 3600.0
 """Age in seconds after which a file in tmp/ has no living writer."""
+
+_MOST_ENDED = 10_000
+"""Keys in _ended: then they are flushed, to bound what is kept in memory."""
 
 _DROP_INTERVAL = 0.02  # seconds between looks into drop/ while there is a backlog to work on
 
@@ -76,6 +83,7 @@ class Settings:
     max_settle: float = 60.0
     drop_settle: float = 1.0
     max_drop_size: int = 1 << 30
+    durable: bool = True
 
 
 class Consumer:
@@ -100,9 +108,14 @@ class Consumer:
         self._settling: list[tuple[float, str]] = []
         self._out: dict[str, Taken] = {}
         self._blocked: dict[str, str] = {}
+        self._ended: set[str] = set()
+        self._stranded: dict[str, str] = {}
+        self._in_doubt = False
         self._notes: dict[str, Note] = {}
         self._more = False
+        self._listed = False
         self._next_drop_look = 0.0
+        self._clock = 0  # the highest it was since deferred elements were last looked at
         self._lock = lock_consumer(layout)
         try:
             self._recover()
@@ -114,7 +127,7 @@ class Consumer:
         """Stop being the consumer. What is out stays in inflight/ for the next one: put it back first."""
         fd, self._lock = self._lock, -1
         if fd >= 0:
-            os.close(fd)
+            let_go(fd)
 
     def abandon_after_fork(self) -> None:
         """In a forked child: let go of the lock, which the parent holds on to."""
@@ -130,18 +143,33 @@ class Consumer:
     def _recover(self) -> None:
         with self._sequence:
             protocol.last_number(self._layout, self._sequence)
+        # What the consumer before has ended must not come back after what this one ends, and what is dropped here for a
+        # newer value must not be lost together with it: first of all, all that there is to be seen is there for good.
+        if self._settings.durable:
+            protocol.flush_pending(self._layout)
+        self._flush_ended()
         self._load_notes()
-        orphans = self._list_inflight()
+        self._look_afresh(died=True)
+        self._forget_idle_notes()
+        self._sweep_litter()
+
+    def _look_afresh(self, *, died: bool) -> None:
+        """Make the view anew from what lies in the folders. What is in inflight/ and not known to be out is put back.
+
+        `died`: a dead consumer left it there; else a take that failed.
+        """
+        self._waiting, self._again, self._due, self._settling, self._deferred = [], [], [], [], {}
+        orphans = [orphan for orphan in self._list_inflight() if orphan[1] not in self._out]
         deferred = self._list_deferred()
-        waiting = self._highest_waiting({encoded for _, encoded in orphans} | deferred.keys())
-        self._put_back_orphans(orphans, waiting)
+        returning = {encoded for _, encoded in orphans} | deferred.keys()
+        self._ended |= returning
+        waiting = self._highest_waiting(returning)
+        self._put_back_orphans(orphans, waiting, died=died)
         for encoded, name in deferred.items():
             if waiting.get(encoded, -1) >= int(name[20:39]):
                 protocol.drop_deferred(self._layout, name)
             else:
                 self._remember_deferred(encoded, name)
-        self._forget_idle_notes()
-        self._sweep_litter()
 
     def _list_inflight(self) -> list[tuple[int, str]]:
         """Return (number, encoded key) of what a dead consumer held, the newest of each key; older ones are dropped."""
@@ -186,7 +214,7 @@ class Consumer:
                 highest[parsed[1]] = max(parsed[0], highest.get(parsed[1], 0))
         return highest
 
-    def _put_back_orphans(self, orphans: list[tuple[int, str]], waiting: dict[str, int]) -> None:
+    def _put_back_orphans(self, orphans: list[tuple[int, str]], waiting: dict[str, int], *, died: bool) -> None:
         alone = "died" if len(orphans) == 1 else "suspect"
         for number, encoded in sorted(orphans):
             name = element_name(number, encoded)
@@ -194,13 +222,16 @@ class Consumer:
                 protocol.acknowledge(self._layout, name)
                 log.info("dropped what a dead consumer held of key %r: a newer value waits", decode_key(encoded))
                 continue
-            status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
-            note = self._note_of(name, status)
-            self._write_note(name, Note((note.attempts if note else 0) + 1, status.st_ino, status.st_mtime_ns, alone))
+            if died:
+                status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
+                note = self._note_of(name, status)
+                self._write_note(name, Note((note.attempts if note else 0) + 1, status.st_ino, status.st_mtime_ns, alone))
             try:
                 if protocol.put_back(self._layout, name, number, encoded):
-                    log.warning("a consumer died with key %r out: put back", decode_key(encoded))
+                    what = "a consumer died with key %r out: put back" if died else "key %r was half taken: put back"
+                    log.warning(what, decode_key(encoded))
             except OSError as error:
+                self._stranded[encoded] = name
                 log.error("cannot put back inflight/%s: %s: it stays there until the next start", name, error.strerror)
 
     def _sweep_litter(self) -> None:
@@ -214,10 +245,34 @@ class Consumer:
             except OSError:
                 continue
 
+    def tidy(self, doubtful: list[str]) -> None:
+        """Put drop/ and pending/ in order, as a take would first do, and look closely at these names in pending/.
+
+        For the doctor. A producer may publish at a name in pending/ at any moment; so what is no regular file is taken
+        first, and set aside from inflight/, where nothing replaces it.
+        """
+        self._list_pending()
+        for name in doubtful:
+            taken = self._take(name, None)
+            if taken:
+                self.put_back(taken, counted=False)
+
     # --- what to take next -------------------------------------------------------------------------------------
 
     def take(self) -> Taken | None:
         """Take the oldest element that may be taken now; None if there is none."""
+        if self._in_doubt:
+            self._look_afresh(died=False)
+            self._in_doubt = False
+        try:
+            return self._take_next()
+        except BaseException:
+            # In the middle of a step: an element may be in inflight/, or in deferred/, that this view does not know of. It
+            # must not be left there until a newer one is done, and come back after it.
+            self._in_doubt = True
+            raise
+
+    def _take_next(self) -> Taken | None:
         if self._waiting and monotonic() >= self._next_drop_look:
             self.drops.adopt()
             self._log_drops()
@@ -226,7 +281,7 @@ class Consumer:
         while True:
             self._wake_up_deferred()
             name = self._oldest()
-            if name is None:
+            if name is None or not self._listed:  # (else what is due in deferred/ would go before what came earlier)
                 if listed and not self._more:
                     return None
                 listed = True
@@ -271,6 +326,10 @@ class Consumer:
 
     def _wake_up_deferred(self) -> None:
         now = time_ns()
+        if now < self._clock:  # it was set back: perhaps by more than any back-off
+            for encoded, deferred in self._deferred.items():
+                self._remember_deferred(encoded, deferred)
+        self._clock = now
         while self._due and self._due[0][0] <= now:
             _, deferred = heapq.heappop(self._due)
             split = parse_deferred(deferred)
@@ -291,9 +350,12 @@ class Consumer:
         if encoded in self._out:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
             return None
+        if encoded in self._ended or len(self._ended) > _MOST_ENDED:
+            self._flush_ended()
         if deferred:
             del self._deferred[encoded]
             if not protocol.take_deferred(self._layout, deferred, name, number, encoded):
+                self._ended.add(encoded)
                 self._forget_note(name)
                 return None
         elif not self._take_waiting(name, number, encoded):
@@ -309,11 +371,16 @@ class Consumer:
             return False
         if outcome == "gone":
             return False
+        stranded = self._stranded.pop(encoded, name)
+        if stranded != name:
+            # Superseded, too: it must not come back, at the next start, after what was just taken.
+            protocol.drop_stranded(self._layout, stranded)
+            self._forget_note(stranded)
         older = self._deferred.get(encoded)
         if older and older[20:] <= name:
             # Superseded by what was just taken: dropped at once, whatever its back-off said.
             del self._deferred[encoded]
-            protocol.drop_deferred(self._layout, older)
+            protocol.supersede_deferred(self._layout, older)
             if older[20:] != name:
                 self._forget_note(older[20:])
         return True
@@ -334,6 +401,11 @@ class Consumer:
         heapq.heappush(self._settling, (monotonic() + left, name))
         return False
 
+    def _flush_ended(self) -> None:
+        if self._settings.durable:
+            protocol.flush_ended(self._layout)
+        self._ended.clear()
+
     def _have_taken(self, name: str, number: int, encoded: str, key: str) -> Taken | None:
         try:
             status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
@@ -341,6 +413,9 @@ class Consumer:
             return None  # removed by hand, this instant
         if not stat.S_ISREG(status.st_mode):
             self._set_aside("inflight", name, "it is not a regular file")
+            return None
+        if status.st_nlink > 1 and protocol.release_twin(self._layout, name):
+            heapq.heappush(self._again, name)
             return None
         note = self._note_of(name, status)
         taken = Taken(
@@ -390,6 +465,7 @@ class Consumer:
             self._waiting = [name for name in self._waiting if name not in held]
         self._again = [name for name in self._again if self._deferred_again(name)]
         heapq.heapify(self._again)
+        self._listed = True
 
     def _deferred_again(self, name: str) -> bool:
         """Tell whether a name that came back waits in deferred/, where a listing of pending/ does not show it."""
@@ -406,9 +482,9 @@ class Consumer:
         more = len(forged) < len(names)
         if forged and self._sequence.try_lock():
             try:
-                last, _ = self._sequence.read()
+                # (Not just read: the file may have been lost or damaged, and then it is mended here.)
+                last = protocol.last_number(self._layout, self._sequence)
                 for name in sorted(forged):
-                    # (Unless the file had been lost, and we have just opened the new one.)
                     more |= int(name[:19]) <= last or self._renumber(name)
             finally:
                 self._sequence.unlock()
@@ -439,7 +515,11 @@ class Consumer:
             places.setdefault(name[20:], []).append(int(name[:19]))
         gone: set[str] = set()
         for encoded, numbers in places.items():
-            if len(numbers) > 1:
+            if len(numbers) > 1 and decode_key(encoded) is None:
+                for number in numbers:  # no key's: it has no hint to remove, and `..` is no name for one
+                    self._set_aside("pending", element_name(number, encoded), "its name is not <number>-<key>")
+                gone.update(element_name(number, encoded) for number in numbers)
+            elif len(numbers) > 1:
                 # A directory among them could be renamed neither over nor under a file.
                 numbers = [n for n in numbers if self._is_regular("pending", element_name(n, encoded))] or numbers[:1]
                 protocol.fold(self._layout, encoded, numbers)
@@ -468,7 +548,9 @@ class Consumer:
     def defer(self, taken: Taken, delay: float, *, counted: bool) -> bool:
         """Lay the element aside for `delay` seconds. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
-        due = time_ns() + int(min(delay, MAX_DELAY) * 1e9)
+        now = time_ns()
+        self._clock = max(self._clock, now)
+        due = now + int(min(delay, MAX_DELAY) * 1e9)
         deferred = protocol.defer(self._layout, taken.name, taken.number, taken.encoded, due)
         self._done(taken)
         if deferred is None:
@@ -486,13 +568,14 @@ class Consumer:
 
     def _done(self, taken: Taken) -> None:
         del self._out[taken.encoded]
+        self._ended.add(taken.encoded)
         blocked = self._blocked.pop(taken.encoded, None)
         if blocked:
             heapq.heappush(self._again, blocked)
 
     def _remember_deferred(self, encoded: str, deferred: str) -> None:
         due = int(deferred[:19])
-        if due > time_ns() + MAX_DELAY * 1e9:
+        if due > time_ns() + int(MAX_DELAY * 1e9):
             due = 0  # the clock was set back since
         self._deferred[encoded] = deferred
         heapq.heappush(self._due, (due, deferred))
@@ -542,8 +625,8 @@ class Consumer:
             return
         try:
             os.unlink(name, dir_fd=self._layout.folder("attempts"))
-        except FileNotFoundError:
-            pass
+        except OSError:
+            pass  # gone; or it is left there, and only believed for the very file it names
 
     def _load_notes(self) -> None:
         folder = self._layout.folder("attempts")

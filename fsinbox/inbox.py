@@ -54,9 +54,12 @@ class Waiting:
     @property
     def data(self) -> bytes:
         """The payload, read now. Raises OSError."""
-        fd = protocol.open_for_reading(self._inbox._layout, self._folder, self._file)
-        with open(fd, "rb") as file:
+        with open(self.open(), "rb") as file:
             return file.read()
+
+    def open(self) -> int:
+        """Return a descriptor of its file, open for reading, for the caller to close. Raises OSError."""
+        return protocol.open_for_reading(self._inbox._layout, self._folder, self._file)
 
     @property
     def value(self) -> Any:
@@ -115,9 +118,10 @@ class Element(Waiting):
     def superseded(self) -> bool:
         """Tell whether a newer value for the key waits, so that work on this one may stop early."""
         inbox = self._inbox
-        if protocol.newer_waits(inbox._layout, self.seq, self._taken.encoded):
-            return True
-        return adopt.finished_drop(inbox._layout, self.key) is not None
+        with _Looking(inbox):
+            if protocol.newer_waits(inbox._layout, self.seq, self._taken.encoded):
+                return True
+            return adopt.finished_drop(inbox._layout, self.key) is not None
 
     def ack(self) -> None:
         """It is done: remove it. Raises WrongState if it was ended before."""
@@ -172,6 +176,22 @@ class Element(Waiting):
                 ) from error
 
 
+class _Looking:
+    """Around a look at the folders: what the system says against it is told as an error of ours."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            raise UnusableInbox(
+                f"cannot look into inbox {self._inbox.path}: {error}: nothing was changed; mend that, look again"
+            ) from error
+
+
 class Inbox:
     """A keyed, acknowledged FIFO queue in a directory.
 
@@ -198,7 +218,8 @@ class Inbox:
         """Open the inbox at `path`, and create it, durably, if it is not there.
 
         codec          "json", "text" or "bytes": what a value is, and how it becomes a file's content
-        durable        whether add returns only when a power cut can no longer lose the element
+        durable        whether add returns only when a power cut can no longer lose the element (False: neither adds nor
+                       what the consumer does is flushed)
         create         False: raise UnusableInbox if there is no inbox
         shared         when creating: let the group read and write (default: only the user)
         max_inflight   how many elements may be out at once; never two of one key
@@ -220,7 +241,7 @@ class Inbox:
             raise ValueError(f"unknown watch mode {watch!r}: use 'auto', 'events' or 'poll'")
         if not (min(settle, max_settle, drop_settle, max_drop_size) >= 0 and poll_interval > 0):
             raise ValueError("settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0")
-        self._settings = (settle, max_settle, drop_settle, max_drop_size)
+        self._settings = (settle, max_settle, drop_settle, max_drop_size, durable)
         self._watch_settings = (watch, poll_interval)
         self._mutex = RLock()
         self._sleeper = allocate_lock()
@@ -230,7 +251,11 @@ class Inbox:
         self._pid = os.getpid()
         self._closed = False
         self._layout = Layout(os.fspath(path), create=create, shared=shared)
-        self._sequence = Sequence(self._layout)
+        try:
+            self._sequence = Sequence(self._layout)
+        except BaseException:
+            self._layout.close()
+            raise
         _open.add(self)
 
     @property
@@ -418,7 +443,9 @@ class Inbox:
             try:
                 taken = consumer.take()
             except OSError as error:
-                raise UnusableInbox(f"cannot take from inbox {self.path}: {error}: nothing was lost") from error
+                raise UnusableInbox(
+                    f"cannot take from inbox {self.path}: {error}: nothing was lost; mend that, take again"
+                ) from error
             if taken is None:
                 return None
             element = Element(self, taken)
@@ -433,7 +460,9 @@ class Inbox:
             try:
                 self._consumer = Consumer(layout, self._sequence, Settings(*self._settings))
             except OSError as error:
-                raise UnusableInbox(f"cannot consume inbox {self.path}: {error}: nothing was lost") from error
+                raise UnusableInbox(
+                    f"cannot consume inbox {self.path}: {error}: nothing was lost; mend that, try again"
+                ) from error
         return self._consumer
 
     # --- waiting -----------------------------------------------------------------------------------------------
@@ -503,15 +532,18 @@ class Inbox:
 
     def _anything(self) -> bool:
         layout = self._open_layout()
-        if any(parse_element(name) for name in layout.names("pending")):
-            return True
-        return any(not name.lower().endswith(adopt.DRAFTS) for name in layout.names("drop"))
+        with _Looking(self):
+            if any(parse_element(name) for name in layout.names("pending")):
+                return True
+            return any(not name.lower().endswith(adopt.DRAFTS) for name in layout.names("drop"))
 
     # --- looking -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Waiting]:
         """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
-        for seq, encoded, file in self._places():
+        with _Looking(self):
+            places = self._places()
+        for seq, encoded, file in places:
             key = decode_key(encoded)
             if key is not None:
                 yield Waiting(self, "pending", file, key, seq)
@@ -534,8 +566,10 @@ class Inbox:
         """Return the waiting element of `key`, or None. Quick where it has a hint; else it lists the folder."""
         encoded = encode_key(key)
         layout = self._open_layout()
-        hint = protocol.read_hint(layout, encoded)
-        if hint and layout.exists("pending", element_name(hint[0], encoded)):
+        with _Looking(self):
+            hint = protocol.read_hint(layout, encoded)
+            there = hint is not None and layout.exists("pending", element_name(hint[0], encoded))
+        if hint and there:
             return Waiting(self, "pending", element_name(hint[0], encoded), key, hint[0])
         return next((waiting for waiting in self if waiting.key == key), None)
 
@@ -547,12 +581,14 @@ class Inbox:
             return False
         if self.find(decode_key(suffix[1:]) or ""):
             return True
-        return any(name[39:] == suffix for name in self._layout.names("deferred") if parse_deferred(name))
+        with _Looking(self):
+            return any(name[39:] == suffix for name in self._layout.names("deferred") if parse_deferred(name))
 
     def __len__(self) -> int:
         """Return how many elements wait, those that wait out a back-off included, files in drop/ not. Lists the folders."""
-        deferred = {name[40:] for name in self._open_layout().names("deferred") if parse_deferred(name)}
-        return len({encoded for _, encoded, _ in self._places()} | deferred)
+        with _Looking(self):
+            deferred = {name[40:] for name in self._open_layout().names("deferred") if parse_deferred(name)}
+            return len({encoded for _, encoded, _ in self._places()} | deferred)
 
     def __bool__(self) -> bool:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""
@@ -573,7 +609,13 @@ class Inbox:
                 consumer = self._consumer
                 if consumer:
                     for taken in consumer.out:  # what an interrupted take left, without an element to show for it
-                        consumer.put_back(taken, counted=False)
+                        try:
+                            consumer.put_back(taken, counted=False)
+                        except OSError as error:
+                            raise UnusableInbox(
+                                f"cannot put back key {taken.key!r} in inbox {self.path}: {error}: "
+                                "it comes back when a consumer starts next"
+                            ) from error
         finally:
             self._closed = True
             if self._watching:

@@ -16,6 +16,7 @@ Every system call below an inbox goes through a descriptor of its folder (`dir_f
 that somebody replaces by a symlink is refused when it is opened.
 """
 
+import errno
 import os
 import stat
 
@@ -24,6 +25,9 @@ from .errors import UnusableInbox
 VERSION = 1
 FOLDERS = ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts")
 FILES = ("sequence", "consumer.lock", "format")
+
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+SHARED_FOLDER, SHARED_FILE = 0o2770, 0o660  # new files belong to the folder's group
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -57,6 +61,23 @@ class Layout:
             self.close()
             raise
 
+    @classmethod
+    def as_found(cls, root: str) -> "Layout":
+        """Open what is at `root`, for the doctor: `format` need not be there, and folders may be missing or wrong.
+
+        Raises UnusableInbox if it is not even a directory.
+        """
+        layout = cls.__new__(cls)
+        layout.path = os.path.abspath(os.fspath(root))
+        layout._fds = {}
+        try:
+            layout.root = layout._fds["."] = os.open(layout.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise layout._unusable(error) from error
+        layout.scope = "network" if is_network(layout.path) else "local"
+        layout.file_mode = 0o600
+        return layout
+
     def _unusable(self, error: OSError) -> UnusableInbox:
         return UnusableInbox(
             f"cannot use inbox {self.path}: {error.strerror or error}"
@@ -77,25 +98,38 @@ class Layout:
             self._fds[name] = fd
         return fd
 
-    def names(self, folder: str) -> list[str]:
-        """Return the names in a folder, hidden ones left out, in no order.
+    def names(self, folder: str, *, hidden: bool = False) -> list[str]:
+        """Return the names in a folder, hidden ones only if asked for, in no order.
 
         Opens the folder afresh: a listing must not share its position with another thread's, and on a network file
         system opening is what makes it current.
         """
         fd = os.open(".", _OPEN_FOLDER, dir_fd=self.folder(folder))
         try:
-            return [name for name in os.listdir(fd) if name[0] != "."]
+            return [name for name in os.listdir(fd) if hidden or name[0] != "."]
         finally:
             os.close(fd)
 
     def open_own(self, name: str, flags: int) -> int:
-        """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is shared, too."""
-        fd = os.open(name, flags, self.file_mode, dir_fd=self.root)
-        if self.file_mode & 0o060:
+        """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is shared, too.
+
+        Raises OSError, also if it is no regular file, or has another name: what is written to it would be written there, too.
+        """
+        try:
+            fd = os.open(name, flags, self.file_mode, dir_fd=self.root)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} ({name})") from error
+        try:
             status = os.fstat(fd)
-            if stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
-                os.fchmod(fd, self.file_mode)  # the umask has taken something
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                wrong = "has another name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+                raise OSError(errno.EINVAL, f"{self.path}/{name} {wrong}: remove it, it is made anew")
+            if self.file_mode & 0o060:
+                if stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
+                    os.fchmod(fd, self.file_mode)  # the umask has taken something
+        except BaseException:
+            let_go(fd)
+            raise
         return fd
 
     def exists(self, folder: str, name: str) -> bool:
@@ -114,7 +148,7 @@ class Layout:
         """Close every descriptor. Safe to call twice."""
         fds, self._fds = self._fds, {}
         for fd in fds.values():
-            os.close(fd)
+            let_go(fd)
 
     def _open_root(self, *, create: bool, shared: bool) -> int:
         try:
@@ -130,7 +164,7 @@ class Layout:
             if not _has(fd, "format"):
                 self._fill(fd, create=create, shared=shared)
         except BaseException:
-            os.close(fd)
+            let_go(fd)
             raise
         return fd
 
@@ -146,47 +180,21 @@ class Layout:
             raise UnusableInbox(
                 f"{self.path} is an empty directory or an unfinished inbox: finish it with `fsinbox --inbox {self.path} init`"
             )
-        mode = 0o2770 if shared else 0o700
+        _flush_parent(fd)  # whoever made the directory may not have got to it
         if shared:
-            os.fchmod(fd, mode)
+            os.fchmod(fd, SHARED_FOLDER)
         for name in FOLDERS:
-            try:
-                os.mkdir(name, 0o700, dir_fd=fd)
-            except FileExistsError:
-                pass
-            folder = os.open(name, _OPEN_FOLDER, dir_fd=fd)
-            try:
-                if shared:
-                    os.fchmod(folder, mode)
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            make_folder(fd, name, shared=shared)
         for name in ("sequence", "consumer.lock"):
-            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
-            try:
-                if shared:
-                    os.fchmod(file, 0o660)
-                os.fsync(file)
-            finally:
-                os.close(file)
+            make_file(fd, name, shared=shared)
         os.fsync(fd)
-        scope = "network" if is_network(self.path) else "local"
-        draft = f".format.{os.getpid()}"
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
-        try:
-            os.fchmod(file, 0o660 if shared else 0o600)
-            os.write(file, f"fsinbox {VERSION} {scope}\n".encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.rename(draft, "format", src_dir_fd=fd, dst_dir_fd=fd)
-        os.fsync(fd)
+        write_format(fd, self.path, shared=shared)
 
     def _read_format(self) -> str:
         """Check the version and return the scope: "local" or "network"."""
         fd = os.open("format", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.root)
         try:
-            words = os.read(fd, 100).split()
+            words = os.read(fd, 100).split() if stat.S_ISREG(os.fstat(fd).st_mode) else []
         finally:
             os.close(fd)
         if len(words) < 3 or words[0] != b"fsinbox":
@@ -202,6 +210,14 @@ class Layout:
         return "network" if words[2] == b"network" else "local"
 
 
+def let_go(fd: int) -> None:
+    """Close a descriptor through which nothing was written that could still be lost: whatever close(2) says, it is closed."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
 def _has(fd: int, name: str) -> bool:
     try:
         os.lstat(name, dir_fd=fd)
@@ -210,8 +226,61 @@ def _has(fd: int, name: str) -> bool:
     return True
 
 
+def make_folder(root: int, name: str, *, shared: bool) -> None:
+    """Make one of FOLDERS if it is not there. The caller flushes the root."""
+    try:
+        os.mkdir(name, PRIVATE_FOLDER, dir_fd=root)
+    except FileExistsError:
+        pass
+    folder = os.open(name, _OPEN_FOLDER, dir_fd=root)
+    try:
+        if shared:
+            os.fchmod(folder, SHARED_FOLDER)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def make_file(root: int, name: str, *, shared: bool) -> None:
+    """Make `sequence` or `consumer.lock` if it is not there. The caller flushes the root."""
+    file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root)
+    try:
+        if shared:
+            os.fchmod(file, SHARED_FILE)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write_format(root: int, path: str, *, shared: bool) -> None:
+    """Write `format`, whole or not at all, durably: from then on it is an inbox."""
+    scope = "network" if is_network(path) else "local"
+    draft = f".format.{os.getpid()}"
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root)
+    try:
+        os.fchmod(file, SHARED_FILE if shared else PRIVATE_FILE)
+        line = f"fsinbox {VERSION} {scope}\n".encode()
+        if os.write(file, line) != len(line):
+            raise OSError(errno.ENOSPC, "only a part could be written", draft)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    os.rename(draft, "format", src_dir_fd=root, dst_dir_fd=root)
+    os.fsync(root)
+
+
+def set_mode(root: int, name: str, mode: int) -> None:
+    """Set the mode of a folder or a file of the inbox, not through a link, and even if it may not be opened."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    try:
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", mode)  # fchmod(2) refuses a descriptor that may not be read
+    finally:
+        os.close(fd)
+
+
 def _create_root(path: str) -> int:
-    """Make the directory `path` (its parent must exist), durably, and return its descriptor."""
+    """Make the directory `path` (its parent must exist) and return its descriptor."""
     parent = os.path.dirname(path)
     try:
         os.mkdir(path, 0o700)
@@ -219,12 +288,20 @@ def _create_root(path: str) -> int:
         pass
     except FileNotFoundError:
         raise UnusableInbox(f"cannot create inbox {path}: {parent} does not exist: create it first") from None
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _flush_parent(fd: int) -> None:
+    """Make the name of an open directory survive a power cut."""
+    try:
+        parent = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except PermissionError:
+        os.sync()  # a parent that this user may not read cannot be flushed by itself
+        return
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def file_system_type(path: str) -> str:

@@ -35,9 +35,9 @@ import os
 import stat
 from time import time_ns
 
-from .layout import Layout
-from .names import REASON, deferred_name, element_name, is_element, label_for, parse_element
-from .sequence import Sequence
+from .layout import Layout, let_go
+from .names import DIGITS, REASON, decode_key, deferred_name, element_name, is_element, label_for, parse_element
+from .sequence import HIGHEST, Sequence
 
 NEW = "new"
 REPLACED = "replaced"
@@ -73,8 +73,13 @@ def create_temporary(layout: Layout) -> tuple[str, int]:
             fd = os.open(name, _CREATE, layout.file_mode, dir_fd=layout.folder("tmp"))
         except FileExistsError:
             continue
-        if layout.file_mode & 0o060:
-            os.fchmod(fd, layout.file_mode)  # shared on request: the umask must not take it back
+        try:
+            if layout.file_mode & 0o060:
+                os.fchmod(fd, layout.file_mode)  # shared on request: the umask must not take it back
+        except BaseException:
+            let_go(fd)
+            discard_temporary(layout, name)
+            raise
         return name, fd
 
 
@@ -229,8 +234,9 @@ def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
     """The first admission after a boot: find the highest number in use, and return it. The caller holds the lock.
 
     A power cut may have brought back an old `sequence`, and old hints. So `last` is made to cover every number that is
-    in use (but for absurd ones), and a key with more than one place in pending/ loses its hint. A bit a key, in one
-    fixed megabyte, is enough for that: by chance some other key loses its hint as well, which costs nothing (I3).
+    in use (but for absurd ones), and a key that has more than one file loses its hint: in pending/, or in inflight/ or
+    deferred/, from where it may come back to a higher place than the hint's. A bit a key, in one fixed megabyte, is enough
+    for that: by chance some other key loses its hint as well, which costs nothing (I3).
     """
     limit = max(last, time_ns()) + FUTURE
     seen = bytearray(1 << 20)
@@ -245,9 +251,9 @@ def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
                         continue
                     number, encoded = parsed
                     last = max(last, number)
-                    if folder == "pending":
+                    if folder != "failed":
                         byte, bit = divmod(hash(encoded) & 0x7FFFFF, 8)
-                        if seen[byte] & 1 << bit:
+                        if seen[byte] & 1 << bit and decode_key(encoded) is not None:
                             remove_hint(layout, encoded)
                         seen[byte] |= 1 << bit
         finally:
@@ -270,7 +276,9 @@ def read_hint(layout: Layout, encoded: str) -> tuple[int, str] | None:
             return 0, ""
         raise
     digits, _, boot = target.partition(".")
-    return (int(digits), boot) if digits.isdecimal() and digits.isascii() else (0, "")
+    if len(digits) != DIGITS or not digits.isdecimal() or not digits.isascii() or int(digits) >= HIGHEST:
+        return 0, ""  # not written by us: nothing must be published under such a number
+    return int(digits), boot
 
 
 def write_hint(layout: Layout, encoded: str, number: int, boot: str) -> None:
@@ -285,11 +293,34 @@ def write_hint(layout: Layout, encoded: str, number: int, boot: str) -> None:
 
 
 def remove_hint(layout: Layout, encoded: str) -> None:
-    """Remove a key's hint, if it has one."""
+    """Remove a key's hint, if it has one; what cannot be removed so, a directory, is set aside."""
     try:
         os.unlink(encoded, dir_fd=layout.folder("keys"))
     except FileNotFoundError:
         pass
+    except (IsADirectoryError, PermissionError) as error:  # the latter is what macOS says
+        try:
+            folder = stat.S_ISDIR(os.lstat(encoded, dir_fd=layout.folder("keys")).st_mode)
+        except FileNotFoundError:
+            return
+        if not folder:
+            raise error
+        set_aside(layout, "keys", encoded, f"keys/{encoded} was set aside: it is a directory\n")
+
+
+def withdraw_hint(layout: Layout, encoded: str, seen: str) -> bool:
+    """Remove a hint that was found to be wrong, if it still says `seen`; tell whether it did. The caller holds the lock.
+
+    Under the lock no producer writes one meanwhile. A producer that has read it, and publishes at its place, finds it gone
+    (confirm), and everybody else gets a higher number (I3).
+    """
+    try:
+        if os.readlink(encoded, dir_fd=layout.folder("keys")) != seen:
+            return False
+    except OSError:
+        return False  # gone; or no link, which is set aside instead
+    remove_hint(layout, encoded)
+    return True
 
 
 def note_given_back(layout: Layout, encoded: str, number: int) -> None:
@@ -321,6 +352,9 @@ def take(layout: Layout, name: str, number: int, encoded: str) -> str:
         os.rename(name, name, src_dir_fd=layout.folder("pending"), dst_dir_fd=layout.folder("inflight"))
     except FileNotFoundError:
         return "gone"
+    except IsADirectoryError:  # somebody's, where the element is to go
+        set_aside(layout, "inflight", name, f"inflight/{name} was set aside: it is not a regular file\n")
+        return take(layout, name, number, encoded)
     remove_hint(layout, encoded)  # the one that was read, or one that came meanwhile: from here on an add queues anew
     return "taken"
 
@@ -328,6 +362,7 @@ def take(layout: Layout, name: str, number: int, encoded: str) -> str:
 def take_deferred(layout: Layout, deferred: str, name: str, number: int, encoded: str) -> bool:
     """Take a deferred element that is due. False if it is gone, or was dropped because a newer value waits."""
     if newer_waits(layout, number, encoded):
+        flush_pending(layout)  # the newer one must not be lost together with this one
         drop_deferred(layout, deferred)
         return False
     try:
@@ -346,11 +381,39 @@ def drop_deferred(layout: Layout, deferred: str) -> None:
 
 
 def acknowledge(layout: Layout, name: str) -> None:
-    """Remove an element that was worked on. Not flushed: after a power cut the worst is one more delivery."""
+    """Remove an element that was worked on. Not flushed: after a power cut the worst is one more delivery.
+
+    But not after one of a newer value: see flush_ended.
+    """
     try:
         os.unlink(name, dir_fd=layout.folder("inflight"))
     except FileNotFoundError:
         pass  # somebody removed it by hand: it is as acknowledged as it can be
+
+
+def flush_ended(layout: Layout) -> None:
+    """Make the end of every element that was out or deferred survive a power cut.
+
+    Called before the next element of such a key is taken. Else a power cut could keep the end of the newer element, and
+    bring back the older one: it would be delivered after it.
+    """
+    flush(layout.folder("inflight"))
+    flush(layout.folder("deferred"))
+
+
+def supersede_deferred(layout: Layout, deferred: str) -> None:
+    """Remove a deferred element when a newer value of its key has been taken: flushed before and after, for the same
+    reasons as in drop_superseded and in flush_ended."""
+    flush(layout.folder("inflight"))
+    drop_deferred(layout, deferred)
+    flush(layout.folder("deferred"))
+
+
+def drop_stranded(layout: Layout, name: str) -> None:
+    """Remove what could not be put back, when a newer value of its key is out: flushed as in supersede_deferred."""
+    flush(layout.folder("inflight"))
+    acknowledge(layout, name)
+    flush(layout.folder("inflight"))
 
 
 def put_back(layout: Layout, name: str, number: int, encoded: str) -> bool:
@@ -361,20 +424,43 @@ def put_back(layout: Layout, name: str, number: int, encoded: str) -> bool:
         try:
             # A link, not a rename: it must not overwrite a newer value that has landed here meanwhile (I4).
             os.link(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"), follow_symlinks=False)
-        except PermissionError:
-            # Linux lets nobody link what belongs to another user (protected_hardlinks in proc(5)): a dropped file.
-            waits = _rename_if_free(layout, name)
         except FileNotFoundError:
             return False  # removed by hand
         except FileExistsError:
             waits = _same_file(layout, "inflight", "pending", name)  # half of an earlier put_back, perhaps
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EMLINK):
+                raise
+            # Linux lets nobody link what belongs to another user (protected_hardlinks in proc(5)): a dropped file. And a
+            # name more may be too much for a full disk (on tmpfs each counts as an inode), where a rename is not.
+            waits = rename_if_free(layout, name)
         if waits:
             note_given_back(layout, encoded, number)
-    acknowledge(layout, name)
+    drop_superseded(layout, name)  # by what has just been linked, or by the newer value
     return waits
 
 
-def _rename_if_free(layout: Layout, name: str) -> bool:
+def drop_superseded(layout: Layout, name: str) -> None:
+    """Remove an element that is out, since this value or a newer one waits.
+
+    Flushed in between: a power cut may keep the later of two operations without the earlier, and must find one of them.
+    """
+    flush_pending(layout)
+    acknowledge(layout, name)
+
+
+def release_twin(layout: Layout, name: str) -> bool:
+    """Undo a take that changed nothing, since both names were of one file (rename(2)): a put_back had been cut short.
+
+    True if it was so; the element waits, and can be taken. Either name may go: what waits is this value, or a newer one.
+    """
+    if not _same_file(layout, "inflight", "pending", name):
+        return False
+    acknowledge(layout, name)
+    return True
+
+
+def rename_if_free(layout: Layout, name: str) -> bool:
     """Move an element from inflight/ to pending/ unless one is there; tell whether it was moved. Raises OSError.
 
     By renameat2(2), which Python has no call for, and not every file system (NFS, for one) has either.
@@ -397,9 +483,9 @@ def _rename_if_free(layout: Layout, name: str) -> bool:
 def defer(layout: Layout, name: str, number: int, encoded: str, due: int) -> str | None:
     """Lay an element that is out aside until `due` (ns since the epoch); its name there, or None if it was dropped."""
     if newer_waits(layout, number, encoded):
-        acknowledge(layout, name)
+        drop_superseded(layout, name)
         return None
-    deferred = deferred_name(due, name)
+    deferred = deferred_name(min(due, 10**DIGITS - 1), name)  # whatever the clock says, it must remain a name
     try:
         os.rename(name, deferred, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("deferred"))
     except FileNotFoundError:
@@ -410,11 +496,13 @@ def defer(layout: Layout, name: str, number: int, encoded: str, due: int) -> str
 def fail(layout: Layout, name: str, number: int, encoded: str, reason: str) -> bool:
     """Give up on an element that is out: to failed/, its reason beside it. False if dropped: a newer value waits."""
     if newer_waits(layout, number, encoded):
-        acknowledge(layout, name)
+        drop_superseded(layout, name)
         return False
     _write_reason(layout, name, reason)
     try:
         os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("failed"))
+    except IsADirectoryError:  # somebody's, under this very name
+        set_aside(layout, "inflight", name, reason)
     except FileNotFoundError:  # removed by hand
         try:
             os.unlink(name + REASON, dir_fd=layout.folder("failed"))
@@ -437,6 +525,14 @@ def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
     return aside
 
 
+def remove_leftover(layout: Layout, folder: str, name: str) -> None:
+    """Remove what a process that died has left behind, and what is nobody's element: a draft, a probe, a lone reason."""
+    try:
+        os.unlink(name, dir_fd=layout.folder(folder))
+    except FileNotFoundError:
+        pass
+
+
 def _write_reason(layout: Layout, name: str, reason: str) -> None:
     """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being moved."""
     try:
@@ -453,6 +549,8 @@ def fold(layout: Layout, encoded: str, numbers: list[int]) -> int:
     # From the bottom up: at every moment the newest value has the highest number, so a crash between two renames, or a
     # producer that publishes at one of these places meanwhile, leaves something that folds to the newest again (I2).
     for number in numbers[1:]:
+        if number != numbers[1]:
+            flush_pending(layout)  # a power cut must not keep the later of two renames without the earlier
         try:
             os.rename(element_name(number, encoded), lowest, src_dir_fd=pending, dst_dir_fd=pending)
         except FileNotFoundError:
@@ -477,9 +575,12 @@ def move_drop(layout: Layout, folder: str, dropped: str, name: str) -> bool:
 def open_for_reading(layout: Layout, folder: str, name: str) -> int:
     """Open an element's file: never through a link, never waiting for a FIFO's writer. Raises OSError."""
     fd = os.open(name, _READ, dir_fd=layout.folder(folder))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", name)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+    except BaseException:
+        let_go(fd)
+        raise
     return fd
 
 

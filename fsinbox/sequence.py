@@ -14,13 +14,15 @@ The lock is flock(2), blocking: the kernel queues those who wait, and frees it w
 that costs a cold producer more than the whole add, and it polls.
 """
 
+import errno
 import fcntl
 import os
 import sys
 from _thread import allocate_lock
 from time import time_ns
 
-from .layout import Layout
+from .errors import UnusableInbox
+from .layout import Layout, let_go
 
 UNKNOWN = ""
 
@@ -40,7 +42,7 @@ def boot_tag(scope: str) -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
             return file.read(8).decode("ascii")
-    except OSError:
+    except FileNotFoundError:
         return _boot_session()
 
 
@@ -67,7 +69,10 @@ class Sequence:
         self._layout = layout
         self._threads = allocate_lock()  # an flock belongs to the open file: it does not exclude our own threads
         self._fd = -1
-        self.boot = boot_tag(layout.scope)
+        try:
+            self.boot = boot_tag(layout.scope)
+        except OSError as error:
+            raise UnusableInbox(f"cannot use inbox {layout.path}: {error}: mend that, then open it again") from error
 
     def __enter__(self) -> "Sequence":
         self._threads.acquire()
@@ -93,17 +98,25 @@ class Sequence:
         return True
 
     def unlock(self) -> None:
-        """Leave the lock."""
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        self._threads.release()
+        """Leave the lock. If the system will not have it, by closing the file: others must not wait for us."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except OSError:
+            self.close()
+        finally:
+            self._threads.release()
 
     def _lock(self, how: int) -> None:
         while True:
             if self._fd < 0:
                 self._open()
             fcntl.flock(self._fd, how)
-            if os.fstat(self._fd).st_nlink:
-                return
+            try:
+                if os.fstat(self._fd).st_nlink:
+                    return
+            except BaseException:
+                self.close()  # which lets go of the lock
+                raise
             self.close()  # somebody removed the file: a lock on it excludes nobody who comes now
 
     def __exit__(self, *_: object) -> None:
@@ -123,14 +136,17 @@ class Sequence:
 
     def advance(self, last: int) -> int:
         """Give out the number after `last`. The caller holds the lock."""
-        number = max(last + 1, time_ns())
+        now = time_ns()
+        number = max(last + 1, now if now < HIGHEST else 0)  # a clock that is wrong by centuries does not count
         self.write(number)
         return number
 
     def write(self, last: int) -> None:
         """Record `last` as the last number given out, in this boot. The caller holds the lock."""
         # In place and of constant length: within one block, a kill or a full disk cannot leave half of it.
-        os.pwrite(self._fd, b"%019d %s\n" % (last, self.boot.encode()), 0)
+        line = b"%019d %s\n" % (last, self.boot.encode())
+        if os.pwrite(self._fd, line, 0) != len(line):
+            raise OSError(errno.ENOSPC, "only a part could be written", "sequence")
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -140,4 +156,4 @@ class Sequence:
         """Close the descriptor. Safe to call twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            let_go(fd)
