@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.connection  # a child that is no longer root may not read it
 import os
 import shutil
 import socket
