@@ -14,11 +14,12 @@ import errno
 import fcntl
 import os
 import stat
+from math import inf
 from time import monotonic, time_ns
 
 from . import protocol
 from .errors import InvalidKey
-from .layout import Layout
+from .layout import Layout, let_go
 from .names import element_name, encode_key
 from .sequence import Sequence
 
@@ -26,6 +27,9 @@ DRAFTS = (".tmp", ".part")
 
 _BATCH = 500
 """Files adopted in one go: with one flush, and before the consumer gets on with its work."""
+
+_NEVER = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
+"""Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may pass."""
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -78,6 +82,9 @@ class Drops:
                 status = os.lstat(name, dir_fd=self._layout.folder("drop"))
             except FileNotFoundError:
                 continue
+            except OSError:
+                arrived.append((0, name))  # left alone when it is inspected: it must not keep the others
+                continue
             arrived.append((status.st_ctime_ns, name))
         arrived.sort()
         self._arrived = [name for _, name in arrived]
@@ -98,6 +105,9 @@ class Drops:
         except InvalidKey as error:
             self._set_aside(name, f"its name cannot be a key: {error}")
             return None
+        except OSError as error:
+            self._leave(name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            return None
         if status.st_size > self._max_size and stat.S_ISREG(status.st_mode):
             self._set_aside(
                 name, f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, or split it"
@@ -107,13 +117,22 @@ class Drops:
             fd = open_drop(self._layout, name, status)
         except FileNotFoundError:
             return None
+        except BlockingIOError:  # somebody has a lease on it (Samba takes them), and has just been asked to give it back
+            self.look_again = min(self.look_again or inf, monotonic() + max(self._settle, 0.05))
+            return None
         except OSError as error:
-            self._set_aside(name, str(error.strerror))
+            if error.errno in _NEVER:
+                self._set_aside(name, str(error.strerror))
+            else:
+                self._leave(name, f"cannot open {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
             return None
         try:
             left = self._time_left(name, os.fstat(fd), writer=has_writer(fd))
+        except OSError as error:
+            self._leave(name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            return None
         finally:
-            os.close(fd)
+            let_go(fd)
         if left > 0:
             now = monotonic()
             self.look_again = min(self.look_again or now + left, now + left)
@@ -143,9 +162,12 @@ class Drops:
             # Their writers need not have done it: in pending/ a name must not outlive its content.
             protocol.flush_all(self._layout, "drop", names)
         except OSError as error:
-            self._leave(
-                names[0], f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried again"
-            )
+            if len(finished) > 1:  # one may have been replaced by what cannot be flushed: it must not stop the others
+                return sum(self._admit_all([entry]) for entry in finished)
+            if isinstance(error, protocol.FlushFailed):
+                self._set_aside(names[0], _not_flushed(error))
+            else:
+                self._leave(names[0], f"cannot open {names[0]!r} now: {error.strerror}: it stays in drop/ and is tried again")
             return 0
         return sum(self._admit(name, encoded) for name, encoded in finished)
 
@@ -196,25 +218,38 @@ def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
 
 
 def finished_drop(layout: Layout, key: str) -> str | None:
-    """Return the key's name in drop/ if a finished file lies there: for a producer, which must not be overtaken by it."""
+    """Return the key's name in drop/ if a finished file lies there: for a producer, which must not be overtaken by it.
+
+    Raises OSError.
+    """
     if "/" in key or "\0" in key or key[0] == "." or key.lower().endswith(DRAFTS):
         return None
     try:
         status = os.lstat(key, dir_fd=layout.folder("drop"))
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         fd = open_drop(layout, key, status)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NEVER or error.errno == errno.ENOENT:
+            return None
+        raise  # it may be one: to add now and have it adopted later would put an older value in place of a newer
     try:
         writer = has_writer(fd)
         if writer or (writer is None and not renamed_in(os.fstat(fd))):
             return None  # unfinished: it arrives later than this add
         protocol.flush(fd)
+    except protocol.FlushFailed as error:
+        protocol.set_aside(layout, "drop", key, f"dropped file {key!r} was set aside: {_not_flushed(error)}\n")
+        return None
     finally:
-        os.close(fd)
+        let_go(fd)
     return key
+
+
+def _not_flushed(error: OSError) -> str:
+    """Return why a file is set aside that could not be flushed. Another flush would say success, and prove nothing."""
+    return f"the system could not write it to the disk ({error.strerror}): look whether it is whole, and drop a copy of it"
 
 
 def renamed_in(status: os.stat_result) -> bool:

@@ -282,7 +282,8 @@ class Inbox:
 
         move=True hands the file itself over: a rename, if it lies on the inbox's file system (else a copy, and the
         original is removed once the element is queued); nobody may write to it afterwards. Otherwise it is copied, by
-        reference where the file system can (Btrfs, XFS). Raises InvalidKey, AddFailed.
+        reference where the file system can (Btrfs, XFS). Raises InvalidKey, AddFailed. A file that could not be handed over is
+        where it was; if it was a flush that failed, write it anew: what the system had cached of it may be lost.
         """
         from .transfer import Source
 

@@ -50,17 +50,23 @@ def read_holder(layout: Layout) -> str:
     except OSError:
         return ""
     try:
-        return os.read(fd, 300).decode("utf-8", "replace").strip()
+        text = os.read(fd, 300).decode("utf-8", "replace").strip()
+        return "".join(character if character.isprintable() else "?" for character in text)
+    except OSError:
+        return ""  # no regular file
     finally:
         os.close(fd)
 
 
 def is_consumed(layout: Layout) -> bool:
-    """Tell whether some process holds the consumer's lock now."""
+    """Tell whether some process holds the consumer's lock now. Raises OSError."""
     from filelock import lock_descriptor
 
     # For reading only: whoever may only look must be told, too. (A network file system refuses such a lock: EBADF.)
-    fd = os.open("consumer.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
+    try:
+        fd = os.open("consumer.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
+    except FileNotFoundError:
+        return False
     try:
         return not lock_descriptor(fd, blocking=False)
     finally:

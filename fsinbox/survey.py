@@ -10,9 +10,13 @@ from time import time_ns
 from .layout import Layout
 from .lock import is_consumed, read_holder
 from .names import REASON, decode_key, encode_key, parse_deferred, parse_element
+from .protocol import open_for_reading
 
 STATES = {"out": "inflight", "waiting": "pending", "deferred": "deferred", "failed": "failed"}
 """State of an element -> the folder it lies in then."""
+
+_LONGEST_REASON = 1 << 20
+"""Characters of a reason that are shown: far more than any of ours has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,11 @@ def find(layout: Layout, key: str) -> Row | None:
 def reason(layout: Layout, row: Row) -> str | None:
     """Return why an element failed, or None if no reason is kept."""
     try:
-        fd = os.open(row.file + REASON, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.folder("failed"))
+        fd = open_for_reading(layout, "failed", row.file + REASON)
     except OSError:
         return None
     with open(fd, encoding="utf-8", errors="replace") as file:
-        return file.read()
+        return file.read(_LONGEST_REASON)
 
 
 @dataclass(frozen=True, slots=True)

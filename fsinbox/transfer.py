@@ -8,7 +8,7 @@ import stat
 
 from . import protocol
 from .errors import AddFailed
-from .layout import Layout
+from .layout import Layout, let_go
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2): share the blocks, on file systems that can
 _PIECE = 1 << 24  # bytes a copying system call is asked for at once
+
+
+def _unreadable(path: str, error: OSError) -> AddFailed:
+    return AddFailed(
+        error.errno,
+        f"cannot read {path}: {error.strerror}: nothing was added; check the path and who may read it",
+        maybe_added=False,
+    )
 
 
 class Source:
@@ -30,22 +38,35 @@ class Source:
             # O_NONBLOCK: a FIFO must give an error, not wait for a writer.
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise AddFailed(error.errno, f"cannot read {path}: {error.strerror}", maybe_added=False) from error
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            os.close(self._fd)
-            raise AddFailed(
-                errno.EINVAL,
-                f"{path} is not a regular file: pipe it in (fsinbox add KEY -), or copy it to one",
-                maybe_added=False,
-            )
+            raise _unreadable(path, error) from error
+        try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise AddFailed(
+                    errno.EINVAL,
+                    f"{path} is not a regular file: pipe it in (fsinbox add KEY -), or copy it to one",
+                    maybe_added=False,
+                )
+        except AddFailed:
+            let_go(self._fd)
+            raise
+        except OSError as error:
+            let_go(self._fd)
+            raise _unreadable(path, error) from error
 
     def __enter__(self) -> Source:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        os.close(self._fd)
+        let_go(self._fd)
         if kind is None and self._path is not None:
-            os.unlink(self._path)  # it was to be moved, but lies on another file system
+            try:
+                os.unlink(self._path)  # it was to be moved, but lies on another file system
+            except OSError as error:
+                raise AddFailed(
+                    error.errno,
+                    f"{self._path} was added, but cannot be removed: {error.strerror}: remove it yourself",
+                    maybe_added=True,
+                ) from error
 
     def write(self, layout: Layout, *, durable: bool) -> str:
         """Bring the content to a file in tmp/ and return its name. Raises OSError."""
@@ -77,8 +98,20 @@ class Source:
         if self._moved_from is None:
             protocol.discard_temporary(layout, name)
             return
-        # A link: if somebody has put another file there meanwhile, both are kept, ours in tmp/ for a day.
-        os.link(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
+        try:
+            try:
+                # A link: if somebody has put another file there meanwhile, both are kept, ours in tmp/ for a day.
+                os.link(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
+            except FileExistsError:
+                raise
+            except OSError:  # no links on this file system, or a passing error
+                os.rename(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
+                return
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror} (and {self._moved_from} could not be given back: it is tmp/{name} in {layout.path} now)",
+            ) from error
         protocol.discard_temporary(layout, name)
 
     def _hand_over(self, layout: Layout, name: str) -> bool:

@@ -109,7 +109,12 @@ class Watch:
         self.start()
         self._interval = _SHORTEST_POLL
         if self._source:
-            self._source.arm()
+            try:
+                self._source.arm()
+            except OSError as error:
+                log.warning("no file system events for %s (%s): polling", self._layout.path, error)
+                source, self._source = self._source, None
+                source.close()
         self._armed = True
         try:
             yield self
@@ -173,8 +178,8 @@ def probe(layout: Layout, source: Source, waker: Waker) -> bool:
     """Rename a file into pending/ and tell whether its event comes."""
     name = f".probe-{os.getpid()}"  # hidden: nobody takes it for an element
     waker.clear()
-    source.arm()
     try:
+        source.arm()
         draft, fd = create_temporary(layout)
         os.close(fd)
         try:
@@ -213,8 +218,12 @@ class InotifySource:
         self._watches: dict[str, Any] = {}
         self._drop: Any = None
         self._reader = InotifyFD()
-        os.set_inheritable(self._reader._inotify_fd, False)  # watchdog leaves it open in children
         self._reader.start()
+        try:
+            os.set_inheritable(self._reader._inotify_fd, False)  # watchdog leaves it open in children
+        except BaseException:
+            self.close()
+            raise
 
     def arm(self) -> None:
         for folder, mask in self._wanted.items():
