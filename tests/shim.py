@@ -19,6 +19,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -52,12 +53,17 @@ class _Between:
         return value
 
 
+@cache
 def modules() -> list[ModuleType]:
     """Return every module of the package that works on files: all but those of the command line and the workers."""
     for module in pkgutil.iter_modules(fsinbox.__path__, "fsinbox."):
         if not module.ispkg and module.name != "fsinbox.__main__":
             importlib.import_module(module.name)
-    return [module for name, module in sys.modules.items() if name.startswith("fsinbox.") and name.count(".") == 1]
+    return [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("fsinbox.") and (name.count(".") == 1 or name.startswith("fsinbox.doctor."))
+    ]
 
 
 @contextmanager

@@ -26,6 +26,14 @@ class Failure(click.ClickException):
         click.echo(f"fsinbox: {self.message}", err=True)
 
 
+def _give_up_output() -> None:
+    """Send what is still to be written to nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError:
+        pass  # no descriptors left
+
+
 class Commands(click.Group):
     """Turns the package's errors into messages and exit statuses, in one place."""
 
@@ -36,7 +44,7 @@ class Commands(click.Group):
             return result
         except BrokenPipeError:
             # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it shuts down.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _give_up_output()
             ctx.exit(0)
         except InboxBusy as error:
             raise Failure(str(error), EXIT_BUSY) from error
@@ -44,6 +52,10 @@ class Commands(click.Group):
             raise Failure(str(error), EXIT_UNUSABLE) from error
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
+        except OSError as error:
+            _give_up_output()  # it may be what cannot be written
+            text = f"the system refused, at the inbox or at the output: {error}: mend that, and try again"
+            raise Failure(text, EXIT_UNUSABLE) from error
 
 
 def inbox_option(command: Command) -> Command:
@@ -180,6 +192,9 @@ def show(inbox: str | None, json: bool, key: str) -> None:
             data = file.read()
     except OSError as error:
         raise Failure(f"cannot read {row.folder}/{row.file}: {error.strerror}", EXIT_FAILED) from error
+    except MemoryError as error:
+        path = f"{layout.path}/{row.folder}/{row.file}"
+        raise Failure(f"{path} is too large for the memory: look at it there", EXIT_FAILED) from error
     why = survey.reason(layout, row) if row.state == "failed" else None
     if not json:
         if why:
@@ -296,6 +311,21 @@ def consume(inbox: str | None, **options: Any) -> None:
     from .consuming import consume as run_consumer
 
     sys.exit(run_consumer(chosen(inbox), **options))
+
+
+@cli.command()
+@inbox_option
+@json_option
+@click.option("--repair", is_flag=True, help="Mend what is wrong. Producers may run; so may a consumer.")
+def doctor(inbox: str | None, json: bool, repair: bool) -> None:
+    """Measure this file system, and check the inbox: say what was found, and what follows.
+
+    Where there is no inbox yet, only the file system is measured. Exit status: 0 if all is well, 1 if something needs a
+    repair or a person, 3 if the inbox cannot be used.
+    """
+    from .checkup import checkup
+
+    sys.exit(checkup(chosen(inbox), repair=repair, json=json))
 
 
 def run() -> None:

@@ -1,0 +1,1125 @@
+"""Proves that the doctor measures what a file system really does, finds each thing that can be wrong with an inbox, and mends it.
+
+The file systems are real: the one of the tests' folder, a tmpfs, and one of our own that does most things wrong (odd.py). Each
+thing that can be wrong is made by hand, in an inbox of its own, and must be found, alone; after a repair it must be gone.
+
+The repair itself is killed before every call that it makes to the system, and has every such call fail, in an inbox with all
+that it can mend at once. Afterwards a second repair must end with a healthy inbox, and what a fresh consumer then delivers is
+judged by the oracle of all harnesses: nothing may be missing. The same while producers add, and a consumer takes. To replay:
+
+    DOCTOR_CALL=kill:123 python -m pytest tests/test_doctor.py -k "every_call and kill-content"
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from helpers import Consumer, environment, json_lines, run, wait_until
+
+from fsinbox import Inbox, InboxError, UnusableInbox
+from fsinbox.doctor import examination, examine, filesystem, measure, mending, repair, words
+from fsinbox.doctor.filesystem import Cost, Facts, Race
+from fsinbox.doctor.kinds import KINDS
+from fsinbox.doctor.words import unwritable
+from fsinbox.layout import FOLDERS
+from fsinbox.sequence import boot_tag
+from tests.driver import Driver, Log, aftermath, all_died, payload, read_log
+from tests.oracle import Event, judge
+from tests.shim import intercepted
+
+DAY = 24 * 3600 * 10**9
+NOW = time.time_ns()
+
+# --- what a file system does --------------------------------------------------------------------------------------
+
+
+def a_tmpfs() -> Path:
+    path = Path("/dev/shm")
+    if not os.access(path, os.W_OK):
+        pytest.skip("no tmpfs at /dev/shm that this user may write to")
+    return path
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[Path]:
+    """A file system that does most things wrong."""
+    pytest.importorskip("mfusepy", reason="needs mfusepy", exc_type=ImportError)
+    if not os.access("/dev/fuse", os.W_OK) or not shutil.which("fusermount3"):
+        pytest.skip("needs FUSE: /dev/fuse, which this user may write to, and fusermount3")
+    folder, point = tmp_path / "folder", tmp_path / "point"
+    folder.mkdir()
+    point.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.odd", folder, point],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env=environment(),
+    )
+    try:
+        assert server.stdout
+        if server.stdout.readline() != b"mounted\n":
+            pytest.skip("FUSE does not mount here")
+        wait_until(lambda: os.path.ismount(point), "for the mount")
+        yield point
+    finally:
+        subprocess.run(["fusermount3", "-u", "-z", point], check=False, capture_output=True)
+        server.kill()
+        server.communicate()
+
+
+@pytest.mark.parametrize("where", ["disk", "tmpfs"])
+def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Callable[[str], None]) -> None:
+    place = tmp_path if where == "disk" else a_tmpfs() / f"fsinbox-doctor-{os.getpid()}"
+    place.mkdir(exist_ok=True)
+    try:
+        facts = measure(str(place / "inbox"))
+        assert facts.errors == {}
+        assert facts.race and facts.race.reads > 100 and (facts.race.missing, facts.race.torn) == (0, 0)
+        good = (
+            "between",
+            "link",
+            "no_replace",
+            "symlink",
+            "exclusive",
+            "flock",
+            "flock_elsewhere",
+            "case",
+            "unicode",
+            "any_bytes",
+        )
+        assert [name for name in (*good, "leases", "renamed", "modes") if not getattr(facts, name)] == []
+        assert facts.longest == 255
+        assert facts.events is not None and 0 <= facts.events < 1
+        assert facts.flush_file and facts.flush_folder and 0 < facts.flush_file.median <= facts.flush_file.highest
+        assert facts.skew == 0 and facts.tick and facts.tick < 10**9
+        assert facts.boot == boot_tag("local")
+        assert {line.name: line.level for line in words(facts) if line.level == "person"} == {}
+        assert list(place.iterdir()) == [], "the doctor has left something behind"
+        levels = {line.name: line for line in words(facts)}
+        if where == "tmpfs":
+            assert "tmpfs is memory: nothing here survives a power cut" in levels["flush"].chosen
+        figure(f"{facts.kind}: {facts.race.reads} reads beside {facts.race.renames} renames; {levels['flush'].found}")
+    finally:
+        if where == "tmpfs":
+            shutil.rmtree(place)
+
+
+def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
+    facts = measure(str(odd))
+    assert facts.race and facts.race.missing > 0
+    wrong = ("link", "symlink", "case", "unicode", "renamed", "modes")
+    assert [name for name in wrong if getattr(facts, name) is not False] == []
+    assert facts.longest == 100
+    assert facts.skew is not None and 3590 < facts.skew < 3602
+    assert facts.tick == float("inf")
+    assert facts.errors["flush_folder"] == "Invalid argument"
+    assert facts.network
+    levels = {line.name: line for line in words(facts)}
+    assert {name for name, line in levels.items() if line.level == "person"} == {
+        *("rename", "link", "symlink", "names", "case", "flush", "room", "modes")
+    }
+    assert "keep keys within 60 bytes" in levels["names"].chosen
+    assert "3599" in levels["clock"].found or "3600" in levels["clock"].found
+    assert [name for name in os.listdir(odd) if name.startswith(filesystem.SCRATCH)] == []
+
+
+def test_the_odd_file_system_s_doctor_exits_1(odd: Path) -> None:
+    done = run("doctor", "--inbox", odd / "inbox", cwd=odd.parent, status=1)
+    assert "not healthy" not in done.stdout  # there is no inbox that could be
+    assert "person  `a` and `A` are the same file" in done.stdout
+
+
+GOOD = Facts(
+    path="/i",
+    kind="ext4",
+    network=False,
+    race=Race(300, 4000, 0, 0),
+    between=True,
+    link=True,
+    no_replace=True,
+    symlink=True,
+    exclusive=True,
+    flock=True,
+    flock_elsewhere=True,
+    events=0.0004,
+    longest=255,
+    case=True,
+    unicode=True,
+    any_bytes=True,
+    flush_file=Cost(200_000, 400_000),
+    flush_folder=Cost(300_000, 2_000_000_000),
+    flush_all=5_000_000,
+    leases=True,
+    renamed=True,
+    skew=0.0,
+    tick=4_000_000,
+    free=10 << 30,
+    inodes=1_000_000,
+    modes=True,
+    umask=0o22,
+    boot="01234567",
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "found", "chosen"),
+    [
+        ({}, "kind", "ok", "ext4, local", "after each boot"),
+        ({"kind": ""}, "kind", "ok", "unknown, local", ""),
+        ({"kind": "nfs4", "network": True}, "kind", "note", "nfs4, which other hosts change too", "an idle consumer polls"),
+        ({}, "boot", "ok", "01234567", "hints count for this boot only"),
+        ({"network": True}, "boot", "ok", "01234567", "not used here"),
+        ({"boot": None, "errors": {"boot": "no /proc"}}, "boot", "person", "could not be measured: no /proc", ""),
+        ({}, "rename", "ok", "300 renames over a file, 4000 reads beside them: each found a whole file", "one rename"),
+        ({"race": Race(300, 900, 2, 0)}, "rename", "person", "2 found no file", "use another file system"),
+        ({"race": Race(300, 900, 0, 1)}, "rename", "person", "1 a part of one", "use another file system"),
+        ({"between": False}, "between", "person", "cannot be renamed", "use another file system"),
+        ({}, "between", "ok", "can be renamed from folder to folder", "state"),
+        ({}, "link", "ok", "two names", "linked to its place"),
+        ({"link": False}, "link", "note", "no hard links", "renameat2"),
+        ({"link": False, "no_replace": False}, "link", "person", "no hard links, and no rename", "use another file system"),
+        ({"symlink": False}, "symlink", "person", "no symbolic links", "use another file system"),
+        ({"exclusive": False}, "exclusive", "person", "two can create the same file", "use another file system"),
+        ({}, "flock", "ok", "excludes other descriptors and other processes", "the one consumer"),
+        ({"flock": False}, "flock", "person", "does not exclude", "use another file system"),
+        ({"flock_elsewhere": False}, "flock", "person", "does not exclude", "use another file system"),
+        ({}, "events", "ok", "events fire (ours was seen within 400 us)", "sleeps until inotify tells it"),
+        ({"events": -1}, "events", "note", "events do not fire", "polls"),
+        ({"network": True}, "events", "note", "not for what other hosts do", "polls"),
+        ({"events": None, "errors": {"events": "no watches left"}}, "events", "note", "no events: no watches left", "polls"),
+        ({}, "names", "ok", "255 bytes", "200 bytes"),
+        ({"longest": 143}, "names", "person", "143 bytes", "within 103 bytes"),
+        ({"longest": 14}, "names", "person", "14 bytes", "within 0 bytes"),
+        ({"case": False}, "case", "person", "the same file", "one case"),
+        ({}, "unicode", "ok", "bytes", "byte for byte"),
+        ({"unicode": False}, "unicode", "note", "as text", "drop ASCII names"),
+        ({"any_bytes": False}, "unicode", "note", "must be text", "files in drop/ are"),
+        ({"unicode": None, "errors": {"unicode": "Invalid argument"}}, "unicode", "note", "as text", ""),
+        ({}, "flush", "ok", "file costs 200 us (at most 400 us), of a folder 300 us (at most 2 s)", "about 2,000 durable adds"),
+        ({"kind": "tmpfs"}, "flush", "note", "200 us", "memory"),
+        ({"flush_file": Cost(900, 900)}, "flush", "note", "0.9 us", "does it flush at all?"),
+        ({}, "syncfs", "ok", "syncfs works (5 ms)", "at once"),
+        ({"flush_all": None, "errors": {"flush_all": "none here"}}, "syncfs", "note", "no syncfs: none here", "file by file"),
+        ({}, "leases", "ok", "tells", "left alone while"),
+        ({"leases": False}, "leases", "note", "does not tell", "--drop-settle"),
+        ({}, "clock", "ok", "its clock is ours, in steps of 4 ms", "adopted at once"),
+        ({"skew": -90.0}, "clock", "note", "90.0 s behind ours", "set the clocks"),
+        (
+            {"skew": 7.25, "tick": float("inf")},
+            "clock",
+            "note",
+            "7.2 s ahead of ours, in steps of more than 0.1 s",
+            "set the clocks",
+        ),
+        ({"renamed": False}, "clock", "ok", "", "must lie still for --drop-settle seconds"),
+        ({}, "room", "ok", "10 GiB free, and 1,000,000 more files", "a file"),
+        ({"free": 3 << 40, "inodes": -1}, "room", "ok", "3 TiB free, and files without limit", ""),
+        ({"free": 4096}, "room", "person", "4 KiB free", "make room"),
+        ({"inodes": 12}, "room", "person", "12 more files", "make room"),
+        ({}, "modes", "ok", "umask 022", "private is 600"),
+        ({"modes": False}, "modes", "person", "do not keep their mode", ""),
+    ],
+)
+def test_of_each_fact_the_doctor_says_what_follows(facts: dict[str, Any], name: str, level: str, found: str, chosen: str) -> None:
+    (line,) = (line for line in words(replace(GOOD, **({"errors": {}} | facts))) if line.name == name)
+    assert line.level == level
+    assert found in line.found
+    assert chosen in line.chosen
+    assert "\n" not in line.found + line.chosen
+
+
+def test_where_nothing_can_be_measured_the_doctor_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnusableInbox, match="nor the directory it would be in"):
+        measure(str(tmp_path / "no" / "such"))
+    run("doctor", "--inbox", tmp_path / "no" / "such", cwd=tmp_path, status=3)
+    line = unwritable(OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    assert (line.level, line.found) == ("person", "nothing can be written here: Read-only file system")
+
+
+# --- what can be wrong with an inbox ------------------------------------------------------------------------------
+
+
+def number(ago: float = 0) -> int:
+    """A number of `ago` seconds ago."""
+    return time.time_ns() - int(ago * 1e9)
+
+
+class Patient:
+    """An inbox with two elements, `a` and `b`, that nobody has open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log = Log("producer")
+        driver = Driver(str(path), self.log)
+        for word in ("create", "add:a=1", "add:b=1"):
+            driver.do(word)
+        driver.close()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def element(self, key: str) -> Path:
+        (path,) = (self.path / "pending").glob(f"*-{key}")
+        return path
+
+    def last(self) -> int:
+        return int((self.path / "sequence").read_text()[:19])
+
+    def boot(self) -> str:
+        return (self.path / "sequence").read_text().split()[1]
+
+    def kinds(self) -> dict[str, str]:
+        """What is wrong: kind -> level."""
+        return {finding.kind: finding.level for finding in examine(str(self.path), pause=0.01).findings}
+
+    def judged(self, before: list[Event] | None = None) -> list[str]:
+        events = self.log.events if before is None else before
+        return judge([*all_died(events), *aftermath(str(self.path), "drain")])
+
+
+@pytest.fixture
+def patient(inbox_dir: Path) -> Patient:
+    return Patient(inbox_dir)
+
+
+def take_by_hand(patient: Patient, key: str) -> None:
+    """As if a consumer had taken it, and died."""
+    path = patient.element(key)
+    path.rename(patient / "inflight" / path.name)
+    (patient / "keys" / key).unlink()
+
+
+def socket_at(path: Path) -> None:
+    where = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket must be short
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(where)
+
+
+def hint(patient: Patient, key: str, target: str) -> None:
+    (patient / "keys" / key).unlink(missing_ok=True)
+    (patient / "keys" / key).symlink_to(target)
+
+
+def second_place(patient: Patient) -> None:
+    """Two places of `b`, as a paused producer leaves them; the newer value is at the higher."""
+    path = patient.element("b")
+    with Inbox(patient.path, codec="bytes") as inbox:
+        (patient / "keys" / "b").unlink()
+        inbox.add_bytes("b", path.read_bytes())
+
+
+def defer_by_hand(patient: Patient, key: str, due: int, its: int | None = None) -> None:
+    path = patient.element(key)
+    (patient / "keys" / key).unlink()
+    path.rename(patient / "deferred" / f"{due:019d}-{path.name if its is None else f'{its:019d}-{key}'}")
+
+
+def forged(patient: Patient, folder: str, its: int, key: str = "f") -> None:
+    (patient / folder / f"{its:019d}-{key}").write_bytes((patient.element("b")).read_bytes())
+
+
+def sequence(patient: Patient, text: bytes) -> None:
+    (patient / "sequence").write_bytes(text)
+
+
+def superseded(patient: Patient) -> None:
+    """An older `b` is deferred."""
+    older = patient.last() - 10**9
+    (patient / "deferred" / f"{1:019d}-{older:019d}-b").write_bytes(patient.element("b").read_bytes())
+
+
+def replace_by(patient: Patient, name: str, what: Callable[[Path], object]) -> None:
+    path = patient / name
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+    what(path)
+
+
+def nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def open_wide(patient: Patient) -> None:
+    patient.path.chmod(0o755)
+    (patient / "drop").chmod(0o1777)
+
+
+def lone_note(patient: Patient) -> None:
+    (patient / "attempts" / f"{number(60):019d}-gone").symlink_to("3.12.34.")
+
+
+Damage = Callable[[Patient], object]
+
+WRONG: list[tuple[str, str, Damage]] = [
+    ("format-missing", "", lambda p: (p / "format").unlink()),
+    ("format-damaged", "empty", lambda p: (p / "format").write_text("")),
+    ("format-damaged", "garbage", lambda p: (p / "format").write_bytes(b"\0" * 18)),
+    ("format-damaged", "scope", lambda p: (p / "format").write_text("fsinbox 1 global\n")),
+    *(("folder-missing", name, lambda p, name=name: (p / name).rmdir()) for name in ("tmp", "drop", "inflight", "failed")),
+    ("not-a-folder", "file", lambda p: replace_by(p, "deferred", Path.touch)),
+    ("not-a-folder", "link", lambda p: replace_by(p, "inflight", lambda path: path.symlink_to("failed"))),
+    ("file-missing", "lock", lambda p: (p / "consumer.lock").unlink()),
+    ("file-missing", "sequence", lambda p: (p / "sequence").unlink()),
+    ("not-a-file", "lock", lambda p: replace_by(p, "consumer.lock", nowhere)),
+    ("not-a-file", "sequence", lambda p: replace_by(p, "sequence", Path.mkdir)),
+    ("not-a-file", "sequence-fifo", lambda p: replace_by(p, "sequence", os.mkfifo)),
+    ("not-a-file", "format", lambda p: replace_by(p, "format", Path.mkdir)),
+    ("mode", "tmp", lambda p: (p / "tmp").chmod(0o770)),
+    ("mode", "closed", lambda p: (p / "keys").chmod(0)),
+    ("mode", "file", lambda p: (p / "sequence").chmod(0o400)),
+    ("mode", "root", lambda p: p.path.chmod(0o500)),
+    ("open", "", open_wide),
+    ("foreign-root", "", lambda p: (p / "notes.txt").touch()),
+    ("sequence-damaged", "text", lambda p: sequence(p, b"what?\n")),
+    ("sequence-damaged", "high", lambda p: sequence(p, b"%019d %s\n" % (9 * 10**18, p.boot().encode()))),
+    ("sequence-future", "", lambda p: sequence(p, b"%019d %s\n" % (NOW + 300 * DAY, p.boot().encode()))),
+    ("sequence-behind", "", lambda p: defer_by_hand(p, "b", 1, number(-600))),
+    ("number-forged", "", lambda p: forged(p, "pending", number(-600))),
+    ("number-forged", "absurd", lambda p: forged(p, "pending", number(-1e9))),
+    ("number-absurd", "", lambda p: defer_by_hand(p, "b", 1, number(-1e9))),
+    ("foreign-name", "pending", lambda p: (p / "pending/readme").touch()),
+    ("foreign-name", "inflight", lambda p: (p / "inflight/readme").mkdir()),
+    ("foreign-name", "deferred", lambda p: (p / f"deferred/{number():019d}-readme").touch()),
+    ("foreign-name", "key", lambda p: (p / f"pending/{number(9):019d}-%zz").touch()),
+    ("not-regular", "pending", lambda p: os.mkfifo(p / f"pending/{number(9):019d}-p")),
+    ("not-regular", "directory", lambda p: (p / f"pending/{p.last():019d}-p").mkdir()),
+    ("not-regular", "inflight", lambda p: socket_at(p / f"inflight/{number(9):019d}-p")),
+    ("not-regular", "deferred", lambda p: nowhere(p / f"deferred/{1:019d}-{number(9):019d}-p")),
+    ("several-places", "", second_place),
+    ("orphan", "", lambda p: take_by_hand(p, "b")),
+    ("deferred-absurd", "", lambda p: defer_by_hand(p, "b", number(-30 * 24 * 3600))),
+    ("deferred-superseded", "", superseded),
+    ("no-reason", "", lambda p: (p / f"failed/{number(9):019d}-f").touch()),
+    ("reason-alone", "", lambda p: (p / f"failed/{number(9):019d}-f~reason.txt").touch()),
+    ("foreign-failed", "", lambda p: (p / "failed/readme").touch()),
+    ("hint-not-a-link", "file", lambda p: (p / "keys/h").touch()),
+    ("hint-not-a-link", "directory", lambda p: (p / "keys/h").mkdir()),
+    ("hint-foreign", "", lambda p: hint(p, "%zz", f"{p.last():019d}.{p.boot()}")),
+    ("hint-damaged", "", lambda p: hint(p, "h", "elsewhere")),
+    ("hint-dangling", "", lambda p: hint(p, "h", f"{p.last():019d}.{p.boot()}")),
+    ("hint-dangling", "back", lambda p: hint(p, "h", f"{p.last():019d}.back")),
+    ("hint-low", "", lambda p: hint(p, "b", f"{p.last() - 10**6:019d}.{p.boot()}")),
+    ("hint-forged", "", lambda p: hint(p, "b", f"{number(-600):019d}.{p.boot()}")),
+    ("note-alone", "", lone_note),
+    ("note-foreign", "file", lambda p: (p / "attempts/readme").touch()),
+    ("note-foreign", "link", lambda p: (p / f"attempts/{p.element('b').name}").symlink_to("many")),
+    ("drop-draft", "", lambda p: (p / "drop/x.part").touch()),
+    ("drop-bad", "", lambda p: (p / "drop/x").mkdir()),
+    ("drop-bad", "name", lambda p: (p / f"drop/{'é' * 100}").touch()),
+    ("drop-waits", "", lambda p: (p / "drop/x").write_bytes(p.element("a").read_bytes())),
+]
+"""Kind, which of several, how it is made."""
+
+OLD: list[tuple[str, str, Damage]] = [
+    ("litter", "", lambda p: (p / "tmp/1.2.3").touch()),
+    ("litter-odd", "", lambda p: (p / "tmp/x").mkdir()),
+    ("leftover", "probe", lambda p: (p / "pending/.probe-12").touch()),
+    ("leftover", "format", lambda p: (p / ".format.12").touch()),
+    ("leftover", "draft", lambda p: nowhere(p / "attempts/.draft")),
+    ("leftover-folder", "", lambda p: (p / f"tmp/{filesystem.SCRATCH}1/inbox").mkdir(parents=True)),
+]
+"""The same, found a day later only."""
+
+
+def ident(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+@pytest.mark.parametrize(("kind", "which", "damage"), WRONG, ids=ident)
+def test_each_thing_that_can_be_wrong_is_found_and_mended(patient: Patient, kind: str, which: str, damage: Damage) -> None:
+    damage(patient)
+    before = sorted(os.walk(patient.path))
+    assert patient.kinds() == {kind: KINDS[kind].level}
+    assert sorted(os.walk(patient.path)) == before, "a doctor that only looks has changed something"
+    if kind == "not-a-folder":
+        with pytest.raises(UnusableInbox, match="put the folder itself there"):
+            repair(str(patient.path), pause=0)
+        return
+    lines = repair(str(patient.path), pause=0.01)
+    left = patient.kinds()
+    if KINDS[kind].done and KINDS[kind].level != "person":
+        assert left == {}
+        assert len(lines) == 1 and KINDS[kind].done in lines[0], lines
+    else:
+        assert left == {kind: KINDS[kind].level}
+        assert len(lines) == (KINDS[kind].level == "person")
+    assert repair(str(patient.path), pause=0) == (lines if KINDS[kind].level == "person" else [])
+    if (kind, which) != ("number-absurd", ""):
+        added = [Event("add_start", "hand", key) for key in "fxp"]
+        assert [wrong for wrong in patient.judged([*patient.log.events, *added]) if "foreign:" not in wrong] == []
+
+
+@pytest.mark.parametrize(("kind", "which", "damage"), OLD, ids=ident)
+def test_what_the_dead_left_is_found_and_removed_once_it_is_old(patient: Patient, kind: str, which: str, damage: Damage) -> None:
+    damage(patient)
+    assert patient.kinds() == {}
+    assert repair(str(patient.path), pause=0) == []
+    with mock.patch.object(examination, "time_ns", lambda: time.time_ns() + 2 * DAY):
+        assert patient.kinds() == {kind: KINDS[kind].level}
+        (line,) = repair(str(patient.path), pause=0)
+        assert KINDS[kind].done in line
+        assert patient.kinds() == {}
+    assert patient.judged() == []
+
+
+def test_every_kind_of_wrong_is_made_by_some_test() -> None:
+    here = Path(__file__).read_text()
+    assert [kind for kind in KINDS if f'"{kind}"' not in here] == []
+
+
+def test_a_healthy_inbox_has_nothing_wrong(patient: Patient) -> None:
+    report = examine(str(patient.path))
+    assert report.healthy and report.findings == ()
+    assert report.facts[0].startswith("format 1, local, private; last number given out 20")
+    assert report.facts[1] == "2 wait, 0 out, 0 deferred, 0 failed, 0 in drop/; 0 being written"
+    assert report.facts[2] == "no consumer runs"
+    assert repair(str(patient.path)) == []
+    assert patient.judged() == []
+
+
+# --- what needs more than a hand to make ---------------------------------------------------------------------------
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to give files to another user, or to mount")
+
+
+def test_an_inbox_that_has_moved_to_a_network_file_system_needs_a_person(patient: Patient) -> None:
+    with mock.patch("fsinbox.layout.is_network", lambda path: True):
+        assert patient.kinds() == {"format-scope": "person"}
+        (line,) = repair(str(patient.path), pause=0)
+    assert "make the line in `format` say `network`" in line
+
+
+@as_root
+def test_what_belongs_to_another_user_needs_a_person(patient: Patient) -> None:
+    os.chown(patient / "sequence", 1, 1)
+    os.chown(patient / "keys", 1, 1)
+    assert patient.kinds() == {"owner": "person"}
+    (line,) = repair(str(patient.path), pause=0)
+    assert line.startswith("keys, sequence: left as it is: give it to the owner")
+
+
+@as_root
+def test_an_element_that_the_inbox_s_owner_cannot_read_needs_a_person(patient: Patient) -> None:
+    for path in [patient.path, *patient.path.rglob("*")]:
+        os.chown(path, 1, 1, follow_symlinks=False)
+    os.chown(patient.element("b"), 2, 2)
+    assert patient.kinds() == {"unreadable": "person"}
+
+
+@as_root
+def test_a_repair_of_another_user_s_private_inbox_is_refused(patient: Patient) -> None:
+    os.chown(patient.path, 1, 1)
+    with pytest.raises(UnusableInbox, match="private to user 1,"):
+        repair(str(patient.path), pause=0)
+
+
+@as_root
+def test_a_mode_is_only_set_by_the_owner(inbox_dir: Path) -> None:
+    Inbox(inbox_dir, shared=True).close()
+    patient = Patient.__new__(Patient)
+    patient.path = inbox_dir
+    (inbox_dir / "keys").chmod(0o700)
+    os.chown(inbox_dir / "keys", 1, 1)
+    (inbox_dir / "format").chmod(0o600)
+    assert patient.kinds() == {"mode": "repair"}
+    lines = repair(str(inbox_dir), pause=0)
+    assert lines == ["format: mode set", "keys: left as it is: it belongs to user 1, who must do it"]
+    assert stat.S_IMODE((inbox_dir / "format").stat().st_mode) == 0o660
+
+
+@as_root
+def test_a_folder_that_this_user_cannot_open_is_found(patient: Patient) -> None:
+    (patient / "attempts").chmod(0o300)
+    for parent in patient.path.parents:  # for the other user to get there
+        if parent.stat().st_mode & 0o001 == 0:
+            parent.chmod(0o711)
+    for path in [patient.path, *patient.path.rglob("*")]:
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    code = """if True:
+        import os, sys, signal, filelock
+        from fsinbox.doctor import examine
+        os.setuid(65534)
+        print(*(finding.kind for finding in examine(sys.argv[1]).findings))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, patient.path],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.stdout.split() == ["folder-closed", "mode"], done.stderr
+
+
+@as_root
+def test_a_folder_on_another_file_system_needs_a_person(patient: Patient) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "none", patient / "failed"], capture_output=True).returncode:
+        pytest.skip("needs to mount a tmpfs")
+    try:
+        assert patient.kinds() == {"other-device": "person"}
+    finally:
+        subprocess.run(["umount", patient / "failed"], check=True)
+
+
+def test_a_file_that_is_being_written_in_drop_is_found(patient: Patient) -> None:
+    with (patient / "drop/x").open("wb"):
+        assert patient.kinds() == {"drop-open": "note"}
+
+
+def test_a_lock_that_is_held_for_long_is_found_and_stops_no_doctor(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_PATIENCE", 0.05)
+    monkeypatch.setattr(mending, "_PATIENCE", 0.05)
+    take_by_hand(patient, "b")
+    (patient / "keys/h").symlink_to("elsewhere")
+    with (patient / "sequence").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        report = examine(str(patient.path), pause=0)
+        (finding,) = (finding for finding in report.findings if finding.kind == "admission-held")
+        assert finding.signs[0].seen == f"process {os.getpid()}"
+        lines = repair(str(patient.path), pause=0)
+        assert [line.partition(": ")[0] for line in lines] == [
+            "sequence",
+            "keys/h",
+            f"inflight/{next(os.scandir(patient / 'inflight')).name}",
+        ]
+        assert all("the admission lock has been held for" in line for line in lines[1:])
+    assert len(repair(str(patient.path), pause=0)) == 2
+    assert patient.kinds() == {}
+    assert patient.judged() == []
+
+
+def test_a_lock_without_its_holder_is_found(patient: Patient) -> None:
+    (patient / "consumer.lock").write_text(f"pid 4194399 on {os.uname().nodename} since 2026-01-31T12:00:00+0000\n")
+    with (patient / "consumer.lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert patient.kinds() == {"holder-gone": "note"}
+    assert patient.kinds() == {}
+
+
+def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
+    driver = Driver(str(patient.path), patient.log)
+    driver.do("take")
+    (patient / "pending/readme").touch()
+    (patient / "keys/h").mkdir()
+    report = examine(str(patient.path), pause=0)
+    assert [finding.kind for finding in report.findings] == ["hint-not-a-link", "foreign-name"]
+    assert report.facts[2].startswith(f"consumer: pid {os.getpid()} on ")
+    lines = repair(str(patient.path), pause=0)
+    assert lines[0].startswith("keys/h: moved to failed/")
+    assert lines[1].startswith(f"pending/readme: left as it is: a consumer runs (pid {os.getpid()} on ")
+    assert os.listdir(patient / "inflight") != []
+    driver.do("ack")
+    driver.do("take")
+    driver.do("ack")
+    driver.do("take")  # nothing is left of its listing: it lists again, and sets readme aside
+    driver.close()
+    assert sorted(path.name[20:] for path in (patient / "failed").iterdir()) == [
+        "h",
+        "h~reason.txt",
+        "readme",
+        "readme~reason.txt",
+    ]
+    assert patient.judged() == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "is not an inbox"),
+        (lambda path: path.touch(), "Not a directory"),
+        (lambda path: path.symlink_to("nowhere"), "No such file"),
+        (lambda path: shutil.copytree(Path(__file__).parent, path, ignore=lambda *_: ["storm"]), "is not an inbox"),
+        (
+            lambda path: (Inbox(path).close(), (path / "format").write_text("fsinbox 2 local\n")),
+            "has format 2, this fsinbox knows 1",
+        ),
+    ],
+    ids=["empty", "file", "dangling", "other", "version"],
+)
+def test_what_is_no_inbox_of_ours_is_left_alone(inbox_dir: Path, make: Callable[[Path], object], message: str) -> None:
+    make(inbox_dir)
+    for look in (examine, repair):
+        before = sorted(os.walk(inbox_dir.parent))
+        with pytest.raises(UnusableInbox, match=message):
+            look(str(inbox_dir), 0)
+        assert sorted(os.walk(inbox_dir.parent)) == before
+
+
+def test_an_inbox_that_was_never_finished_is_finished(inbox_dir: Path) -> None:
+    (inbox_dir / "tmp").mkdir(parents=True, mode=0o700)
+    lines = repair(str(inbox_dir), pause=0)
+    assert {line.partition(": ")[2] for line in lines} == {
+        *(KINDS[kind].done for kind in ("format-missing", "folder-missing", "file-missing"))
+    }
+    assert examine(str(inbox_dir)).healthy
+    with Inbox(inbox_dir, create=False) as inbox:
+        assert inbox.add("k", 1) == "new"
+
+
+def test_a_shared_inbox_stays_shared(inbox_dir: Path) -> None:
+    Inbox(inbox_dir, shared=True).close()
+    (inbox_dir / "attempts").rmdir()
+    (inbox_dir / "format").unlink()
+    (inbox_dir / "tmp").chmod(0o700)
+    (inbox_dir / "consumer.lock").unlink()
+    repair(str(inbox_dir), pause=0)
+    assert {name: oct(stat.S_IMODE((inbox_dir / name).stat().st_mode)) for name in (*FOLDERS, "format", "consumer.lock")} == {
+        **dict.fromkeys(FOLDERS, "0o2770"),
+        "format": "0o660",
+        "consumer.lock": "0o660",
+    }
+    assert examine(str(inbox_dir)).findings == ()
+
+
+def test_what_only_passes_by_is_not_reported(patient: Patient) -> None:
+    """The second look no longer sees it."""
+    (patient / "pending/readme").touch()
+    with mock.patch.object(examination, "sleep", lambda seconds: (patient / "pending/readme").unlink()):
+        assert examine(str(patient.path)).findings == ()
+    (patient / "keys/h").symlink_to("elsewhere")
+    with mock.patch.object(mending, "sleep", lambda seconds: (patient / "keys/h").unlink()):
+        assert repair(str(patient.path)) == []
+
+
+def test_a_hint_whose_element_comes_in_time_is_left(patient: Patient) -> None:
+    """Its producer was between two steps when the doctor looked."""
+    name = f"{patient.last():019d}-h"
+    hint(patient, "h", f"{patient.last():019d}.{patient.boot()}")
+    signs = examination.Look(str(patient.path)).signs
+    assert {sign.kind for sign in signs} == {"hint-dangling"}
+    (patient / "pending" / name).write_bytes(b"h")
+    with mock.patch.object(mending, "Look", lambda path: mock.Mock(signs=set(signs), shared=False, owner=os.geteuid())):
+        repair(str(patient.path), pause=0)
+    assert os.readlink(patient / "keys/h") == f"{patient.last():019d}.{patient.boot()}"
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_measures_where_there_is_no_inbox_yet(tmp_path: Path) -> None:
+    done = run("doctor", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("file system: ")
+    assert any(line.startswith("  ok      events fire (ours was seen within ") for line in lines)
+    assert lines[-1] == f"no inbox at {tmp_path}/inbox yet"
+    assert list(tmp_path.iterdir()) == []
+    assert done.stderr == ""
+
+
+def test_the_command_needs_an_inbox_to_repair_one(tmp_path: Path) -> None:
+    done = run("doctor", "--repair", cwd=tmp_path, status=3)
+    assert f"there is no inbox at {tmp_path}/inbox: create one with" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_that_all_is_well(patient: Patient) -> None:
+    done = run("doctor", "--inbox", patient.path, cwd=patient.path.parent)
+    assert done.stdout.splitlines()[-5:] == [
+        f"inbox {patient.path}",
+        *(f"  ok      {fact}" for fact in examine(str(patient.path)).facts),
+        "healthy",
+    ]
+    assert os.listdir(patient / "tmp") == []
+
+
+def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None:
+    (patient / "keys/h").mkdir()
+    hint(patient, "ä\n", "x")
+    for name in "1234":
+        (patient / "failed" / name).touch()
+    words = ("doctor", "--inbox", patient.path)
+    done = run(*words, cwd=patient.path.parent, status=1)
+    text = done.stdout
+    assert "  repair  keys/h: this should be a link" in text
+    assert "            --repair: moves it to failed/, with the reason beside it" in text
+    assert "  repair  'keys/ä\\n': the hint does not name a place" not in text  # it is not spelled like a key
+    assert "  repair  'keys/ä\\n': no key is spelled like this (x)" in text
+    assert "  note    failed/1, failed/2, failed/3 and 1 more: it is neither" in text
+    assert text.splitlines()[-1] == "not healthy: see above, and run this with --repair"
+    assert run(*words, cwd=patient.path.parent, status=1).stdout.partition("inbox /")[2] == text.partition("inbox /")[2]
+    done = run(*words, "--repair", cwd=patient.path.parent)
+    assert "repair\n  'keys/ä\\n': removed\n  keys/h: moved to failed/, with the reason beside it\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == "healthy"
+
+
+def test_the_command_says_when_only_a_person_can_help(patient: Patient) -> None:
+    sequence(patient, b"%019d %s\n" % (NOW + 300 * DAY, patient.boot().encode()))
+    done = run("doctor", "--inbox", patient.path, "--repair", cwd=patient.path.parent, status=1)
+    assert "            to do: set the clock; or stop all that use the inbox" in done.stdout
+    assert done.stdout.splitlines()[-1] == "not healthy: a person must see to it; see above"
+
+
+def test_the_command_says_the_same_in_json(patient: Patient) -> None:
+    (patient / "keys/h").mkdir()
+    words = ("doctor", "--json", "--inbox", patient.path)
+    found = json_lines(run(*words, cwd=patient.path.parent, status=1).stdout)
+    assert {line["part"] for line in found} == {"file system", "inbox", "verdict"}
+    assert {"part", "name", "level", "found", "chosen"} == set(found[0])
+    (finding,) = (line for line in found if line["part"] == "inbox" and line["level"] == "repair")
+    assert (finding["name"], finding["count"], finding["where"]) == ("hint-not-a-link", 1, ["keys/h"])
+    assert found[-1] == {"part": "verdict", "inbox": str(patient.path), "healthy": False}
+    mended = json_lines(run(*words, "--repair", cwd=patient.path.parent).stdout)
+    assert {"part": "repair", "text": "keys/h: moved to failed/, with the reason beside it"} in mended
+    assert mended[-1]["healthy"] is True
+    nothing = json_lines(run("doctor", "--json", "--inbox", "elsewhere", cwd=patient.path.parent).stdout)
+    assert nothing[-1] == {"part": "verdict", "inbox": None, "healthy": True}
+
+
+def test_the_command_refuses_what_is_no_inbox(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox/thesis.txt").touch()
+    done = run("doctor", cwd=tmp_path, status=3)
+    assert "is not an inbox" in done.stderr
+    assert done.stdout == ""
+
+
+@as_root
+def test_where_nothing_can_be_written_the_command_says_so(patient: Patient) -> None:
+    point = patient.path.parent
+    if subprocess.run(["mount", "--bind", "-o", "ro", point, point], capture_output=True).returncode:
+        pytest.skip("needs to mount a folder read-only")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", point], check=True)
+        done = run("doctor", "--inbox", patient.path, cwd=Path("/"), status=1)
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert "person  nothing can be written here: Read-only file system" in done.stdout
+    assert f"inbox {patient.path}" in done.stdout
+
+
+def test_no_other_command_pays_for_the_doctor(patient: Patient) -> None:
+    code = """if True:
+        import sys
+        sys.argv[1:] = ["ls"]
+        try:
+            import fsinbox.cli
+            fsinbox.cli.main()
+        finally:
+            print("fsinbox.doctor" in sys.modules)
+    """
+    variables = environment(FSINBOX_DIR=str(patient.path))
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_consumer_and_a_doctor_get_along(patient: Patient) -> None:
+    with Consumer("--exec", "true", "--inbox", patient.path, cwd=patient.path.parent) as consumer:
+        consumer.until(lambda: not os.listdir(patient / "pending"))
+        consumer.until_idle()
+        done = run("doctor", "--repair", "--inbox", patient.path, cwd=patient.path.parent)
+        assert f"  ok      consumer: pid {consumer.process.pid} on " in done.stdout
+        assert done.stdout.splitlines()[-1] == "healthy"
+
+
+# --- the repair's own crash ----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The doctor was killed here."""
+
+
+class Fault:
+    """Kills whoever makes the N-th call, or fails that call."""
+
+    def __init__(self, how: str, at: int) -> None:
+        """`how`: "kill", or the name of an error. `at`: 0 only counts."""
+        self._how = how
+        self._at = at
+        self.calls = 0
+        self.hit = ""
+
+    def __call__(self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if self._how == "kill" and self.hit:
+            if name == "close":
+                return call(*arguments, **more)  # which the kernel does for the dead
+            raise Killed
+        self.calls += 1
+        if self.calls != self._at:
+            return call(*arguments, **more)
+        self.hit = f"{name}{arguments}"
+        if name == "close":
+            call(*arguments, **more)  # the kernel does it for the dead; and if it fails, the file is closed (close(2))
+        if self._how == "kill":
+            raise Killed
+        number = getattr(errno, self._how)
+        raise OSError(number, os.strerror(number))
+
+
+def break_everything(path: Path, *, low: bool = True) -> list[Event]:
+    """Make an inbox with all that a repair can mend at once, and five keys in it; return what was announced.
+
+    `low`: with a hint that names a lower place than its key has: until that is mended, a newer value does get lost.
+    """
+    patient = Patient(path)
+    driver = Driver(str(path), patient.log)
+    for word in ("add:c=1", "add:d=1", "add:e=1"):
+        driver.do(word)
+    driver.close()
+    last, boot = patient.last(), patient.boot()
+    take_by_hand(patient, "a")  # an orphan ...
+    driver = Driver(str(path), patient.log)
+    for word in ("add:a=2", "sh:b=2", "mv:c=2"):  # ... for whose key a newer value waits
+        driver.do(word)
+    driver.close()
+    second = patient.last()
+    (patient / "keys/d").unlink()
+    driver.do("add:d=2")  # two places, of which one was given up
+    driver.close()
+    take_by_hand(patient, "e")
+    if low:
+        hint(patient, "b", f"{second - 10**9:019d}.{boot}")
+    hint(patient, "h", f"{last:019d}.{boot}")  # dangling
+    hint(patient, "i", "elsewhere")
+    (patient / "keys/j").mkdir()
+    os.mkfifo(patient / f"pending/{last:019d}-k")
+    (patient / "pending/readme").touch()
+    (patient / f"deferred/{1:019d}-{last - 10**9:019d}-a").write_bytes(payload("1"))
+    (patient / "drop/l").mkdir()
+    lone_note(patient)
+    (patient / "attempts/readme").touch()
+    (patient / f"failed/{last:019d}-m~reason.txt").touch()
+    return patient.log.events
+
+
+def break_frame(path: Path) -> None:
+    """The same for folders and files, that keep everybody else out."""
+    (path / "format").unlink()
+    shutil.rmtree(path / "attempts")
+    replace_by_link = path / "consumer.lock"
+    replace_by_link.unlink()
+    replace_by_link.symlink_to("elsewhere")
+    (path / "sequence").write_bytes(b"what?")
+    (path / "tmp").chmod(0o770)
+
+
+KEYS = ("a", "b", "c", "d", "e")
+FAULTS = ("kill", "EIO", "ENOSPC")
+
+
+def crashed(path: Path, how: str, at: int) -> Fault:
+    """Repair it with a fault; whatever that leads to."""
+    fault = Fault(how, at)
+    with intercepted(fault):
+        try:
+            repair(str(path), pause=0)
+        except (Killed, InboxError):
+            pass
+    return fault
+
+
+def recovered(path: Path, before: list[Event], way: str, *, first: bool) -> list[str]:
+    """Return what is wrong afterwards. `first`: a second repair comes before the consumer; else the consumer comes at once."""
+    wrong = unhealthy(path) if first else []
+    wrong += judge([*all_died(before), *aftermath(str(path), way, KEYS)])
+    return wrong + unhealthy(path)
+
+
+def unhealthy(path: Path) -> list[str]:
+    """Repair it, and return what is wrong then. A reason that could not be written, and a drop not adopted, are no damage."""
+    repair(str(path), pause=0)
+    findings = examine(str(path), pause=0).findings
+    return [f"still {finding.kind}: {finding.signs}" for finding in findings if finding.kind not in ("no-reason", "drop-waits")]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", ["ENOENT", "EACCES"])
+def test_a_look_in_which_any_call_fails_tells_something_or_says_why_not(
+    inbox_dir: Path, how: str, figure: Callable[[str], None]
+) -> None:
+    """ENOENT: what was listed is gone when it is looked at."""
+    break_everything(inbox_dir)
+    (inbox_dir / "drop/x.part").touch()
+    at = told = 0
+    while True:
+        at += 1
+        fault = Fault(how, at)
+        with intercepted(fault):
+            try:
+                told += bool(examine(str(inbox_dir), pause=0).findings)
+            except UnusableInbox as error:
+                assert os.strerror(getattr(errno, how)) in str(error) or "is not an inbox" in str(error)
+        if not fault.hit:
+            break
+    assert at > 100 and told > at / 3
+    figure(f"{at - 1} calls of a look, each failed with {how}; {told} told of the rest all the same")
+
+
+@pytest.mark.faults
+def test_a_measurement_whose_calls_fail_is_told_of_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-measured"
+    place.mkdir()
+    names: set[str] = set()
+
+    def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        names.add(name)
+        return call(*arguments, **more)
+
+    try:
+        with intercepted(note):
+            assert measure(str(place)).errors == {}
+        assert {"mkdir", "rename", "link", "symlink", "flock", "fsync", "statvfs", "chmod"} <= names
+        for broken in sorted(names - {"close"}):
+
+            def refuse(
+                name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any], broken: str = broken
+            ) -> Any:
+                if name == broken:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                return call(*arguments, **more)
+
+            with intercepted(refuse):
+                try:
+                    facts = measure(str(place))
+                except OSError:
+                    assert broken == "mkdir"  # there is no place to measure in
+                else:
+                    assert all(line.found for line in words(facts))
+            assert os.listdir(place) == [], broken
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ident", [f"{how}-{what}" for how in FAULTS for what in ("content", "frame")])
+def test_a_repair_that_dies_or_fails_at_every_call_loses_nothing(
+    tmp_path: Path, ident: str, figure: Callable[[str], None]
+) -> None:
+    how, _, what = ident.partition("-")
+    frame = what == "frame"
+    place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-{ident}"
+    place.mkdir()
+    only = os.environ.get("DOCTOR_CALL", "").split(":")
+    if len(only) == 2 and only[0] != how:
+        pytest.skip(f"only {os.environ['DOCTOR_CALL']} is asked for")
+    try:
+        broken = [place / "broken", place / "and-not-mended"]
+        before = [break_everything(broken[0]), break_everything(broken[1], low=False)]
+        if frame:
+            break_frame(broken[0])
+        at, hits, bad = 0, 0, []
+        while True:
+            at = int(only[1]) if len(only) == 2 else at + 1
+            path = place / "inbox"
+            first = frame or at % 2 == 0
+            subprocess.run(["cp", "-a", broken[not first], path], check=True)
+            fault = crashed(path, how, at)
+            hits += bool(fault.hit)
+            way = ("drain", "add", "recover-add")[at % 3]
+            try:
+                wrong = recovered(path, before[not first], way, first=first)
+            except Exception as error:
+                wrong = [f"raised {error!r}"]
+            if wrong:
+                replay = f"DOCTOR_CALL={how}:{at} python -m pytest tests/test_doctor.py -k 'every_call and {ident}'"
+                bad.append(f"{fault.hit}: {wrong}; replay: {replay}")
+            shutil.rmtree(path)
+            if not fault.hit or len(only) == 2:
+                break
+        assert bad == [], "\n".join(bad[:5])
+        assert len(only) == 2 or hits == at - 1 > 150
+        figure(f"{hits} calls, each {'killed at' if how == 'kill' else 'failed with ' + how}, 0 lost")
+    finally:
+        shutil.rmtree(place)
+
+
+def test_a_repair_that_is_not_disturbed_mends_everything_at_once(inbox_dir: Path) -> None:
+    before = break_everything(inbox_dir)
+    break_frame(inbox_dir)
+    lines = repair(str(inbox_dir), pause=0)
+    assert len(lines) >= 16
+    assert not [line for line in lines if "left as it is" in line]
+    assert unhealthy(inbox_dir) == []
+    assert repair(str(inbox_dir), pause=0) == []
+    assert judge([*all_died(before), *aftermath(str(inbox_dir), "add", KEYS)]) == []
+
+
+# --- while others work ---------------------------------------------------------------------------------------------
+
+
+class Suspicious(examination.Look):
+    """Holds every hint for wrong, as it is."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        for encoded, its, boot in self._hints:
+            self.signs.add(examination.Sign("hint-low", f"keys/{encoded}", f"{its:019d}.{boot}"))
+
+
+@pytest.mark.parametrize("consumer", [False, True], ids=["producers", "and-a-consumer"])
+def test_repairs_while_producers_add_lose_nothing(
+    tmp_path: Path, consumer: bool, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str], None]
+) -> None:
+    """Three producers, five keys. Each repair holds every hint that it sees for wrong, and removes it."""
+    monkeypatch.setattr(mending, "Look", Suspicious)
+    place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-{consumer}"
+    place.mkdir()
+    path = place / "inbox"
+    Inbox(path).close()
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for who in range(3):
+            program = [f"quick:{KEYS[(turn + who) % 5]}={who}-{turn}" for turn in range(ADDS)]
+            children.append(start_driver(path, place / f"log{who}", program))
+        if consumer:
+            children.append(start_driver(path, place / "log3", ["take", "ack"] * ADDS))
+        repairs = removed = 0
+        while any(child.poll() is None for child in children[:3]):
+            before = hints(path)
+            repair(str(path), pause=0)
+            after = hints(path)
+            repairs += 1
+            removed += sum(after.get(name) != target for name, target in before.items())
+        assert [child.wait(60) for child in children] == [0] * len(children)
+        events = sorted((event for who in range(4) for event in read_log(place / f"log{who}")), key=lambda event: event.t)
+        assert sum(event.what == "add_end" for event in events) == 3 * ADDS
+        assert repairs > 10 and removed > 10
+        assert judge([*all_died(events), *aftermath(str(path), "drain")]) == []
+        figure(f"{repairs} repairs beside {3 * ADDS:,} adds, {removed} hints gone meanwhile, 0 lost")
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        shutil.rmtree(place)
+
+
+ADDS = 1500
+
+
+def hints(path: Path) -> dict[str, str]:
+    found = {}
+    for name in os.listdir(path / "keys"):
+        try:
+            found[name] = os.readlink(path / "keys" / name)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def memory(otherwise: Path) -> Path:
+    """A place in memory, where a thousand flushes take no time."""
+    return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else otherwise
+
+
+def start_driver(path: Path, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    """Start a process that does what the words say."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.driver", path, log, *words], cwd=Path(__file__).parents[1], env=environment()
+    )
