@@ -520,10 +520,11 @@ class Consumer:
                     self._set_aside("pending", element_name(number, encoded), "its name is not <number>-<key>")
                 gone.update(element_name(number, encoded) for number in numbers)
             elif len(numbers) > 1:
-                # A directory among them could be renamed neither over nor under a file.
-                numbers = [n for n in numbers if self._is_regular("pending", element_name(n, encoded))] or numbers[:1]
-                protocol.fold(self._layout, encoded, numbers)
-                gone.update(element_name(number, encoded) for number in places[encoded] if number != numbers[0])
+                # A directory among them could be renamed neither over nor under a file. It is set aside when it is taken:
+                # here, a producer may be about to publish in its place.
+                regular = [number for number in numbers if self._looks_regular(element_name(number, encoded))] or numbers[:1]
+                protocol.fold(self._layout, encoded, regular)
+                gone.update(element_name(number, encoded) for number in regular[1:])
         return [name for name in names if name not in gone]
 
     # --- the ways out ------------------------------------------------------------------------------------------
@@ -662,6 +663,13 @@ class Consumer:
             self._set_aside(folder, name, "it is not a regular file")
             return False
         return True
+
+    def _looks_regular(self, name: str) -> bool:
+        """Tell whether a name in pending/ is of a regular file now. Nothing is done about it."""
+        try:
+            return stat.S_ISREG(os.lstat(name, dir_fd=self._layout.folder("pending")).st_mode)
+        except FileNotFoundError:
+            return False
 
     def _set_aside(self, folder: str, name: str, reason: str) -> None:
         try:

@@ -124,9 +124,9 @@ class Layout:
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 wrong = "has another name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
                 raise OSError(errno.EINVAL, f"{self.path}/{name} {wrong}: remove it, it is made anew")
-            if self.file_mode & 0o060:
-                if stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
-                    os.fchmod(fd, self.file_mode)  # the umask has taken something
+            shared = self.file_mode & 0o060
+            if shared and stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
+                os.fchmod(fd, self.file_mode)  # the umask has taken something
         except BaseException:
             let_go(fd)
             raise
@@ -256,7 +256,9 @@ def write_format(root: int, path: str, *, shared: bool) -> None:
     """Write `format`, whole or not at all, durably: from then on it is an inbox."""
     scope = "network" if is_network(path) else "local"
     draft = f".format.{os.getpid()}"
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root)
+    file = os.open(
+        draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root
+    )
     try:
         os.fchmod(file, SHARED_FILE if shared else PRIVATE_FILE)
         line = f"fsinbox {VERSION} {scope}\n".encode()

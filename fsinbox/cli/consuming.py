@@ -21,6 +21,7 @@ def consume(path: str, **options: Any) -> int:
     level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(level)
+    logging.raiseExceptions = False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
     handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
     new = not os.path.exists(path)
     with Inbox(

@@ -86,7 +86,7 @@ class CommandHandler:
             "FSINBOX_PATH": path,
             "FSINBOX_INBOX": os.path.dirname(os.path.dirname(path)),
         }
-        with open(path, "rb") as payload:
+        with open(element.open(), "rb") as payload:  # not by its path, which may lead elsewhere by now
             return subprocess.Popen(
                 self._guard + words,
                 stdin=payload,

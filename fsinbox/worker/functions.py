@@ -59,6 +59,9 @@ class FunctionHandler:
             return Outcome("reject", str(error), str(error))
         except OSError as error:
             return Outcome("retry", f"cannot read its payload: {error}", f"cannot read its payload: {error}")
+        except MemoryError:
+            why = f"its payload, {element.size} bytes, is too large for the memory: take func(element), and read element.path"
+            return Outcome("reject", why, why)
         try:
             result = self._function(*arguments)
             if inspect.isawaitable(result):
