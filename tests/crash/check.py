@@ -18,6 +18,7 @@ from time import time_ns
 from typing import NamedTuple
 from unittest import mock
 
+import fsinbox.doctor
 import fsinbox.sequence
 from fsinbox import Inbox
 from fsinbox.layout import FOLDERS
@@ -33,8 +34,8 @@ MEMORY = "/dev/shm"
 ENOUGH_WRONG = 20
 """Bad states after which no more are looked at."""
 
-RECOVERY = " >> recovery"
-"""In the name of a state: of what the recovery did from the state that stands before it."""
+RECOVERY, REPAIR = AGAIN = (" >> recovery", " >> repair")
+"""At the end of a name: of what a recovery, or the doctor's repair, did with the state that is named before it."""
 
 HOUR = 3600 * 10**9
 
@@ -170,30 +171,30 @@ class Checker:
         ]
         return wrong + ([f"left over: {', '.join(left)}"] if left else [])
 
-    def check_while_recovering(self, traced: Trace, model: str, *, samples: int, most: int) -> None:
-        """Of some states, record the recovery, cut the power again at any point of it, and recover from that."""
+    def check_again(self, traced: Trace, model: str, then: str, *, samples: int, most: int) -> None:
+        """Of some states, record a recovery or a repair, cut the power at any point of that, and recover from what it leaves."""
         recording = traced.recording
         several = list(states(recording, model, traced.first))
         for state in random.Random(traced.name).sample(several, min(samples, len(several))):
-            name = f"{model}:{state.done}:{state.choice}:{traced.name}"
-            second = self.record_recovery(state.tree, announced(recording, state))
-            self.check(Trace(f"{name}{RECOVERY}", second), model, most)
+            second = self.record(then, state.tree, announced(recording, state))
+            self.check(Trace(f"{model}:{state.done}:{state.choice}:{traced.name}{then}", second), model, most)
 
-    def record_recovery(self, tree: Tree, events: list[Event]) -> Recording:
-        """Recover a state, take and acknowledge what is there, and record it."""
+    def record(self, then: str, tree: Tree, events: list[Event]) -> Recording:
+        """Record what is done with a state: RECOVERY, take and acknowledge what is there; or REPAIR, call the doctor."""
         self.lay(tree)
         recording = Recording(read_tree(self.top))
         recording.before = all_died(event for event in events if _counts(event))
-        log = Told("recovery", recording)
-        with (
-            mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: "recovery"),
-            in_process(recording, self.top),
-            Inbox(f"{self.top}/inbox", codec="bytes", drop_settle=0) as inbox,
-        ):
-            while element := inbox.take():
-                log.tell("deliver", element.key, value_of(element.data))
-                log.tell("ack", element.key)
-                element.ack()
+        path = f"{self.top}/inbox"
+        with mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: "recovery"), in_process(recording, self.top):
+            if then == REPAIR:
+                fsinbox.doctor.repair(path)
+                return recording
+            log = Told("recovery", recording)
+            with Inbox(path, codec="bytes", drop_settle=0) as inbox:
+                while element := inbox.take():
+                    log.tell("deliver", element.key, value_of(element.data))
+                    log.tell("ack", element.key)
+                    element.ack()
         return recording
 
     def lay(self, tree: Tree) -> None:
