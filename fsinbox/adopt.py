@@ -20,13 +20,13 @@ from time import monotonic, time_ns
 from . import protocol
 from .errors import InvalidKey
 from .layout import Layout, let_go
-from .names import element_name, encode_key
+from .names import encode_key
 from .sequence import Sequence
 
 DRAFTS = (".tmp", ".part")
 
-_BATCH = 500
-"""Files adopted in one go: with one flush, and before the consumer gets on with its work."""
+_BATCH = 100
+"""Files adopted in one go: with two flushes, before the consumer gets on with its work. New keys wait as long for the lock."""
 
 _NEVER = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
 """Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may pass."""
@@ -169,21 +169,33 @@ class Drops:
             else:
                 self._leave(names[0], f"cannot open {names[0]!r} now: {error.strerror}: it stays in drop/ and is tried again")
             return 0
-        return sum(self._admit(name, encoded) for name, encoded in finished)
-
-    def _admit(self, name: str, encoded: str) -> bool:
         try:
             if not self._sequence.try_lock():
                 self.look_again = monotonic() + 0.01
-                return False
+                return 0
             try:
-                number, _ = protocol.admit(self._layout, self._sequence, encoded)
-                return protocol.move_drop(self._layout, "drop", name, element_name(number, encoded))
+                return self._admit(finished)
             finally:
                 self._sequence.unlock()
         except OSError as error:
-            self._leave(name, f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
-            return False
+            self._leave(names[0], f"cannot adopt dropped files now: {error.strerror}: they are tried again")
+            return 0
+
+    def _admit(self, finished: list[tuple[str, str]]) -> int:
+        """Move them to pending/; return how many. The admission lock is held."""
+        places = []
+        for name, encoded in finished:
+            try:
+                number, _ = protocol.admit(self._layout, self._sequence, encoded)
+            except OSError as error:
+                self._leave(name, _not_now(name, error))
+            else:
+                places.append((name, number, encoded))
+        moved = protocol.move_drops(self._layout, self._sequence, "drop", places)
+        for (name, _, _), result in zip(places, moved, strict=True):
+            if isinstance(result, OSError):
+                self._leave(name, _not_now(name, result))
+        return moved.count(True)
 
     def _set_aside(self, name: str, reason: str) -> None:
         try:
@@ -245,6 +257,10 @@ def finished_drop(layout: Layout, key: str) -> str | None:
     finally:
         let_go(fd)
     return key
+
+
+def _not_now(name: str, error: OSError) -> str:
+    return f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
 
 
 def _not_flushed(error: OSError) -> str:

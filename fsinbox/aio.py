@@ -161,8 +161,8 @@ class AsyncInbox:
         """Take for ever: `async for element in inbox`. End each element, or max_inflight of them stop the loop."""
         while True:
             element = await self.take(timeout=None)
-            if element:
-                yield element
+            assert element  # it waits until there is one
+            yield element
 
     async def __aenter__(self) -> Self:
         return self

@@ -351,6 +351,8 @@ class Consumer:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
             return None
         if encoded in self._ended or len(self._ended) > _MOST_ENDED:
+            if self._settings.durable:
+                protocol.flush_pending(self._layout)  # first: see flush_ended
             self._flush_ended()
         if deferred:
             del self._deferred[encoded]
@@ -501,7 +503,7 @@ class Consumer:
                 self._set_aside("pending", name, "its number was never given out, and a proper value of its key waits")
                 return False
             log.warning("pending/%s has a number that was never given out: it is queued as if it came now", name)
-            return protocol.move_drop(self._layout, "pending", name, element_name(number, parsed[1]))
+            return protocol.move_drop(self._layout, self._sequence, "pending", name, number, parsed[1])
         except OSError as error:
             log.warning("cannot queue pending/%s: %s: it is tried again", name, error.strerror)
             return False

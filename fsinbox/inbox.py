@@ -11,7 +11,7 @@ from . import adopt, protocol
 from .codecs import check_codec, decode, encode
 from .errors import AddFailed, InvalidKey, InvalidPayload, UnusableInbox, WrongState
 from .layout import Layout
-from .names import decode_key, element_name, encode_key, is_element, parse_deferred, parse_element
+from .names import decode_key, element_name, encode_key, parse_deferred, parse_element
 from .sequence import Sequence
 
 TYPE_CHECKING = False
@@ -544,19 +544,18 @@ class Inbox:
         """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
         with _Looking(self):
             places = self._places()
-        for seq, encoded, file in places:
-            key = decode_key(encoded)
-            if key is not None:
-                yield Waiting(self, "pending", file, key, seq)
+        for seq, _, key, file in places:
+            yield Waiting(self, "pending", file, key, seq)
 
-    def _places(self) -> list[tuple[int, str, str]]:
-        """Return (number, encoded key, file name) of what waits, oldest first: per key the oldest place, the newest file."""
-        places: dict[str, tuple[int, str, str]] = {}
+    def _places(self) -> list[tuple[int, str, str, str]]:
+        """Return (number, encoded key, key, file name) of what waits, oldest first: per key the oldest place, the newest file."""
+        places: dict[str, tuple[int, str, str, str]] = {}
         for name in sorted(self._open_layout().names("pending")):
             parsed = parse_element(name)
-            if parsed and is_element(name):
+            key = parsed and decode_key(parsed[1])
+            if parsed and key is not None:
                 first = places.get(parsed[1])
-                places[parsed[1]] = (first[0] if first else parsed[0], parsed[1], name)
+                places[parsed[1]] = (first[0] if first else parsed[0], parsed[1], key, name)
         return sorted(places.values())
 
     def peek(self) -> Waiting | None:
@@ -589,7 +588,7 @@ class Inbox:
         """Return how many elements wait, those that wait out a back-off included, files in drop/ not. Lists the folders."""
         with _Looking(self):
             deferred = {name[40:] for name in self._open_layout().names("deferred") if parse_deferred(name)}
-            return len({encoded for _, encoded, _ in self._places()} | deferred)
+            return len({encoded for _, encoded, _, _ in self._places()} | deferred)
 
     def __bool__(self) -> bool:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""

@@ -255,7 +255,7 @@ def make_file(root: int, name: str, *, shared: bool) -> None:
 def write_format(root: int, path: str, *, shared: bool) -> None:
     """Write `format`, whole or not at all, durably: from then on it is an inbox."""
     scope = "network" if is_network(path) else "local"
-    draft = f".format.{os.getpid()}"
+    draft = f".format.{os.getpid()}.{os.urandom(4).hex()}"  # threads of one process may both be making it
     file = os.open(
         draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root
     )

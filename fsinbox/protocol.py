@@ -173,7 +173,7 @@ def find_place(layout: Layout, sequence: Sequence, encoded: str, dropped: str | 
         number, waits = admit(layout, sequence, encoded)
         if dropped is not None:
             # Inside the lock: outside, the place could be given up and a newer drop be moved to it.
-            waits |= move_drop(layout, "drop", dropped, element_name(number, encoded))
+            waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
     return number, waits
 
 
@@ -403,6 +403,9 @@ def flush_ended(layout: Layout) -> None:
 
     Called before the next element of such a key is taken. Else a power cut could keep the end of the newer element, and
     bring back the older one: it would be delivered after it.
+
+    The caller has flushed pending/. On Btrfs, flushing inflight/ alone keeps a take, and not the rename by which what was taken
+    had replaced an older value (a fold, or a newer add): the older would be back in its place, and count as newer.
     """
     flush(layout.folder("inflight"))
     flush(layout.folder("deferred"))
@@ -411,6 +414,7 @@ def flush_ended(layout: Layout) -> None:
 def supersede_deferred(layout: Layout, deferred: str) -> None:
     """Remove a deferred element when a newer value of its key has been taken: flushed before and after, for the same
     reasons as in drop_superseded and in flush_ended."""
+    flush_pending(layout)
     flush(layout.folder("inflight"))
     drop_deferred(layout, deferred)
     flush(layout.folder("deferred"))
@@ -418,6 +422,7 @@ def supersede_deferred(layout: Layout, deferred: str) -> None:
 
 def drop_stranded(layout: Layout, name: str) -> None:
     """Remove what could not be put back, when a newer value of its key is out: flushed as in supersede_deferred."""
+    flush_pending(layout)
     flush(layout.folder("inflight"))
     acknowledge(layout, name)
     flush(layout.folder("inflight"))
@@ -570,13 +575,41 @@ def fold(layout: Layout, encoded: str, numbers: list[int]) -> int:
 # --- drop/ --------------------------------------------------------------------------------------------------------
 
 
-def move_drop(layout: Layout, folder: str, dropped: str, name: str) -> bool:
-    """Move a file that no producer of ours wrote to its place in pending/. False if it is gone. The caller holds the lock."""
+def move_drops(layout: Layout, sequence: Sequence, folder: str, places: list[tuple[str, int, str]]) -> list[bool | OSError]:
+    """Move files that no producer of ours wrote to their places in pending/: each (name, number its key was admitted to, encoded
+    key). Return for each True; False if it is gone; or what the system has against it. The caller holds the lock.
+
+    Flushed, all at once: when a newer value has replaced one, a power cut must not bring it back to where it was, to be adopted
+    after that one (Btrfs does, if only pending/ is flushed). Until it is, its key has no hint, so that no producer adds at
+    this place without waiting for the lock. Raises OSError if the flush fails.
+    """
+    moved = [_move(layout, folder, *place) for place in places]
+    flush(layout.folder(folder))
+    for (_, number, encoded), there in zip(places, moved, strict=True):
+        if there is True:
+            write_hint(layout, encoded, number, sequence.boot)
+            if not layout.exists("pending", element_name(number, encoded)):
+                remove_hint(layout, encoded)  # just taken: as in confirm
+    return moved
+
+
+def _move(layout: Layout, folder: str, name: str, number: int, encoded: str) -> bool | OSError:
     try:
-        os.rename(dropped, name, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("pending"))
+        remove_hint(layout, encoded)
+        os.rename(name, element_name(number, encoded), src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("pending"))
     except FileNotFoundError:
         return False
+    except OSError as error:
+        return error
     return True
+
+
+def move_drop(layout: Layout, sequence: Sequence, folder: str, dropped: str, number: int, encoded: str) -> bool:
+    """The same for one; what the system has against it is raised."""
+    (moved,) = move_drops(layout, sequence, folder, [(dropped, number, encoded)])
+    if isinstance(moved, OSError):
+        raise moved
+    return moved
 
 
 def open_for_reading(layout: Layout, folder: str, name: str) -> int:

@@ -43,13 +43,13 @@ def boot_tag(scope: str) -> str:
         with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
             return file.read(8).decode("ascii")
     except FileNotFoundError:
-        return _boot_session()
+        if sys.platform == "darwin":  # pragma: no cover - macOS only
+            return _boot_session()
+        raise OSError("no /proc/sys/kernel/random/boot_id here: mount /proc, or this system is not supported") from None
 
 
-def _boot_session() -> str:
+def _boot_session() -> str:  # pragma: no cover - macOS only
     """The same for macOS, from sysctl kern.bootsessionuuid."""
-    if sys.platform != "darwin":
-        raise OSError("no /proc/sys/kernel/random/boot_id here: mount /proc, or this system is not supported")
     import ctypes
 
     size = ctypes.c_size_t(64)

@@ -81,8 +81,8 @@ def test_a_dropped_file_is_flushed_before_it_is_named(tmp_path: Path) -> None:
         os.utime(tmp_path / "draft", (1, 1))
         os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
     calls = traced(tmp_path, "assert Inbox('inbox').take().key == 'a'")
-    assert flushes(calls) == ["fsync a"]
-    assert calls.index("fsync a") < calls.index("renameat drop -> pending")
+    assert flushes(calls) == ["fsync a", "fsync drop"]
+    assert calls.index("fsync a") < calls.index("renameat drop -> pending") < calls.index("fsync drop")
 
 
 def test_a_dropped_file_is_flushed_before_an_add_of_its_key_moves_it(tmp_path: Path) -> None:
@@ -91,7 +91,14 @@ def test_a_dropped_file_is_flushed_before_an_add_of_its_key_moves_it(tmp_path: P
         os.utime(tmp_path / "draft", (1, 1))
         os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
     calls = traced(tmp_path, "Inbox('inbox').add('a', 2)")
-    assert calls == ["fsync tmp", "fsync a", "renameat drop -> pending", "renameat tmp -> pending", "fsync pending"]
+    assert calls == [
+        "fsync tmp",
+        "fsync a",
+        "renameat drop -> pending",
+        "fsync drop",
+        "renameat tmp -> pending",
+        "fsync pending",
+    ]
 
 
 def test_take_and_ack_flush_nothing(tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_a_key_that_was_ended_is_flushed_before_it_is_taken_again(tmp_path: Path
     """Else a power cut could bring the older one back when the newer is gone."""
     Inbox(tmp_path / "inbox").close()
     code = "i = Inbox('inbox', durable={})\nfor n in range(2):\n i.add('a', n, durable=False)\n i.take().ack()"
-    assert flushes(traced(tmp_path, code.format(True))) == ["fsync inflight", "fsync deferred"]
+    assert flushes(traced(tmp_path, code.format(True))) == ["fsync pending", "fsync inflight", "fsync deferred"]
     calls = traced(tmp_path, code.format(False))
     assert [call for call in calls if "sync" in call] == [], "not flushed, as asked"
 

@@ -1589,3 +1589,16 @@ def test_the_package_offers_what_it_names() -> None:
     assert all(getattr(fsinbox, name) for name in fsinbox.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         fsinbox.nothing  # noqa: B018
+
+
+def test_a_lock_on_a_removed_sequence_is_given_up_for_the_new_one(inbox: Inbox) -> None:
+    """It would exclude nobody who comes later, and nobody would learn of the numbers given out under it."""
+    inbox.add("a", 1)
+    sequence = Path(inbox.path, "sequence")
+    sequence.unlink()
+    with Inbox(inbox.path) as other:
+        other.add("b", 2)
+    inbox.add("c", 3)
+    numbers = [waiting.seq for waiting in inbox]
+    assert numbers == sorted(numbers)
+    assert int(sequence.read_bytes().split()[0]) == numbers[-1]

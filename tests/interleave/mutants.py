@@ -76,11 +76,11 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
 _DROP_INSIDE = """
         if dropped is not None:
             # Inside the lock: outside, the place could be given up and a newer drop be moved to it.
-            waits |= move_drop(layout, "drop", dropped, element_name(number, encoded))
+            waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
 """
 _DROP_OUTSIDE = """
     if dropped is not None:
-        waits |= move_drop(layout, "drop", dropped, element_name(number, encoded))
+        waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
 """
 
 

@@ -30,8 +30,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from math import inf
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -551,7 +552,7 @@ class Actor:
         frames: list[Any] = []
         while frame and frame.f_globals is not vars(scenarios):  # the script's own are as they were between two calls
             variables = [(name, value) for name, value in frame.f_locals.items() if name not in IRRELEVANT]
-            frames.append((frame.f_code.co_qualname, frame.f_lasti, variables))
+            frames.append((frame.f_code.co_qualname, _place(frame.f_code, frame.f_lasti), variables))
             frame = frame.f_back
         plain = _ADDRESS.sub("", repr((result, frames)))
         self.node = self.run.node(("within", self.position, self.temporaries, plain, self._remembered(), self.clock))
@@ -596,6 +597,13 @@ class Actor:
         self.node = self.run.node((self.node, what, result))
         if self.run.trace is not None:
             self.run.trace.append((self.letter, what, result))
+
+
+@functools.cache
+def _place(code: CodeType, instruction: int) -> tuple[int | None, ...]:
+    """Return which piece of the source is being executed. (Not by the number of the instruction: that of one and the same call
+    may differ by the time the interpreter has adapted to what is called there.)"""
+    return next(islice(code.co_positions(), instruction // 2, None))
 
 
 def _memory(inbox: Inbox) -> str:

@@ -46,9 +46,11 @@ def test_a_mutant_is_found(mutant: Mutant, tmp_path: Path) -> None:
     if mutant.check.startswith(WORKLOAD):
         words = ["tests/crash", "-k", "one_workload"]
         environment["FSINBOX_WORKLOAD"] = mutant.check.removeprefix(WORKLOAD)
+    while re.match(r"[A-Z_]+=", words[0]):
+        name, _, environment[name] = words.pop(0).partition("=")
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST", "COVERAGE_PROCESS_START"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=60", *words]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=250)
     told = done.stdout[-3000:] + done.stderr[-1000:]
     assert done.returncode == 1, f"pytest ended with {done.returncode}; with 1, something would have been found\n{told}"
