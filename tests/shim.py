@@ -7,7 +7,10 @@ descriptor lock goes through a hook, which may look, fail it, do a part of it, o
     with intercepted(hook):
         inbox.add("a", 1)
 
-Nothing is imitated: what the hook lets through is done by the real system.
+Nothing is imitated: what the hook lets through is done by the real system. Two hooks that are often wanted:
+
+    with refusing(write=errno.ENOSPC): ...            # each such call fails
+    with meanwhile("rename", lambda: path.unlink()): ...    # just before the first such call, somebody else does something
 """
 
 from __future__ import annotations
@@ -85,3 +88,39 @@ def intercepted(hook: Hook) -> Iterator[None]:
     finally:
         for patch in reversed(patches):
             patch.stop()
+
+
+@contextmanager
+def refusing(*, when: Callable[..., bool] = lambda *_: True, times: int | None = None, **errors: int) -> Iterator[None]:
+    """While this lasts, the named calls fail with these errors of errno: those for whose arguments `when` holds, or the first
+    `times` of them. Each named call must have failed at least once.
+    """
+    hits: list[str] = []
+
+    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name not in errors or not when(*arguments) or (times is not None and len(hits) >= times):
+            return call(*arguments, **more)
+        hits.append(name)
+        if name == "close":
+            call(*arguments)  # on Linux the descriptor is gone, whatever close says
+        raise OSError(errors[name], os.strerror(errors[name]))
+
+    with intercepted(hook):
+        yield
+    assert set(hits) == set(errors), f"these were to be refused, and were not called: {set(errors) - set(hits)}"
+
+
+@contextmanager
+def meanwhile(name: str, act: Callable[[], object], *, when: Callable[..., bool] = lambda *_: True) -> Iterator[None]:
+    """While this lasts, `act` is done once: just before the first call of this name for whose arguments `when` holds."""
+    hits: list[str] = []
+
+    def hook(called: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if called == name and not hits and when(*arguments):
+            hits.append(name)
+            act()
+        return call(*arguments, **more)
+
+    with intercepted(hook):
+        yield
+    assert hits, f"{name} was not called"

@@ -1,0 +1,1 @@
+"""Kills and errors at every system call: programs.py says of which programs, test_*.py do it."""

@@ -1,0 +1,502 @@
+"""Proves that an inbox does what the model below does: forty lines of plain Python, without a file.
+
+Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and bring failed elements
+back by mv; a consumer takes, acknowledges, puts back, defers, gives up, closes, dies; the system boots; the clock steps
+back and forward. Each step is done to real Inbox objects on a real directory and to the model, and what they answer must be
+equal: what is taken, in which order, at which attempt, what `add` returns, what waits. In a second machine somebody also
+deletes hints, and deletes or damages `sequence`, which docs/protocol.md calls safe at any time: of a key that had several
+files just then an older value may be delivered once more before the newest, and in another place; nothing else may change.
+
+The programs are the same in every run. A failure prints the shortest program that shows it, and the line that runs the test
+again:
+
+    pytest 'tests/test_model.py::test_an_inbox_does_what_the_model_does[exact-1]'
+
+`--long` runs fifty times as many.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+import fsinbox.consumer
+import fsinbox.protocol
+import fsinbox.sequence
+from fsinbox import Element, Inbox
+
+pytestmark = pytest.mark.model
+
+KEYS = ("a", "b", "c", "d")
+AT_ONCE = 3
+SECOND = 10**9
+WEEK = 7 * 24 * 3600 * SECOND
+START = 1_800_000_000 * SECOND
+NEW = 1 << 70  # above all numbers
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+# --- the model ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Item:
+    """A value, and what is known of it."""
+
+    number: int
+    value: str
+    attempts: int = 0
+    suspect: str = ""  # "died" or "suspect": it was out when a consumer died
+    shadowed: bool = False  # it replaced a suspect: until the consumer has folded the two, it may be held back like one
+    due: int = 0  # if it is deferred
+    ripe: bool = False  # it is deferred, and a consumer has seen that it is due
+
+
+class Model:
+    """What an inbox is to do. `clock`, nanoseconds since the epoch, is set by whoever uses it.
+
+    A place in the line is a number. A new one is higher than all before it; which it is, the machine learns by looking.
+    """
+
+    def __init__(self) -> None:
+        self.clock = START
+        self.last = NEW
+        self.line: dict[str, Item] = {}  # key -> what waits; the lowest number is the next
+        self.drops: dict[str, tuple[int, str]] = {}  # key -> (time of arrival, value): in drop/, not yet noticed
+        self.out: dict[str, Item] = {}
+        self.deferred: dict[str, Item] = {}
+        self.failed: list[tuple[str, Item]] = []
+        self.orphaned = False  # whether what is out was a dead consumer's
+
+    def add(self, key: str, value: str) -> str:
+        """Return what add returns."""
+        if key in self.drops:
+            self._place(key, self.drops.pop(key)[1])  # it came earlier
+        answer = "replaced" if key in self.line else "behind" if key in self.out else "new"
+        self._place(key, value)
+        return answer
+
+    def _place(self, key: str, value: str) -> None:
+        """Queue it: in place of the value that waits, or last. It supersedes what is deferred."""
+        waits = self.line.get(key)
+        if not waits:
+            self.last += 1
+            self.deferred.pop(key, None)
+        shadowed = bool(waits and (waits.suspect or waits.shadowed))
+        self.line[key] = Item(waits.number if waits else self.last, value, shadowed=shadowed)
+
+    def notice_drops(self) -> None:
+        for key, (_, value) in sorted(self.drops.items(), key=lambda drop: (drop[1][0], drop[0])):
+            self._place(key, value)
+        self.drops.clear()
+
+    def recover(self) -> None:
+        """A consumer starts: what a dead one held comes back."""
+        if self.orphaned:
+            how = "died" if len(self.out) == 1 else "suspect"
+            for key in list(self.out):
+                self._put_back(key, how)
+        self.orphaned = False
+        for item in self.deferred.values():
+            item.ripe = False
+
+    def ready(self) -> dict[str, Item]:
+        """Return what may be taken now, key by key: nothing of a key that is out."""
+        for item in self.deferred.values():
+            # And it stays so, should the clock step back. (No delay is over a week: then the clock was set back before.)
+            item.ripe |= not self.clock < item.due <= self.clock + WEEK
+        ready = self.line | {key: item for key, item in self.deferred.items() if item.ripe}
+        return {key: item for key, item in ready.items() if key not in self.out}
+
+    def take(self, besides: set[str]) -> tuple[str, Item] | None:
+        """Take the one with the lowest number, besides some keys. But a suspect is out alone."""
+        ready = self.ready()
+        key = min(ready.keys() - besides, key=lambda key: ready[key].number, default=None)
+        if key is None or (self.out and (ready[key].suspect or any(item.suspect for item in self.out.values()))):
+            return None
+        item = self.out[key] = self.line.pop(key, None) or self.deferred.pop(key)
+        item.attempts += 1
+        return key, item
+
+    def ack(self, key: str) -> None:
+        del self.out[key]
+
+    def nack(self, key: str, delay: int = 0, *, counted: bool = True) -> bool:
+        """Return False if a newer value waits, and it was dropped."""
+        self.out[key].attempts -= not counted
+        if not delay or key in self.line:
+            return self._put_back(key, "")
+        item = self.deferred[key] = self.out.pop(key)
+        item.suspect = ""
+        item.due, item.ripe = self.clock + delay, False
+        return True
+
+    def _put_back(self, key: str, suspect: str) -> bool:
+        item = self.out.pop(key)
+        item.suspect = suspect
+        return self.line.setdefault(key, item) is item
+
+    def fail(self, key: str) -> bool:
+        item = self.out.pop(key)
+        if key not in self.line:
+            self.failed.append((key, item))
+        return key not in self.line
+
+    def close(self) -> None:
+        """The consumer closes the inbox."""
+        for key in list(self.out):
+            self.nack(key)
+
+
+# --- the machine: each step is done to both ------------------------------------------------------------------------
+
+CLOCK_STEPS = [1, SECOND, 90 * SECOND, 3600 * SECOND]
+keys = st.sampled_from(KEYS)
+which = st.integers(0, AT_ONCE - 1)
+
+
+class Machine(RuleBasedStateMachine):
+    """Random programs. What the inbox answers must be what the model answers."""
+
+    tally: ClassVar[Counter[str]] = Counter()  # how many programs and steps, and how often what matters came about
+
+    steps: ClassVar[list[int]] = [*CLOCK_STEPS, 8 * 24 * 3600 * SECOND, 30 * 365 * 24 * 3600 * SECOND]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tally["programs"] += 1
+        self.model = Model()
+        self.folder = tempfile.mkdtemp(prefix="model-", dir=MEMORY)
+        self.path = f"{self.folder}/inbox"
+        self.boots = 0
+        self.values = 0
+        self.ages: dict[str, int] = {}  # value -> when it was added last: a number that increases
+        self.delivered: dict[str, str] = {}  # key -> the value that was delivered last
+        self.loose: set[str] = set()  # keys of which an older value may be delivered before the newest, and at any place
+        self.unsure: set[str] = set()  # keys of which add may not know that a value waits
+        self.patches = ExitStack()
+        for module in (fsinbox.sequence, fsinbox.consumer, fsinbox.protocol):
+            self.patches.enter_context(mock.patch.object(module, "time_ns", lambda: self.model.clock))
+        self.patches.enter_context(mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: f"boot{self.boots:04d}"))
+        self._open()
+
+    def _open(self) -> None:
+        """Open it thrice: a producer that flushes, one that does not, and the consumer (which may add as well)."""
+        self.elements: dict[str, Element] = {}
+        self.consumer = Inbox(self.path, codec="bytes", max_inflight=AT_ONCE, drop_settle=0)
+        self.producers = [self.consumer, Inbox(self.path, codec="bytes"), Inbox(self.path, codec="bytes", durable=False)]
+
+    def teardown(self) -> None:
+        for inbox in self.producers:
+            inbox.close()
+        self.patches.close()
+        shutil.rmtree(self.folder)
+
+    def _new_value(self, key: str) -> str:
+        self.values += 1
+        value = f"{key}{self.values}"
+        if key in self.model.deferred:
+            self.tally["superseded while deferred"] += 1
+        if key in self.model.out:
+            self.tally["superseded while out"] += 1
+        if any(key == failed for failed, _ in self.model.failed):
+            self.tally["superseded when failed"] += 1
+        self.ages[value] = self.values
+        return value
+
+    # --- producers ---
+
+    @rule(key=keys, which=which)
+    def add(self, key: str, which: int) -> None:
+        value = self._new_value(key)
+        expected = self.model.add(key, value)
+        answer = self.producers[which].add(key, value.encode())
+        assert answer == expected or key in self.loose | self.unsure, f"add said {answer}, not {expected}"
+
+    @rule(several=st.lists(keys, min_size=1, max_size=5), which=which)
+    def add_many(self, several: list[str], which: int) -> None:
+        pairs = [(key, self._new_value(key)) for key in several]
+        expected = {"new": 0, "replaced": 0, "behind": 0}
+        for key, value in pairs:
+            expected[self.model.add(key, value)] += 1
+        answer = self.producers[which].add_many((key, value.encode()) for key, value in pairs)
+        assert answer == expected or (self.loose | self.unsure).intersection(several), f"add_many said {answer}, not {expected}"
+
+    @rule(key=keys)
+    def mv(self, key: str) -> None:
+        value = self._new_value(key)
+        draft = f"{self.folder}/draft"
+        with open(draft, "wb") as file:
+            file.write(value.encode())
+        self._move(draft, key, value)
+
+    @precondition(lambda self: self.model.failed)
+    @rule(which=st.integers(0, 9))
+    def mv_a_failed_element_back(self, which: int) -> None:
+        key, item = self.model.failed.pop(which % len(self.model.failed))
+        self.values += 1
+        self.ages[item.value] = self.values
+        self._move(f"{self.path}/failed/{item.number:019d}-{key}", key, item.value)
+
+    def _move(self, file: str, key: str, value: str) -> None:
+        os.lstat(file)  # as mv does: so that the kernel gives two files that are moved one after the other different times
+        os.rename(file, f"{self.path}/drop/{key}")
+        self.model.drops[key] = (os.lstat(f"{self.path}/drop/{key}").st_ctime_ns, value)
+
+    # --- the consumer ---
+
+    @precondition(lambda self: len(self.elements) < AT_ONCE)
+    @rule()
+    def take(self) -> None:
+        self._take()
+
+    @precondition(lambda self: self.elements)
+    @rule(which=which)
+    def ack_and_take(self, which: int) -> None:
+        """(A rule of its own: else most steps would be something else.)"""
+        self._ack(which)
+        self._take()
+
+    def _take(self) -> None:
+        model = self.model
+        if self.consumer._consumer is None:
+            self.consumer._consume()  # as the first take does
+            self.tally["back from the dead"] += len(model.out)
+            model.recover()
+        # When it looks into drop/ is a matter of time (each 20 ms, and when it lists pending/): here it is each time.
+        self.consumer._consume().drops.adopt()
+        model.notice_drops()
+        element = self.consumer.take()
+        if element is None and model.out and (self.loose or any(item.shadowed for item in model.ready().values())):
+            return  # for a suspect, perhaps
+        assert element or model.out or not model.ready(), "took nothing"
+        loose = element and element.key in self.loose
+        expected = self._loosely(element) if loose else model.take(besides=self.loose)
+        assert bool(element) == bool(expected), f"took {element}, not {expected}"
+        if element and expected:
+            key, item = expected
+            self._learn(item, element.seq)
+            value = element.data.decode()
+            got = (element.key, value, element.attempts, element.suspect, element.culprit)
+            assert got == (key, item.value, item.attempts, bool(item.suspect), item.suspect == "died")
+            assert self.ages[value] >= self.ages.get(self.delivered.get(key, ""), 0), "an older value after a newer"
+            self.tally["taken"] += 1
+            self.tally["tried again"] += item.attempts > 1
+            self.delivered[key] = value
+            self.unsure.discard(key)
+            self.elements[key] = element
+
+    def _loosely(self, element: Element) -> tuple[str, Item]:
+        """Tell the model what was taken: the newest value of its key, or, since hints were lost, one before it."""
+        key, value = element.key, element.data.decode()
+        assert key in self.model.ready(), f"took {element}, and nothing of its key may be taken"
+        newest = self.model.line.get(key) or self.model.deferred[key]
+        if value == newest.value:
+            self.model.line.pop(key, None)
+            self.model.deferred.pop(key, None)
+            self.loose.discard(key)
+        else:
+            self.tally["an older value once more"] += 1
+        how = "died" if element.culprit else "suspect" if element.suspect else ""
+        item = self.model.out[key] = Item(element.seq, value, element.attempts, how)
+        return key, item
+
+    def _learn(self, item: Item, number: int) -> None:
+        """A new place has a number not below the time; an old one keeps it."""
+        assert number >= self.model.clock if item.number > NEW else number == item.number
+        item.number = number
+
+    def _end(self, which: int) -> tuple[str, Element]:
+        key = sorted(self.elements)[which % len(self.elements)]
+        return key, self.elements.pop(key)
+
+    def _ack(self, which: int) -> None:
+        key, element = self._end(which)
+        element.ack()
+        self.model.ack(key)
+
+    @precondition(lambda self: self.elements)
+    @rule(which=which, delay=st.sampled_from([0, 0, 1, 60, WEEK // SECOND]), counted=st.booleans())
+    def nack(self, which: int, delay: int, counted: bool) -> None:
+        key, element = self._end(which)
+        expected = self.model.nack(key, delay * SECOND, counted=counted)
+        answer = (element.nack if counted else element.release)(delay)
+        assert answer == expected or key in self.loose, f"nack said {answer}, not {expected}"
+
+    @precondition(lambda self: self.elements)
+    @rule(which=which, fail=st.booleans())
+    def ack_or_fail(self, which: int, fail: bool) -> None:
+        if not fail:
+            self._ack(which)
+            return
+        key, element = self._end(which)
+        item = self.model.out[key]
+        expected = self.model.fail(key)
+        answer = element.fail("as the rule says")
+        assert answer == expected or key in self.loose, f"fail said {answer}, not {expected}"
+        if answer and not expected:
+            self.model.failed.append((key, item))
+
+    # --- what happens to all of them ---
+
+    @rule(what=st.sampled_from(["restart", "die", "boot"]))
+    def leave(self, what: str) -> None:
+        getattr(self, f"_{what}")()
+
+    def _restart(self) -> None:
+        """The consumer closes the inbox, which puts back what is out, and opens it again."""
+        self.consumer.close()
+        if not self.model.orphaned:
+            self.model.close()
+        for inbox in self.producers:
+            inbox.close()
+        self._open()
+
+    def _die(self) -> None:
+        """The consumer's process is gone, its lock with it; what was out is still in inflight/."""
+        if self.consumer._consumer:
+            self.consumer._consumer.close()
+            self.consumer._consumer = None
+        self.consumer._elements.clear()
+        self.elements.clear()
+        self.model.orphaned |= bool(self.model.out)
+        self.consumer.close()
+        self.consumer = self.producers[0] = Inbox(self.path, codec="bytes", max_inflight=AT_ONCE, drop_settle=0)
+
+    def _boot(self) -> None:
+        """All processes are gone, and nothing on the disk is lost (what a power cut loses is not tried here)."""
+        self._die()
+        for inbox in self.producers:
+            inbox.close()
+        self.boots += 1
+        self.unsure |= self._with_several_files()
+        self._open()
+
+    def _with_several_files(self) -> set[str]:
+        """Return the keys that begin_boot takes the hints of: add does not know then that a value waits."""
+        files = [name[20:] for folder in ("pending", "inflight") for name in os.listdir(f"{self.path}/{folder}")]
+        files += [name[40:] for name in os.listdir(f"{self.path}/deferred")]
+        return {key for key in KEYS if files.count(key) > 1}
+
+    @rule(step=st.integers(0, 99), back=st.booleans())
+    def clock(self, step: int, back: bool) -> None:
+        """Time passes; or somebody sets the clock back."""
+        nanoseconds = self.steps[step % len(self.steps)]
+        self.model.clock += -nanoseconds if back and self.model.clock - nanoseconds > START // 10 else nanoseconds
+
+    # --- looking ---
+
+    @invariant()
+    def looks_the_same(self) -> None:
+        self.tally["steps"] += 1
+        model, inbox = self.model, self.producers[1]
+        line = sorted(model.line, key=lambda key: model.line[key].number)
+        waiting = list(inbox)
+        assert {one.key: one.data.decode() for one in waiting} == {key: item.value for key, item in model.line.items()}
+        assert [one.key for one in waiting if one.key not in self.loose] == [key for key in line if key not in self.loose]
+        for one in waiting:
+            if one.key not in self.loose:
+                self._learn(model.line[one.key], one.seq)
+        there = model.line.keys() | model.deferred.keys()
+        assert len(inbox) == len(there)
+        key = KEYS[self.tally["steps"] % len(KEYS)]  # one a step: these list folders
+        assert (key in inbox) == (key in there)
+        if key not in self.loose:
+            found = inbox.find(key)
+            assert found.data.decode() == model.line[key].value if found else key not in model.line
+        for key, element in self.elements.items():
+            assert element.superseded() == (key in model.line or key in model.drops) or key in self.loose
+        failed = sorted(name for name in os.listdir(f"{self.path}/failed") if "~" not in name)
+        assert failed == sorted(f"{item.number:019d}-{key}" for key, item in model.failed)
+
+
+class Careless(Machine):
+    """The same, and somebody deletes what may be deleted at any time."""
+
+    steps = CLOCK_STEPS  # in all less than a day: numbers above that are not believed, once `sequence` is lost
+
+    @rule(what=st.sampled_from(["one hint", "all hints", "sequence", "emptied", "rubbish"]), key=keys)
+    def lose(self, what: str, key: str) -> None:
+        several = self._with_several_files()
+        self.loose |= several  # it may not be known any more that a newer value waits beside an older one
+        self.unsure |= several
+        if "hint" in what:
+            self.unsure |= self.model.line.keys()
+            for name in (key,) if what == "one hint" else KEYS:
+                _remove(f"{self.path}/keys/{name}")
+        elif what == "sequence":
+            _remove(f"{self.path}/sequence")
+        else:
+            with open(f"{self.path}/sequence", "w") as file:
+                file.write("" if what == "emptied" else "rubbish\n")
+
+
+def _remove(path: str) -> None:
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
+SITUATIONS: dict[type[Machine], list[str]] = {
+    Machine: ["tried again", "back from the dead", "superseded while out", "superseded while deferred", "superseded when failed"],
+    Careless: ["tried again", "an older value once more"],
+}
+"""What must have come about, once in a hundred programs at the least."""
+
+MACHINES: dict[str, tuple[type[Machine], int]] = {
+    "exact-1": (Machine, 1),
+    "exact-2": (Machine, 2),
+    "careless-1": (Careless, 1),
+    "careless-2": (Careless, 2),
+}
+
+
+def run(name: str, programs: int, figure: Callable[[str], None]) -> None:
+    """Run one machine; its name says its seed."""
+    base, number = MACHINES[name]
+    machine = seed(number)(type(base.__name__, (base,), {"tally": Counter()}))
+    phases = (Phase.generate, Phase.shrink)
+    more = {"deadline": None, "database": None, "phases": phases, "suppress_health_check": list(HealthCheck)}
+    logging.disable()  # of hints that are no links, and of dead consumers
+    try:
+        run_state_machine_as_test(machine, settings=settings(max_examples=programs, stateful_step_count=50, **more))
+    finally:
+        logging.disable(logging.NOTSET)
+    tally = machine.tally
+    assert tally["programs"] >= programs
+    assert tally["steps"] >= 30 * programs  # (Hypothesis ends one early at times)
+    for what in SITUATIONS[base]:
+        assert tally[what] >= programs // 100, f"{what}: only {tally[what]} times"
+    figure(", ".join(f"{number:,} {what}" for what, number in tally.items()) + ", 0 bad")
+
+
+def _replay(request: pytest.FixtureRequest) -> None:
+    print(f"to run this again: pytest '{request.node.nodeid}'")
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_an_inbox_does_what_the_model_does(name: str, figure: Callable[[str], None], request: pytest.FixtureRequest) -> None:
+    _replay(request)
+    run(name, 510, figure)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.parametrize("name", MACHINES)
+def test_an_inbox_does_what_the_model_does_a_hundred_thousand_times(
+    name: str, figure: Callable[[str], None], request: pytest.FixtureRequest
+) -> None:
+    _replay(request)
+    run(name, 25_000, figure)
