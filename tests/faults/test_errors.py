@@ -39,7 +39,7 @@ from tests.shim import intercepted
 
 from .programs import DURABLE, SCENARIOS, Program, Scenario, excused, hurry, lock_is_free, prepared
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EMFILE", "EINTR", "EACCES", "EROFS")
 

@@ -33,7 +33,11 @@ from tests.oracle import Event, judge
 from .programs import SCENARIOS, hurry
 from .traced import ALL, Point, Shell, Zygote, hits, inject, points
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
+]
 
 MEMORY = "/dev/shm"
 

@@ -35,7 +35,11 @@ from .programs import Scenario, excused, hurry, prepared
 from .test_errors import ERRORS, MEMORY
 from .traced import ALL, Point, Shell, Zygote, hits, inject, points
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
+]
 
 CONSUME = "consume --drain --codec bytes --handler tests.faults.zygote:handle --retry-delay 0.001 --drop-settle 0"
 
