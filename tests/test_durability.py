@@ -5,20 +5,24 @@ Read off real runs with strace; the states that a power cut may leave are anothe
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fsinbox
 from fsinbox import Inbox
+from tests.shim import intercepted, refusing
 
-pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+pytestmark = [pytest.mark.bare, pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
 
 CALLS = "sync,fsync,fdatasync,syncfs,rename,renameat,renameat2,mkdir,mkdirat"
 
@@ -130,6 +134,57 @@ def test_a_newer_value_is_flushed_before_the_older_is_dropped(tmp_path: Path, en
         inbox.add("a", 1)
     calls = traced(tmp_path, f"i = Inbox('inbox')\ne = i.take()\ni.add('a', 2, durable=False)\nassert not e.{end}")
     assert flushes(calls) == ["fsync pending"]
+
+
+def test_a_deferred_element_is_dropped_between_flushes(tmp_path: Path) -> None:
+    """The newer one, which has been taken, is there for good before the older goes; and it is gone before the newer is ended."""
+    Inbox(tmp_path / "inbox").close()
+    code = "i = Inbox('inbox')\nfor n in (1, 2):\n i.add('a', n, durable=False)\n e = i.take()\n if n == 1: e.nack(9)"
+    before_the_take = after_it = ["fsync pending", "fsync inflight", "fsync deferred"]
+    assert flushes(traced(tmp_path, code)) == before_the_take + after_it
+
+
+def test_what_could_not_be_put_back_is_dropped_between_flushes(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add("a", 1)
+        name = os.listdir(tmp_path / "inbox" / "pending")[0]
+    os.rename(tmp_path / "inbox" / "pending" / name, tmp_path / "inbox" / "inflight" / name)  # as a dead consumer leaves it
+    (tmp_path / "inbox" / "keys" / "a").unlink()
+    calls: list[str] = []
+
+    def hook(call: str, real: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if call in ("fsync", "unlink"):
+            fd = arguments[0] if call == "fsync" else more["dir_fd"]
+            calls.append(f"{call} {os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))}")
+        return real(*arguments, **more)
+
+    with Inbox(tmp_path / "inbox") as inbox:
+        with refusing(link=errno.EIO):
+            assert inbox.take() is None
+        inbox.add("a", 2, durable=False)
+        with intercepted(hook):
+            assert inbox.take().value == 2
+    ended = calls.index("unlink inflight")
+    assert calls[ended - 2 : ended + 2] == ["fsync pending", "fsync inflight", "unlink inflight", "fsync inflight"]
+
+
+def test_what_the_doctor_makes_is_flushed(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
+    (tmp_path / "inbox" / "attempts").rmdir()
+    calls = traced(tmp_path, "from fsinbox.doctor import repair\nrepair('inbox')")
+    made = calls.index("mkdirat inbox")
+    assert calls[made : made + 3] == ["mkdirat inbox", "fsync attempts", "fsync inbox"]
+
+
+def test_the_shell_producer_flushes_a_drop_s_move_before_it_replaces_it(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        (tmp_path / "draft").write_text("1")
+        os.utime(tmp_path / "draft", (1, 1))
+        os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
+    script = Path(__file__).parents[1] / "scripts" / "fsinbox-add"
+    calls = traced(tmp_path, f"import subprocess\nsubprocess.run([{str(script)!r}, '--inbox', 'inbox', 'a', '2'], check=True)")
+    assert [call for call in calls if call in ("fsync drop", "fsync pending")] == ["fsync drop", "fsync pending"]
+    assert calls.index("fsync drop") < max(index for index, call in enumerate(calls) if call.startswith("rename"))
 
 
 def test_a_new_inbox_is_durable_before_it_is_said_to_be_one(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import pytest
 
 import fsinbox
 from fsinbox import AddFailed, Element, Inbox, InboxBusy, InboxError, InvalidKey, InvalidPayload, UnusableInbox, WrongState
+from tests.shim import intercepted, refusing
 
 fork = multiprocessing.get_context("fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
@@ -1339,6 +1340,12 @@ with inbox._sequence:
         os.kill(child, signal.SIGKILL)
 
 
+def test_a_forked_child_of_a_producer_adds(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    assert in_a_child(inbox.add, "b", 2) == 0
+    assert drain(inbox) == [("a", 1), ("b", 2)]
+
+
 def test_a_forked_child_of_a_waiting_consumer_can_wait_itself(inbox: Inbox) -> None:
     assert inbox.take(timeout=0.01) is None  # its watch has a thread, which a fork does not copy
 
@@ -1435,19 +1442,20 @@ def damage(inbox: Inbox, how: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_numbers_go_on_above_every_one_in_use_when_the_sequence_is_damaged(
-    inbox: Inbox, how: str, monkeypatch: pytest.MonkeyPatch
+    wide: Inbox, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock comes back wrong as well, so that only a look at the folders can tell."""
     for key in "abc":
-        inbox.add(key, 1)
-    take(inbox).nack(delay=0.001)
-    take(inbox).fail("no")
-    inbox.close()
-    highest = max(int(name[:19]) for name in names(inbox, "pending"))
-    damage(inbox, how)
+        wide.add(key, 1)
+    a, b = take(wide), take(wide)
+    a.nack(delay=0.001)
+    b.fail("no")
+    wide.close()
+    highest = max(int(name[:19]) for name in names(wide, "pending"))
+    damage(wide, how)
     real = time.time_ns
     monkeypatch.setattr("fsinbox.sequence.time_ns", lambda: real() - 10**6 * 10**9)
-    with Inbox(inbox.path) as again:
+    with Inbox(wide.path) as again:
         again.add("d", 1)
         again.add("e", 1)
         (d, e) = (again.find("d"), again.find("e"))
@@ -1602,3 +1610,112 @@ def test_a_lock_on_a_removed_sequence_is_given_up_for_the_new_one(inbox: Inbox) 
     numbers = [waiting.seq for waiting in inbox]
     assert numbers == sorted(numbers)
     assert int(sequence.read_bytes().split()[0]) == numbers[-1]
+
+
+# --- what the system refuses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["ack", "nack", "fail"])
+def test_an_element_that_the_system_will_not_let_end_comes_back_at_the_next_start(inbox: Inbox, end: str) -> None:
+    inbox.add("a", 1)
+    element = take(inbox)
+    with (
+        refusing(**{"rename" if end == "fail" else "unlink": errno.EROFS}, when=lambda name, *_: name.endswith("-a")),
+        pytest.raises(UnusableInbox, match="comes back when a consumer starts next"),
+    ):
+        element.fail("no") if end == "fail" else getattr(element, end)()
+    with pytest.raises(WrongState, match="before"):
+        element.ack()
+    inbox.close()
+    with Inbox(inbox.path) as again:
+        assert drain(again) == [("a", 1)]
+
+
+def test_closing_closes_even_if_nothing_can_be_put_back(wide: Inbox) -> None:
+    for key in "ab":
+        wide.add(key, 1)
+    first, second = take(wide), take(wide)
+    with refusing(link=errno.EIO), pytest.raises(UnusableInbox, match="key 'a'"):
+        wide.close()
+    with pytest.raises(WrongState, match="before"):
+        first.ack()
+    with pytest.raises(WrongState, match="was closed"):
+        second.ack()
+    with Inbox(wide.path) as again:
+        assert drain(again) == [("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_an_interrupted_take_left_out_is_put_back_at_the_end(inbox: Inbox, refused: bool) -> None:
+    """Interrupted between the consumer's take and the making of the Element: nobody has it to end it."""
+    inbox.add("a", 1)
+    assert inbox._consume().take()
+    if refused:
+        with refusing(link=errno.EIO), pytest.raises(UnusableInbox, match="cannot put back key 'a'"):
+            inbox.close()
+    else:
+        inbox.close()
+        assert len(names(inbox, "pending")) == 1
+    with Inbox(inbox.path) as again:
+        assert drain(again) == [("a", 1)]
+
+
+LOOKS: dict[str, Callable[[Inbox], object]] = {
+    "len": len,
+    "list": list,
+    "wait": lambda inbox: inbox.wait(0),
+    "find": lambda inbox: inbox.find("a"),
+    "in": lambda inbox: "a" in inbox,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_that_the_system_refuses_changes_nothing_and_says_so(inbox: Inbox, look: str) -> None:
+    inbox.add("a", 1)
+    call = "readlink" if look in ("find", "in") else "open"
+    with refusing(**{call: errno.EIO}), pytest.raises(UnusableInbox, match="nothing was changed"):
+        LOOKS[look](inbox)
+    assert LOOKS[look](inbox)
+
+
+def test_a_take_that_the_system_refuses_loses_nothing_and_says_so(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    with refusing(rename=errno.EROFS), pytest.raises(UnusableInbox, match="nothing was lost"):
+        inbox.take()
+    assert drain(inbox) == [("a", 1)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"settle": -1}, {"max_settle": -1}, {"drop_settle": -0.1}, {"max_drop_size": -1}, {"poll_interval": 0}]
+)
+def test_senseless_times_and_sizes_are_refused(inbox_dir: Path, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        Inbox(inbox_dir, **options)  # type: ignore[arg-type]
+    assert not inbox_dir.exists()
+
+
+@linux
+def test_who_does_not_consume_is_woken_by_a_drop_too(inbox: Inbox, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    with inbox.listening() as watch:
+        watch.waker.clear()
+        (tmp_path / "a").rename(Path(inbox.path, "drop", "a"))
+        assert watch.waker.wait(10)
+    assert take(inbox, timeout=10).key == "a"
+
+
+def test_who_waits_behind_another_thread_gives_up_at_its_own_deadline(inbox: Inbox) -> None:
+    with inbox._sleeper:  # as a thread that waits for ever holds it
+        assert inbox.wait(0.01) is False
+        assert inbox.take(0.01) is None
+
+
+def test_a_payload_is_whole_however_little_the_system_writes_at_once(inbox: Inbox) -> None:
+    def a_part(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name == "write":
+            return call(arguments[0], bytes(arguments[1])[:7])
+        return call(*arguments, **more)
+
+    with intercepted(a_part):
+        inbox.add_bytes("a", bytes(range(256)))
+    assert inbox.take().data == bytes(range(256))
