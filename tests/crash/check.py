@@ -124,15 +124,21 @@ class Checker:
     def __init__(self, folder: Path) -> None:
         self.top = str(folder / "disk")
         self.result = Result()
+        self._name = ""
+        self._seen: set[int] = set()  # what another model has left of this recording, too
         self._now = time_ns()
         self._folders: set[str] | None = None
 
     def check(self, traced: Trace, model: str, most: int | None = None) -> None:
         """Check every state that a power cut may leave of a recording; or so many of them, by chance."""
         recording = traced.recording
+        if self._name != traced.name:
+            self._name, self._seen = traced.name, set()
         different: dict[int, State] = {}
         for state in states(recording, model, traced.first):
             different.setdefault(hash((len(announced(recording, state)), _essence(state.tree))), state)
+        different = {essence: state for essence, state in different.items() if essence not in self._seen}
+        self._seen |= different.keys()
         chosen = list(different.values())
         if most is not None and most < len(chosen):
             chosen = random.Random(traced.name).sample(chosen, most)

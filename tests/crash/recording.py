@@ -5,14 +5,17 @@ calls). It keeps inodes and directory entries apart, as a file system does: an *
 unlink, symlink, mkdir) sets or removes names; a *data operation* changes the content of an inode; a *sync* makes some of what
 was done before it certain.
 
-What is not certain may be missing. Two models say what that means:
+What is not certain may be missing. Three models say what that means:
 
  ordered   entry operations reach the disk in their order, so a prefix of them is there; any sync makes all earlier ones
            certain, wherever they were done (ext4 and XFS: one journal)
  posix     any subset of them is there; a sync of a folder makes those certain that touch this folder. (An operation is
-           there whole or not at all: a rename never leaves both names, or neither. docs/protocol.md requires that.)
+           there whole or not at all: a rename never leaves both names, or neither.)
 
-In both, content that was not synced is missing, half there, all zeros, or whole, whatever became of its name; what is
+ halves    the same, but of a rename whose file has been moved on, replaced or removed since, a sync of one folder makes only
+           this folder's half certain: what had been moved may be back where it came from (Btrfs)
+
+In all of them, content that was not synced is missing, half there, all zeros, or whole, whatever became of its name; what is
 written over bytes that were there before is old or new. A sync that failed makes nothing certain.
 """
 
@@ -35,7 +38,7 @@ from tests.shim import Hook, intercepted
 TOP = 0
 """The inode of the folder that all paths begin at."""
 
-MODELS = ("ordered", "posix")
+MODELS = ("ordered", "posix", "halves")
 
 MOST = 512
 """Combinations that are all built, at one point of a recording; of more, each operation missing alone and there alone, and
@@ -229,52 +232,74 @@ def states(recording: Recording, model: str, first: int = 0) -> Iterator[State]:
         yield from _states_at(recording, model, done, certain)
 
 
-def _certain_from(recording: Recording, model: str) -> list[float]:
-    """Return for each item how many must have been done for it to be certain."""
+Part = tuple[int, int]
+"""A change of an entry operation, or a data operation: the number of its item, and which of the item's changes it is."""
+
+
+def _certain_from(recording: Recording, model: str) -> dict[Part, float]:
+    """Return for each part how many items must have been done for it to be certain."""
     items = recording.items
-    certain = [inf] * len(items)
+    certain: dict[Part, float] = {}
+    for index, item in enumerate(items):
+        if isinstance(item, (Entry, Data)):
+            certain.update(((index, part), inf) for part in range(len(item.changes) if isinstance(item, Entry) else 1))
     for position, sync in enumerate(items):
-        if not isinstance(sync, Sync):
-            continue
-        for index in range(sync.begun):
-            item = items[index]
-            if certain[index] <= position:
-                continue
-            if sync.inode is None:
-                covered = True
-            elif isinstance(item, Data):
-                covered = item.inode == sync.inode
-            elif isinstance(item, Entry):
-                covered = model == "ordered" or any(folder == sync.inode for folder, _, _ in item.changes)
-            else:
-                covered = False
-            if covered:
-                certain[index] = position + 1
+        if isinstance(sync, Sync):
+            for index, part in certain:
+                if index < sync.begun and certain[index, part] > position and _covers(items, sync, index, part, model):
+                    certain[index, part] = position + 1
     return certain
 
 
-def _states_at(recording: Recording, model: str, done: int, certain: list[float]) -> Iterator[State]:
+def _covers(items: list[Any], sync: Sync, index: int, part: int, model: str) -> bool:
+    """Tell whether a flush makes a part certain that had been done when it began."""
+    item = items[index]
+    if sync.inode is None:
+        return True
+    if isinstance(item, Data):
+        return item.inode == sync.inode
+    if model == "ordered":
+        return True
+    if item.changes[part][0] == sync.inode:
+        return True
+    if model == "halves":
+        *_, (folder, name, _) = item.changes
+        later = items[index + 1 : sync.begun]
+        if any((folder, name) == change[:2] for other in later if isinstance(other, Entry) for change in other.changes):
+            return False  # what was moved is not where it was moved to any more
+    return any(change[0] == sync.inode for change in item.changes)
+
+
+def _states_at(recording: Recording, model: str, done: int, certain: dict[Part, float]) -> Iterator[State]:
     items = recording.items[:done]
-    doubtful = [index for index, item in enumerate(items) if isinstance(item, Entry) and certain[index] > done]
-    doubtful_data: dict[int, list[int]] = {}
-    for index, item in enumerate(items):
-        if isinstance(item, Data) and certain[index] > done:
-            doubtful_data.setdefault(item.inode, []).append(index)
-    rng = random.Random(f"{model} {done} {len(doubtful)}")
+    doubtful: dict[int, list[int]] = {}  # item -> its parts that are not certain
+    for (index, part), when in certain.items():
+        if index < done < when:
+            doubtful.setdefault(index, []).append(part)
+    doubtful_data = {items[index].inode for index in doubtful if isinstance(items[index], Data)}
+    units: list[tuple[Part, ...]] = []  # that are there together, or not
+    for index, parts in doubtful.items():
+        if isinstance(items[index], Entry):
+            together = len(parts) == len(items[index].changes)
+            units += [tuple((index, part) for part in parts)] if together else [((index, part),) for part in parts]
+    rng = random.Random(f"{model} {done} {len(units)}")
     choice = 0
-    for there in _subsets(doubtful, model, rng):
+    for chosen in _subsets(list(range(len(units))), model, rng):
+        there = {part for number in chosen for part in units[number]}
         entries = dict(recording.first_entries)
         for index, item in enumerate(items):
-            if isinstance(item, Entry) and (certain[index] <= done or index in there):
-                for folder, name, inode in item.changes:
-                    if inode is None:
-                        entries.pop((folder, name), None)
-                    else:
-                        entries[folder, name] = inode
-        named = set(entries.values())
+            if not isinstance(item, Entry):
+                continue
+            for part, (folder, name, inode) in enumerate(item.changes):
+                if certain[index, part] > done and (index, part) not in there:
+                    continue
+                if inode is None:
+                    entries.pop((folder, name), None)
+                else:
+                    entries[folder, name] = inode
         variants = {
             inode: _contents(recording, inode, done, certain, inode in doubtful_data)
-            for inode in named
+            for inode in set(entries.values())
             if inode not in recording.folders and inode not in recording.links
         }
         for contents in _combinations(list(variants.values()), rng):
@@ -311,14 +336,14 @@ def _combinations(variants: list[list[bytes]], rng: random.Random) -> Iterator[t
         yield tuple(rng.choice(several) for several in variants)
 
 
-def _contents(recording: Recording, inode: int, done: int, certain: list[float], doubtful: bool) -> list[bytes]:
+def _contents(recording: Recording, inode: int, done: int, certain: dict[Part, float], doubtful: bool) -> list[bytes]:
     """Return what may be in a file."""
     sure = whole = recording.first_content.get(inode, b"")
     last: Data | None = None
     for index, item in enumerate(recording.items[:done]):
         if isinstance(item, Data) and item.inode == inode:
             whole = _done(whole, item)
-            if certain[index] <= done:
+            if certain[index, 0] <= done:
                 sure = _done(sure, item)
             else:
                 last = item

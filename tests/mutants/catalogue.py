@@ -203,9 +203,15 @@ MUTANTS = [
             PROTOCOL,
             "    flush(layout.folder(folder))\n",
             "",
-            "tests/test_durability.py -k dropped_file",
+            crash("create mv:a=1 | add:a=2 take ack"),
         ),
-        ("shell-drop-s-move-not-flushed", SHELL, "        sync drop ||", "        true ||", "tests/test_durability.py -k shell"),
+        (
+            "shell-drop-s-move-not-flushed",
+            SHELL,
+            "        sync drop ||",
+            "        true ||",
+            crash("create mv:a=1 | sh:a=2 take ack"),
+        ),
         (
             "mended-not-flushed",
             "fsinbox/doctor/mending.py",
