@@ -316,8 +316,9 @@ class Consumer:
 
     def _pop(self, name: str) -> str | None:
         """Remove `name` from the view; return its name in deferred/ if that is where it is."""
-        while self._waiting and self._waiting[-1] == name:
+        if self._waiting and self._waiting[-1] == name:
             self._waiting.pop()
+            return None  # (what is deferred under the same name is older, and is dropped when this is taken)
         while self._again and self._again[0] == name:
             heapq.heappop(self._again)
         parsed = parse_element(name)
@@ -347,6 +348,9 @@ class Consumer:
             self._set_aside("pending", name, "its name is not <number>-<key>")
             return None
         number, encoded = parsed
+        if self._is_late(name, encoded):
+            protocol.drop_late(self._layout, name)
+            return None
         if encoded in self._out:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
             return None
@@ -522,12 +526,28 @@ class Consumer:
                     self._set_aside("pending", element_name(number, encoded), "its name is not <number>-<key>")
                 gone.update(element_name(number, encoded) for number in numbers)
             elif len(numbers) > 1:
+                late = [number for number in numbers if self._is_late(element_name(number, encoded), encoded)]
+                for number in late:
+                    protocol.drop_late(self._layout, element_name(number, encoded))
+                    gone.add(element_name(number, encoded))
                 # A directory among them could be renamed neither over nor under a file. It is set aside when it is taken:
                 # here, a producer may be about to publish in its place.
-                regular = [number for number in numbers if self._looks_regular(element_name(number, encoded))] or numbers[:1]
-                protocol.fold(self._layout, encoded, regular)
+                left = [number for number in numbers if number not in late]
+                regular = [number for number in left if self._looks_regular(element_name(number, encoded))] or left[:1]
+                if len(left) > 1:  # even if one of them is regular: a hint may name another, and must go
+                    protocol.fold(self._layout, encoded, regular)
                 gone.update(element_name(number, encoded) for number in regular[1:])
         return [name for name in names if name not in gone]
+
+    def _is_late(self, name: str, encoded: str) -> bool:
+        """Tell whether a value waits below the element of its key that is out, or deferred.
+
+        Its producer had found this place before that element's was given out, so it is older, or overlaps. It is dropped.
+        Nothing of this key may be folded to this place: what is out may come back, and would count as the newer (I2).
+        """
+        out, deferred = self._out.get(encoded), self._deferred.get(encoded, "")
+        held = max(out.name if out else "", deferred[20:], self._stranded.get(encoded, ""))
+        return name < held and self._looks_regular(name)
 
     # --- the ways out ------------------------------------------------------------------------------------------
 

@@ -387,6 +387,19 @@ def drop_deferred(layout: Layout, deferred: str) -> None:
         pass
 
 
+def drop_late(layout: Layout, name: str) -> None:
+    """Remove a waiting value whose producer published it below an element of its key that is out, or deferred.
+
+    Flushed before: that element must not be lost together with this one (its producer may not have flushed it).
+    """
+    flush_pending(layout)
+    flush_ended(layout)
+    try:
+        os.unlink(name, dir_fd=layout.folder("pending"))
+    except FileNotFoundError:
+        pass
+
+
 def acknowledge(layout: Layout, name: str) -> None:
     """Remove an element that was worked on. Not flushed: after a power cut the worst is one more delivery.
 

@@ -144,6 +144,27 @@ def test_a_deferred_element_is_dropped_between_flushes(tmp_path: Path) -> None:
     assert flushes(traced(tmp_path, code)) == before_the_take + after_it
 
 
+def test_a_late_value_is_dropped_when_what_is_newer_is_there_for_good(tmp_path: Path) -> None:
+    code = """
+from fsinbox import protocol
+p, c = Inbox('inbox', durable=False), Inbox('inbox')
+p.add('a', 1)
+draft = protocol.write_payload(p._layout, b'2', durable=False)
+number, _ = protocol.find_place(p._layout, p._sequence, 'a', None)
+c.take().ack()
+p.add('a', 3)
+c.take()
+protocol.publish(p._layout, draft, protocol.element_name(number, 'a'))
+c.max_inflight = 2
+assert c.take() is None
+"""
+    Inbox(tmp_path / "inbox").close()
+    calls = traced(tmp_path, code)
+    assert flushes(calls)[-3:] == ["fsync pending", "fsync inflight", "fsync deferred"]
+    assert len(flushes(calls)) == 6, "for the second take of the key, and for the late value"
+    assert os.listdir(tmp_path / "inbox" / "pending") == []
+
+
 def test_what_could_not_be_put_back_is_dropped_between_flushes(tmp_path: Path) -> None:
     with Inbox(tmp_path / "inbox") as inbox:
         inbox.add("a", 1)

@@ -219,6 +219,20 @@ MUTANTS = [
             "                pass\n",
             "tests/test_durability.py -k doctor",
         ),
+        (
+            "late-dropped-at-once",
+            PROTOCOL,
+            "    flush_pending(layout)\n    flush_ended(layout)\n",
+            "    flush_ended(layout)\n",
+            "tests/test_durability.py -k late",
+        ),
+        (
+            "late-dropped-too-soon",
+            PROTOCOL,
+            "    flush_pending(layout)\n    flush_ended(layout)\n",
+            "    flush_pending(layout)\n",
+            "tests/test_durability.py -k late",
+        ),
         # --- drop/
         (
             "drop-not-flushed",

@@ -58,6 +58,9 @@ _DISK = Storm(
     kills=100,
     least={"durable": 2_000, "durable_many": 2_000, "sh": 100, "mv": 300, "take": 500, "handler": 300, "command": 30},
 )
+_HOUR = replace(
+    _DISK, adds=4_000, kills=1_000, pause=0.02, limit=900.0, least={kind: least // 5 for kind, least in _DISK.least.items()}
+)
 STORMS = [
     *(replace(_MEMORY, name=f"memory-{seed}", seed=seed, in_line=seed % 2 == 0) for seed in (1, 2, 3, 4)),
     replace(_DISK, name="disk-5", seed=5),
@@ -129,7 +132,7 @@ def test_nothing_is_missed_in_an_hour_of_storms_on_the_disk(
     while monotonic() - began < 3600:
         storms += 1
         seed = part * 1000 + storms
-        storm = replace(_DISK, name=f"hour-{seed}", seed=seed, adds=20_000, kills=2_000, pause=0.02, in_line=bool(seed % 2))
+        storm = replace(_HOUR, name=f"hour-{seed}", seed=seed, in_line=bool(seed % 2))
         more, _, killed = weather(storm, tmp_path)
         adds += more
         kills += killed
