@@ -533,9 +533,11 @@ class Consumer:
                 # A directory among them could be renamed neither over nor under a file. It is set aside when it is taken:
                 # here, a producer may be about to publish in its place.
                 left = [number for number in numbers if number not in late]
-                regular = [number for number in left if self._looks_regular(element_name(number, encoded))] or left[:1]
-                if len(left) > 1:  # even if one of them is regular: a hint may name another, and must go
+                regular = [number for number in left if self._looks_regular(element_name(number, encoded))]
+                if len(regular) > 1:
                     protocol.fold(self._layout, encoded, regular)
+                if len(regular) < len(left):
+                    protocol.remove_hint(self._layout, encoded)  # it would send whoever takes one of them back here to fold
                 gone.update(element_name(number, encoded) for number in regular[1:])
         return [name for name in names if name not in gone]
 

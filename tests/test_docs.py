@@ -22,7 +22,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_options_exist(document: Path) -> None:
     known = {option for command in (cli, *cli.commands.values()) for parameter in command.params for option in parameter.opts}
     known |= {option for command in cli.commands.values() for parameter in command.params for option in parameter.secondary_opts}
-    known |= {"--help"}
+    known |= {"--help", "--long", "--quick"}  # the latter are pytest's: tests/conftest.py
     named = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", document.read_text()))
     assert named <= known
 
