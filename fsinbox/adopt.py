@@ -164,10 +164,9 @@ class Drops:
         except OSError as error:
             if len(finished) > 1:  # one may have been replaced by what cannot be flushed: it must not stop the others
                 return sum(self._admit_all([entry]) for entry in finished)
-            if isinstance(error, protocol.FlushFailed):
-                self._set_aside(names[0], _not_flushed(error))
-            else:
-                self._leave(names[0], f"cannot open {names[0]!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            self._leave(
+                names[0], f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried again"
+            )
             return 0
         try:
             if not self._sequence.try_lock():
@@ -251,9 +250,6 @@ def finished_drop(layout: Layout, key: str) -> str | None:
         if writer or (writer is None and not renamed_in(os.fstat(fd))):
             return None  # unfinished: it arrives later than this add
         protocol.flush(fd)
-    except protocol.FlushFailed as error:
-        protocol.set_aside(layout, "drop", key, f"dropped file {key!r} was set aside: {_not_flushed(error)}\n")
-        return None
     finally:
         let_go(fd)
     return key
@@ -261,11 +257,6 @@ def finished_drop(layout: Layout, key: str) -> str | None:
 
 def _not_now(name: str, error: OSError) -> str:
     return f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
-
-
-def _not_flushed(error: OSError) -> str:
-    """Return why a file is set aside that could not be flushed. Another flush would say success, and prove nothing."""
-    return f"the system could not write it to the disk ({error.strerror}): look whether it is whole, and drop a copy of it"
 
 
 def renamed_in(status: os.stat_result) -> bool:

@@ -114,23 +114,16 @@ def discard_temporary(layout: Layout, name: str) -> None:
         pass  # litter; the consumer sweeps tmp/
 
 
-class FlushFailed(OSError):
-    """The system could not write to the disk what it had been given. What it had cached of it may be lost by now."""
-
-
 def flush(fd: int) -> None:
     """Make a file's data, or a folder's entries, survive a power cut. Never call it again after it failed.
 
     On macOS fsync does not empty the drive's cache; F_FULLFSYNC does (fcntl(2) there).
     """
     full = getattr(fcntl, "F_FULLFSYNC", None)
-    try:
-        if full is None:
-            os.fsync(fd)
-        else:
-            fcntl.fcntl(fd, full)
-    except OSError as error:
-        raise FlushFailed(error.errno, error.strerror) from error
+    if full is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, full)
 
 
 def flush_all(layout: Layout, folder: str, names: list[str]) -> None:
@@ -146,7 +139,7 @@ def flush_all(layout: Layout, folder: str, names: list[str]) -> None:
     if syncfs:
         if syncfs(layout.folder(folder)):
             error = ctypes.get_errno()
-            raise FlushFailed(error, os.strerror(error), folder)
+            raise OSError(error, os.strerror(error), folder)
         return
     for name in names:
         try:

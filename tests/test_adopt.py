@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import multiprocessing
 import multiprocessing.connection  # a child that is no longer root may not read it
@@ -20,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from fsinbox import Element, Inbox
+from fsinbox import AddFailed, Element, Inbox, adopt
 from fsinbox.names import label_for
+from tests.shim import meanwhile, refusing
 
 fork = multiprocessing.get_context("fork")
 
@@ -629,3 +632,186 @@ def test_set_aside_files_are_private_as_everything_is(inbox: Inbox) -> None:
     assert inbox.take() is None
     (reason,) = [name for name in names(inbox, "failed") if name.endswith("~reason.txt")]
     assert stat.S_IMODE(Path(inbox.path, "failed", reason).stat().st_mode) == 0o600
+
+
+# --- what the system refuses, and what others do meanwhile ---------------------------------------------------------
+
+
+def the(nth: int, name: str) -> Callable[..., bool]:
+    """Return what holds for the nth call whose first argument is `name`."""
+    calls = []
+
+    def holds(first: object, *_: object) -> bool:
+        calls.append(first == name)
+        return bool(calls[-1]) and sum(calls) == nth
+
+    return holds
+
+
+def of_drop(name: str, nth: int | None = None) -> Callable[..., bool]:
+    """Return what holds for each, or the nth, call with a descriptor of that file in drop/."""
+    hits = []
+
+    def holds(fd: object, *_: object) -> bool:
+        if not isinstance(fd, int) or not os.readlink(f"/proc/self/fd/{fd}").endswith(f"/drop/{name}"):
+            return False
+        hits.append(fd)
+        return nth is None or len(hits) == nth
+
+    return holds
+
+
+def test_more_files_than_are_adopted_in_one_go_are_all_adopted(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adopt, "_BATCH", 2)
+    monkeypatch.setattr("fsinbox.consumer._DROP_INTERVAL", 0)
+    for name in "abcde":
+        drop(inbox, name)
+    first = take(inbox)
+    assert inbox.next_look_in() == 0.0
+    first.ack()
+    assert [first.key, *(key for key, _ in drain(inbox))] == list("abcde")
+
+
+@pytest.mark.parametrize("call", ["lstat", "lstat again", "open"])
+def test_a_dropped_file_that_goes_while_it_is_looked_at_is_passed_over(inbox: Inbox, call: str) -> None:
+    for name in "ab":
+        drop(inbox, name)
+    call, _, again = call.partition(" ")
+    with meanwhile(call, Path(inbox.path, "drop", "a").unlink, when=the(2 if again else 1, "a")):
+        assert drain(inbox) == [("b", b"dropped")]
+    assert names(inbox, "failed") == []
+
+
+@pytest.mark.parametrize(
+    ("call", "how", "nth"),
+    [
+        ("lstat", errno.EIO, None),
+        ("open", errno.EMFILE, None),
+        ("open", errno.EMFILE, 2),  # to flush it
+        ("fstat", errno.EIO, 2),
+        ("rename", errno.EROFS, None),
+    ],
+)
+def test_a_dropped_file_that_is_refused_stops_no_other_is_told_of_once_and_tried_again(
+    inbox: Inbox, call: str, how: int, nth: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    drop(inbox, "a")
+    whatever = {"fstat": of_drop("a", nth)}
+    named = the(nth, "a") if nth else lambda first, *_: first == "a"
+    with refusing(**{call: how}, when=whatever.get(call, named)):
+        if nth is None:
+            drop(inbox, "b")
+            assert drain(inbox) == [("b", b"dropped")]
+        assert drain(inbox) == [] if nth is None else inbox.take() is None
+    assert names(inbox, "drop") == ["a"]
+    assert sum("stays in drop/ and is tried again" in record.getMessage() for record in caplog.records) == 1
+    assert drain(inbox) == [("a", b"dropped")]
+    assert names(inbox, "failed") == []
+
+
+@pytest.mark.parametrize(("call", "said"), [("flock", "cannot adopt dropped files now"), ("readlink", "cannot adopt 'a' now")])
+def test_what_admission_is_refused_stays_and_is_adopted_later(
+    inbox: Inbox, call: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert inbox.take() is None
+    drop(inbox, "a")
+    drop(inbox, "b")
+    with refusing(**{call: errno.EIO}, when=lambda first, *_: call == "flock" or first == "a", times=1):
+        inbox.take()
+    assert said in caplog.text
+    inbox.rollback() if call == "readlink" else None
+    assert sorted(key for key, _ in drain(inbox)) == ["a", "b"]
+
+
+def test_a_dropped_file_on_which_somebody_has_a_lease_is_looked_at_again_soon(inbox: Inbox) -> None:
+    """Samba takes leases. Whoever opens such a file is refused, and the lease's holder is asked to give it back."""
+    drop(inbox, "a")
+    with refusing(open=errno.EAGAIN, when=lambda name, *_: name == "a"):
+        assert inbox.take() is None
+        again = inbox.next_look_in()
+    assert again is not None and again <= 1.0
+    assert drain(inbox) == [("a", b"dropped")]
+
+
+def test_a_dropped_file_that_may_not_be_read_is_set_aside_and_it_is_said_whose_it_is(inbox: Inbox) -> None:
+    drop(inbox, "a")
+    with refusing(open=errno.EACCES, when=lambda name, *_: name == "a"):
+        assert drain(inbox) == []
+    assert f"it belongs to user {os.getuid()}, mode 0" in reason_for(inbox, "a")
+
+
+def test_of_several_dropped_files_only_the_one_that_cannot_be_flushed_is_set_aside(inbox: Inbox) -> None:
+    for name in "abc":
+        drop(inbox, name)
+    with refusing(fsync=errno.EIO, when=of_drop("b")):
+        assert drain(inbox) == [("a", b"dropped"), ("c", b"dropped")]
+    assert "could not write it to the disk" in reason_for(inbox, "b")
+
+
+def test_a_dropped_file_that_cannot_be_flushed_is_set_aside_by_an_add_of_its_key(inbox: Inbox) -> None:
+    drop(inbox, "a")
+    with refusing(fsync=errno.EIO, when=of_drop("a")):
+        assert inbox.add("a", b"added") == "new"
+    assert "could not write it to the disk" in reason_for(inbox, "a")
+    assert drain(inbox) == [("a", b"added")]
+
+
+def test_an_add_that_cannot_tell_whether_a_drop_is_finished_is_refused(inbox: Inbox) -> None:
+    drop(inbox, "a")
+    with refusing(open=errno.EMFILE, when=lambda name, *_: name == "a"), pytest.raises(AddFailed, match="was not added"):
+        inbox.add("a", b"added")
+    assert drain(inbox) == [("a", b"dropped")]
+
+
+def test_a_consumer_does_not_wait_for_the_admission_lock(inbox: Inbox) -> None:
+    assert inbox.take() is None
+    drop(inbox, "a")
+    with Inbox(inbox.path) as other, other._sequence:
+        assert inbox.take() is None
+        again = inbox.next_look_in()
+        assert again is not None and again <= 0.01
+    assert drain(inbox) == [("a", b"dropped")]
+
+
+def test_what_goes_while_it_is_set_aside_is_no_error(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+    fifo = Path(inbox.path, "drop", "f")
+    os.mkfifo(fifo)
+    with meanwhile("rename", fifo.unlink, when=lambda name, *_: name == "f"):
+        assert drain(inbox) == []
+    assert names(inbox, "failed") == []
+    assert not caplog.records
+
+
+def test_what_cannot_be_set_aside_is_told_of_once(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(Path(inbox.path, "drop", "f"))
+    with refusing(rename=errno.EROFS, when=lambda name, *_: name == "f"):
+        assert drain(inbox) == drain(inbox) == []
+    (record,) = caplog.records
+    assert "cannot be moved" in record.getMessage()
+
+
+def test_names_of_files_that_others_took_away_are_not_remembered_for_ever(inbox: Inbox) -> None:
+    assert inbox.take() is None
+    assert inbox._consumer
+    moved_in = inbox._consumer.drops.moved_in
+    moved_in.update(f"gone-{number}" for number in range(10_000))
+    assert inbox.take() is None
+    assert len(moved_in) == 10_000  # the file of one may come just now
+    moved_in.add("one more")
+    assert inbox.take() is None
+    assert not moved_in
+
+
+@pytest.mark.parametrize("how", ["no such call", "refused"])
+def test_where_the_kernel_tells_of_no_writers_a_file_s_times_do(inbox: Inbox, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop(inbox, "a")
+    Path(inbox.path, "drop", "fresh").write_bytes(b"may be under its writer's hand")
+    if how == "refused":  # as some file systems do
+        with refusing(fcntl=errno.EINVAL):
+            assert inbox.add("fresh", b"added") == "new"
+            assert drain(inbox) == [("fresh", b"added"), ("a", b"dropped")]
+    else:
+        monkeypatch.delattr(fcntl, "F_SETLEASE")
+        assert inbox.add("fresh", b"added") == "new"
+        assert drain(inbox) == [("fresh", b"added"), ("a", b"dropped")]
+    assert names(inbox, "drop") == ["fresh"]

@@ -419,6 +419,7 @@ def test_a_timeout_around_take_loses_nothing(inbox_dir: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.bare
 def test_a_program_that_ends_while_a_take_waits_ends_at_once(inbox_dir: Path) -> None:
     code = (
         "import asyncio, sys\n"
@@ -486,6 +487,7 @@ def test_the_event_loop_goes_on_while_a_take_waits(inbox_dir: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.bare
 def test_a_program_without_asyncio_does_not_import_it(tmp_path: Path) -> None:
     code = (
         "import sys, fsinbox\n"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from helpers import command, contents, environment, json_lines, keys_in, reason, run
 
-from fsinbox import Inbox
-from fsinbox.cli import simple_add
+from fsinbox import Inbox, cli, survey
+from fsinbox.cli import commands, simple_add, text
 from fsinbox.cli.adding import add as add_element
+from fsinbox.cli.consuming import run_with_progress
+from fsinbox.worker.functions import FunctionHandler
+from fsinbox.worker.runner import Runner
 
 # --- init ----------------------------------------------------------------------------------------------------------
 
@@ -673,6 +679,7 @@ HEAVY = set(
 """What an `add` has no use for. All of it together costs several times what the add itself does."""
 
 
+@pytest.mark.bare
 def test_a_cold_add_imports_next_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("f")
     always = set(
@@ -684,6 +691,7 @@ def test_a_cold_add_imports_next_to_nothing(tmp_path: Path) -> None:
         assert modules_of(tmp_path, "add", *words) & HEAVY - always == set()
 
 
+@pytest.mark.bare
 @pytest.mark.parametrize(
     ("words", "useless"),
     [
@@ -699,3 +707,106 @@ def test_a_cold_add_imports_next_to_nothing(tmp_path: Path) -> None:
 def test_a_command_imports_only_what_it_needs(tmp_path: Path, words: list[str], useless: str) -> None:
     run("add", "k", "v", cwd=tmp_path)
     assert modules_of(tmp_path, *words) & set(useless.split()) == set()
+
+
+# --- what the system refuses ---------------------------------------------------------------------------------------
+
+
+def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(busy: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command("ls"), cwd=busy, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("fsinbox: the system refused, at the inbox or at the output: [Errno 28] No space left")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_output_cannot_be_given_up_without_a_descriptor_and_that_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", refused)
+    commands._give_up_output()
+
+
+def test_ctrl_c_ends_a_command_with_the_status_that_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["fsinbox", "ls"])
+    monkeypatch.setattr(commands, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command line in this process."""
+    monkeypatch.chdir(tmp_path)
+    Inbox("inbox").add("a", 1)
+    return lambda *words: CliRunner().invoke(commands.cli, words, prog_name="fsinbox")
+
+
+def test_an_element_that_goes_while_it_is_listed_is_passed_over(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke("ls").output.split()[-1] == "a"
+    monkeypatch.setattr(survey.Row, "size", lambda *_: None)  # as of one that is gone
+    assert invoke("ls").output == ""
+
+
+def test_an_element_that_is_no_file_is_not_shown_and_does_not_hang(invoke: Callable[..., Result]) -> None:
+    (path,) = Path("inbox/pending").iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    done = invoke("show", "a")
+    assert done.exit_code == 1
+    assert done.output == f"fsinbox: cannot read pending/{path.name}: not a regular file\n"
+
+
+def test_an_element_that_is_too_large_to_show_is_named(invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> int:
+        raise MemoryError
+
+    (path,) = Path("inbox/pending").iterdir()
+    monkeypatch.setattr("fsinbox.protocol.open_for_reading", too_large)
+    done = invoke("show", "a")
+    assert done.exit_code == 1
+    assert done.output == f"fsinbox: {path.absolute()} is too large for the memory: look at it there\n"
+
+
+def test_ages_are_told_in_the_largest_fitting_unit() -> None:
+    assert [text.seconds(length) for length in (0, 59, 61, 7199, 86_399, 86_400 * 3, -5)] == [
+        "0s",
+        "59s",
+        "1m",
+        "1h",
+        "23h",
+        "3d",
+        "0s",
+    ]
+
+
+def test_a_consumer_that_makes_its_inbox_says_so(tmp_path: Path) -> None:
+    done = run("consume", "--exec", "true", "--drain", cwd=tmp_path)
+    assert f"created inbox {tmp_path / 'inbox'}" in done.stderr
+
+
+def test_a_progress_bar_grows_with_what_comes_meanwhile(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add("a", 1)
+
+        def handle(key: str, value: int) -> None:
+            if value < 4:
+                producer.add(key, value + 1)
+
+        with Inbox(tmp_path / "inbox") as producer:
+            runner = Runner(inbox, FunctionHandler("handle", handle), drain=True)
+            assert run_with_progress(runner).acknowledged == 4
+
+
+def test_the_doctor_says_what_is_done_about_it_without_a_repair(invoke: Callable[..., Result]) -> None:
+    Path("inbox/drop/d").touch()
+    done = invoke("doctor")
+    assert done.exit_code == 0
+    assert "            by itself: " in done.output

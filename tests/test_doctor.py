@@ -12,18 +12,22 @@ judged by the oracle of all harnesses: nothing may be missing. The same while pr
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import io
 import os
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -39,7 +43,7 @@ from fsinbox.layout import FOLDERS
 from fsinbox.sequence import boot_tag
 from tests.driver import Driver, Log, aftermath, all_died, payload, read_log
 from tests.oracle import Event, judge
-from tests.shim import intercepted
+from tests.shim import intercepted, meanwhile, refusing
 
 DAY = 24 * 3600 * 10**9
 NOW = time.time_ns()
@@ -120,6 +124,11 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
 
 def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
     facts = measure(str(odd))
+    for turn in range(20):  # the moment without a file is short: on a busy machine nobody may have looked then
+        if facts.race and facts.race.missing:
+            break
+        (odd / f"again-{turn}").mkdir()
+        facts = replace(facts, race=filesystem._race(f"{odd}/again-{turn}")[0])
     assert facts.race and facts.race.missing > 0
     wrong = ("link", "symlink", "case", "unicode", "renamed", "modes")
     assert [name for name in wrong if getattr(facts, name) is not False] == []
@@ -709,6 +718,195 @@ def test_a_hint_whose_element_comes_in_time_is_left(patient: Patient) -> None:
     with mock.patch.object(mending, "Look", lambda path: mock.Mock(signs=set(signs), shared=False, owner=os.geteuid())):
         repair(str(patient.path), pause=0)
     assert os.readlink(patient / "keys/h") == f"{patient.last():019d}.{patient.boot()}"
+
+
+# --- what the system refuses, and what others do meanwhile ----------------------------------------------------------
+
+
+def test_what_cannot_be_looked_at_is_an_error_that_says_why(patient: Patient) -> None:
+    with refusing(listdir=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot look at inbox .*Input/output error"):
+        examine(str(patient.path))
+
+
+def test_a_folder_that_cannot_be_opened_is_found_by_whoever_looks(patient: Patient) -> None:
+    with refusing(open=errno.EACCES, when=lambda name, *_: name == "failed"):
+        assert patient.kinds() == {"folder-closed": "person"}
+
+
+def test_a_holder_of_another_user_lives(patient: Patient) -> None:
+    driver = Driver(str(patient.path), patient.log)
+    driver.do("take")
+    with refusing(kill=errno.EPERM):
+        assert patient.kinds() == {}
+    driver.close()
+
+
+def test_a_holder_that_left_no_word_is_nobody_to_look_for(patient: Patient) -> None:
+    with (patient / "consumer.lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (patient / "consumer.lock").write_text("")
+        assert patient.kinds() == {}
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "make"),
+    [
+        ("attempts/foreign", "readlink", lambda path: path.symlink_to("x")),
+        ("keys/h", "readlink", lambda path: path.symlink_to("x")),
+        ("drop/d", "lstat", lambda path: path.touch()),
+        ("tmp/t", "lstat", lambda path: path.touch()),
+        ("pending/1700000000000000000-p", "lstat", lambda path: path.touch()),
+    ],
+)
+def test_what_goes_while_it_is_looked_at_is_passed_over(
+    patient: Patient, where: str, call: str, make: Callable[[Path], object]
+) -> None:
+    path = patient / where
+    make(path)
+    with meanwhile(call, path.unlink, when=lambda name: name == path.name):
+        assert examine(str(patient.path), pause=0).findings == ()
+
+
+def test_a_drop_that_no_consumer_will_take_for_its_size_is_found(patient: Patient) -> None:
+    with (patient / "drop" / "d").open("wb") as file:
+        file.truncate(examination._LARGE + 1)  # no block of it is written
+    assert patient.kinds() == {"drop-bad": "note"}
+
+
+def test_a_drop_that_has_just_come_is_left_to_the_consumer(patient: Patient) -> None:
+    driver = Driver(str(patient.path), patient.log)
+    driver.do("take")
+    (patient / "drop" / "d").touch()
+    assert patient.kinds() == {}
+    driver.close()
+
+
+def test_a_sequence_that_a_reader_cannot_lock_is_read_all_the_same(patient: Patient) -> None:
+    with refusing(flock=errno.EBADF):
+        report = examine(str(patient.path), pause=0)
+    assert report.findings == ()
+    assert "last number given out 20" in report.facts[0]
+
+
+@pytest.mark.parametrize("how", ["no /proc", "not in it"])
+def test_a_lock_whose_holder_cannot_be_told_is_found(patient: Patient, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object, **__: object) -> io.StringIO:
+        if how == "no /proc":
+            raise FileNotFoundError
+        return io.StringIO("1: POSIX  ADVISORY  READ 1 00:01:1 0 EOF\n")
+
+    monkeypatch.setattr(examination, "_PATIENCE", 0.0)
+    monkeypatch.setattr(examination, "open", opened, raising=False)
+    with (patient / "sequence").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (finding,) = examine(str(patient.path), pause=0.01).findings
+    assert (finding.kind, {sign.seen for sign in finding.signs}) == ("admission-held", {""})
+
+
+def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
+    sequence(patient, b"%019d another\n" % patient.last())  # after a boot, the folders are looked through for the last number
+    (patient / "keys/h").mkdir()
+    with refusing(scandir=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot go on with the repair .*Input/output error"):
+        repair(str(patient.path), pause=0)
+    repair(str(patient.path), pause=0)
+    assert patient.kinds() == {}
+
+
+def test_a_directory_that_has_become_a_hint_meanwhile_is_left(patient: Patient) -> None:
+    (patient / "keys/h").mkdir()
+    signs = examination.Look(str(patient.path)).signs
+    assert {sign.kind for sign in signs} == {"hint-not-a-link"}
+    (patient / "keys/h").rmdir()
+    hint(patient, "h", f"{patient.last():019d}.{patient.boot()}")
+    with mock.patch.object(mending, "Look", lambda path: mock.Mock(signs=set(signs), shared=False, owner=os.geteuid())):
+        repair(str(patient.path), pause=0)
+    assert os.readlink(patient / "keys/h") == f"{patient.last():019d}.{patient.boot()}"
+
+
+# --- a file system that does it otherwise --------------------------------------------------------------------------
+
+
+def otherwise(name: str, does: Callable[..., Any]) -> Any:
+    """While this lasts, the package's calls of this name are done by `does(call, *arguments, **more)`."""
+
+    def hook(called: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        return does(call, *arguments, **more) if called == name else call(*arguments, **more)
+
+    return intercepted(hook)
+
+
+def linking_over(link: Callable[..., None], old: str, new: str, **more: Any) -> None:
+    Path(new).unlink(missing_ok=True)
+    link(old, new, **more)
+
+
+def opening_for_all(opened: Callable[..., int], path: Any, flags: int, *more: Any, **also: Any) -> int:
+    return opened(path, flags & ~os.O_EXCL, *more, **also)
+
+
+def naming_nothing(opened: Callable[..., int], path: Any, flags: int, *more: Any, **also: Any) -> int:
+    if flags & os.O_CREAT:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return opened(path, flags, *more, **also)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "call", "does", "found"),
+    [
+        (filesystem._link, "link", linking_over, (False,)),
+        (filesystem._exclusive, "open", opening_for_all, (False,)),
+        (filesystem._longest, "open", naming_nothing, (0,)),
+        (filesystem._any_bytes, "open", naming_nothing, (False,)),
+        (filesystem._flock, "flock", lambda call, *_: None, (False, False)),
+    ],
+)
+def test_what_a_file_system_does_otherwise_is_found(
+    tmp_path: Path, measurement: Callable[[str], Any], call: str, does: Callable[..., Any], found: tuple[Any, ...]
+) -> None:
+    with otherwise(call, does):
+        assert measurement(str(tmp_path)) == found
+
+
+def test_a_rename_that_leaves_a_moment_without_any_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missed = threading.Event()
+
+    def opening(*arguments: Any, **more: Any) -> Any:
+        try:
+            return open(*arguments, **more)
+        except FileNotFoundError:
+            missed.set()
+            raise
+
+    def in_two_steps(rename: Callable[..., None], old: str, new: str) -> None:
+        Path(new).unlink()
+        assert missed.wait(30)
+        rename(old, new)
+
+    monkeypatch.setattr(filesystem, "open", opening, raising=False)
+    with otherwise("rename", in_two_steps):
+        (race,) = filesystem._race(str(tmp_path))
+    assert race.missing > 0
+
+
+def test_a_file_system_without_a_rename_that_does_not_replace_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> bool:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(filesystem, "rename_if_free", missing)
+    assert filesystem._no_replace(str(tmp_path)) == (False,)
+
+
+def test_a_file_system_whose_modes_cannot_be_set_is_found(tmp_path: Path) -> None:
+    with refusing(chmod=errno.EPERM):
+        kept, _ = filesystem._modes(str(tmp_path))
+    assert not kept
+
+
+@pytest.mark.parametrize("library", [SimpleNamespace(), SimpleNamespace(syncfs=lambda fd: -1)], ids=["none", "refused"])
+def test_a_system_that_cannot_flush_all_is_found(tmp_path: Path, library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+    with pytest.raises(OSError):
+        filesystem._flush_all(str(tmp_path))
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -189,6 +189,13 @@ def test_what_could_not_be_put_back_is_dropped_between_flushes(tmp_path: Path) -
     assert calls[ended - 2 : ended + 2] == ["fsync pending", "fsync inflight", "unlink inflight", "fsync inflight"]
 
 
+def test_a_deferred_element_is_superseded_by_what_is_there_for_good(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
+    code = "i = Inbox('inbox')\ni.add('a', 1, durable=False)\ni.take().nack(1e-9)\ni._consumer._ended.clear()\n"
+    code += "i.add('a', 2, durable=False)\nassert i.take().value == 2"
+    assert flushes(traced(tmp_path, code)) == ["fsync pending", "fsync pending", "fsync inflight", "fsync deferred"]
+
+
 def test_what_the_doctor_makes_is_flushed(tmp_path: Path) -> None:
     Inbox(tmp_path / "inbox").close()
     (tmp_path / "inbox" / "attempts").rmdir()

@@ -1186,7 +1186,7 @@ def test_a_key_is_taken_once_it_was_left_alone_for_the_settle_time(inbox_dir: Pa
 
 
 def test_a_storm_cannot_postpone_a_key_beyond_the_ceiling(inbox_dir: Path) -> None:
-    with Inbox(inbox_dir, settle=0.2, max_settle=0.6, durable=False) as inbox:
+    with Inbox(inbox_dir, settle=5, max_settle=0.6, durable=False) as inbox:
         stop = threading.Event()
 
         def storm() -> None:
@@ -1200,11 +1200,11 @@ def test_a_storm_cannot_postpone_a_key_beyond_the_ceiling(inbox_dir: Path) -> No
         thread.start()
         began = time.monotonic()
         try:
-            element = take(inbox, timeout=5)
+            element = take(inbox, timeout=10)
         finally:
             stop.set()
             thread.join()
-        assert 0.5 < time.monotonic() - began < 1.0
+        assert 0.5 < time.monotonic() - began < 4
         assert element.value > 5  # one of the last
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import multiprocessing
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import fsinbox.sequence
 from fsinbox import AddFailed, Inbox, InboxError, UnusableInbox
-from fsinbox.layout import FILES, FOLDERS, NETWORK_FILE_SYSTEMS, Layout, file_system_type, is_network
+from fsinbox.layout import FILES, FOLDERS, NETWORK_FILE_SYSTEMS, Layout, file_system_type, is_network, set_mode
+from tests.shim import intercepted, meanwhile, refusing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
 
@@ -322,3 +327,105 @@ def test_a_path_is_not_mistaken_for_a_mount_that_its_name_begins_with() -> None:
 def test_network_file_systems_are_known_by_their_names_in_mountinfo() -> None:
     assert {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "virtiofs"} <= NETWORK_FILE_SYSTEMS
     assert not {"ext4", "xfs", "btrfs", "tmpfs", "overlay"} & NETWORK_FILE_SYSTEMS
+
+
+def test_a_boot_that_cannot_be_told_makes_an_inbox_unusable_and_leaves_nothing_open(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptors(scope: str) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc/sys/kernel/random/boot_id")
+
+    Inbox(inbox_dir).close()
+    monkeypatch.setattr(fsinbox.sequence, "boot_tag", no_descriptors)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UnusableInbox, match=f"{inbox_dir}.*Too many open files"):
+        Inbox(inbox_dir)
+    assert os.listdir("/proc/self/fd") == before
+
+
+# --- what the system refuses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sequence", "consumer.lock"])
+def test_a_file_of_ours_that_has_another_name_is_not_written_to(inbox_dir: Path, tmp_path: Path, name: str) -> None:
+    with Inbox(inbox_dir) as inbox:
+        inbox.add("a", 1)
+    other = tmp_path / "other"
+    os.link(inbox_dir / name, other)
+    before = other.read_bytes()
+    with Inbox(inbox_dir) as inbox, pytest.raises(InboxError, match="has another name"):
+        inbox.add("b", 1)
+        inbox.take()
+    assert other.read_bytes() == before
+
+
+def test_a_descriptor_that_is_closed_with_an_error_is_closed(inbox_dir: Path) -> None:
+    layout = Layout(str(inbox_dir))
+    with refusing(close=errno.EIO):
+        layout.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(layout.root)
+
+
+def test_a_format_of_which_only_a_part_could_be_written_is_none(inbox_dir: Path) -> None:
+    def half(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        return call(arguments[0], arguments[1][:9]) if name == "write" else call(*arguments, **more)
+
+    with intercepted(half), pytest.raises(UnusableInbox, match="only a part"):
+        Inbox(inbox_dir)
+    assert not (inbox_dir / "format").exists()
+    Inbox(inbox_dir).close()
+
+
+def test_a_mode_is_not_set_through_a_link(inbox_dir: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"")
+    outside.chmod(0o600)
+    Inbox(inbox_dir).close()
+    (inbox_dir / "link").symlink_to(outside)
+    root = os.open(inbox_dir, os.O_RDONLY)
+    set_mode(root, "link", 0o666)
+    set_mode(root, "sequence", 0o666)
+    os.close(root)
+    assert (mode_of(outside), mode_of(inbox_dir / "sequence")) == (0o600, 0o666)
+
+
+def test_whoever_makes_an_inbox_just_before_us_has_made_it(inbox_dir: Path) -> None:
+    with meanwhile("mkdir", lambda: Inbox(inbox_dir).close()), Inbox(inbox_dir) as inbox:
+        inbox.add("a", 1)
+    assert len(os.listdir(inbox_dir / "pending")) == 1
+
+
+def test_a_parent_that_may_not_be_read_is_flushed_with_all_else(inbox_dir: Path) -> None:
+    synced = []
+
+    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name == "open" and arguments[0] == "..":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if name == "sync":
+            synced.append(name)
+            return None  # it takes long on a busy machine
+        return call(*arguments, **more)
+
+    with intercepted(hook):
+        Inbox(inbox_dir).close()
+    assert synced == ["sync"]
+
+
+def test_mounts_whose_names_need_escapes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = """\
+1 0 8:1 / / rw - ext4 /dev/a rw
+2 1 0:40 / /a\\040b\\134c rw - nfs4 server:/x rw
+"""
+    monkeypatch.setattr("fsinbox.layout.open", lambda *_, **__: io.StringIO(lines), raising=False)
+    assert file_system_type("/a b\\c/inbox") == "nfs4"
+    assert file_system_type("/a b/inbox") == "ext4"
+
+
+def test_without_proc_the_type_of_a_file_system_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("fsinbox.layout.open", gone, raising=False)
+    assert file_system_type("/") == ""
+    assert not is_network("/")

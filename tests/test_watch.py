@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -17,7 +18,8 @@ import pytest
 
 from fsinbox import Inbox
 from fsinbox.layout import Layout
-from fsinbox.watch import Waker, Watch, make_source, probe
+from fsinbox.watch import ObserverSource, Waker, Watch, make_source, probe
+from tests.shim import refusing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="inotify and /proc are Linux's")
 
@@ -335,21 +337,122 @@ def test_a_probe_proves_that_events_come_and_leaves_nothing(layout: Layout) -> N
         source.close()
 
 
-def test_a_probe_whose_event_does_not_come_fails_in_time_and_leaves_nothing(layout: Layout) -> None:
-    class Deaf:
-        def arm(self) -> None: ...
-        def disarm(self) -> None: ...
-        def close(self) -> None: ...
+class Deaf:
+    """A source that tells of nothing, as inotify does where other hosts make the changes."""
 
+    def arm(self) -> None: ...
+    def disarm(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def test_a_probe_whose_event_does_not_come_fails_in_time_and_leaves_nothing(layout: Layout) -> None:
     began = time.monotonic()
     assert probe(layout, Deaf(), Waker()) is False
     assert time.monotonic() - began < 0.2 + WAKE
     assert os.listdir(Path(layout.path, "pending")) == []
 
 
+def test_polling_is_chosen_where_no_events_come(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fsinbox.watch.make_source", lambda *_: Deaf())
+    watch = Watch(layout, lambda name: None)
+    watch.start()
+    assert watch.polling
+    assert "sends no events" in caplog.text
+    watch.close()
+
+
+@pytest.mark.parametrize("call", ["rename", "unlink"])
+def test_a_probe_that_is_refused_means_polling_and_says_why(layout: Layout, call: str, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(layout, lambda name: None)
+    with refusing(**{call: errno.EROFS}):
+        watch.start()
+    assert watch.polling
+    assert "cannot probe" in caplog.text
+    assert "Read-only" in caplog.text
+    assert os.listdir(Path(layout.path, "tmp")) == []
+    watch.close()
+
+
+@linux
+def test_a_source_that_cannot_be_made_safe_is_closed_and_polling_is_chosen(
+    layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    watch = Watch(layout, lambda name: None)
+    with refusing(set_inheritable=errno.EIO):
+        watch.start()
+    assert watch.polling
+    assert "no file system events" in caplog.text
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) - descriptors <= 2  # pending/ and drop/, opened meanwhile
+
+
+def test_polling_takes_over_when_events_fail_later(layout: Layout, caplog: pytest.LogCaptureFixture) -> None:
+    class Exhausted(Deaf):
+        def arm(self) -> None:
+            if self.armed:
+                raise OSError(errno.ENOSPC, "no watches left")
+            self.armed = True
+            waker.set()
+
+        armed = False
+
+    watch = Watch(layout, lambda name: None)
+    waker = watch.waker
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsinbox.watch.make_source", lambda *_: Exhausted())
+        watch.start()
+    assert not watch.polling
+    with watch.armed():
+        assert watch.polling
+        assert watch.patience(None) < 1
+    assert "no watches left" in caplog.text
+
+
+@linux
+def test_a_source_may_be_armed_twice(layout: Layout) -> None:
+    waker = Waker()
+    source = make_source(layout, waker.set, lambda name: None)
+    try:
+        source.arm()
+        assert probe(layout, source, waker) is True
+    finally:
+        source.close()
+
+
+def test_the_source_of_other_systems_tells_of_arrivals_only_while_armed(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """watchdog's own observer: here on inotify, on macOS on FSEvents."""
+    waker = Waker()
+    ObserverSource(layout, waker.set).close()  # imports what this system has, before it is called another
+    monkeypatch.setattr(sys, "platform", "darwin")
+    source = make_source(layout, waker.set, lambda name: None)
+    monkeypatch.undo()
+    try:
+        assert isinstance(source, ObserverSource)
+        assert probe(layout, source, waker) is True
+        for folder in ("pending", "drop"):
+            source.arm()
+            (tmp_path / "a").write_text("1")
+            waker.clear()
+            (tmp_path / "a").rename(f"{layout.path}/{folder}/a")
+            assert waker.wait(10) is True
+            source.disarm()
+        waker.clear()
+        (tmp_path / "b").write_text("1")
+        (tmp_path / "b").rename(f"{layout.path}/drop/b")
+        assert waker.wait(0.05) is False
+    finally:
+        source.close()
+
+
 # --- what it costs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.bare
 @linux
 def test_an_idle_consumer_uses_no_cpu(inbox_dir: Path, run_python: Callable[..., str]) -> None:
     code = """
@@ -424,6 +527,7 @@ def test_a_watch_is_not_inherited_by_a_handler_s_program(inbox_dir: Path) -> Non
     assert str(inbox_dir) not in listed
 
 
+@pytest.mark.bare
 def test_a_program_that_only_adds_starts_no_thread_and_imports_no_watchdog(
     inbox_dir: Path, run_python: Callable[..., str]
 ) -> None:
@@ -437,6 +541,7 @@ with Inbox(sys.argv[1], codec="text") as inbox:
     assert run_python(code, inbox_dir) == "1 []"
 
 
+@pytest.mark.bare
 def test_a_program_that_ends_while_it_waits_ends_at_once(
     inbox_dir: Path, start_python: Callable[..., subprocess.Popen[str]]
 ) -> None:

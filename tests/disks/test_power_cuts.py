@@ -44,6 +44,11 @@ DISKS = {"ext4": 200, "ext4-writeback": 75, "xfs": 90, "btrfs": 150}
 LONG_SEEDS = range(1, 11)
 
 EVERY_FS = [pytest.param(fs, id=fs.name) for fs in FILE_SYSTEMS.values()]
+NOT_ALWAYS = pytest.mark.xfail(
+    reason="Btrfs keeps a rename by half, about once in a thousand disks: docs/reliability.md", strict=False
+)
+""""At times" cannot be said more exactly: the same writes are not made in the same order twice."""
+ALL_CLEAN = [pytest.param(fs, id=fs.name, marks=[NOT_ALWAYS] if fs.name == "btrfs" else []) for fs in FILE_SYSTEMS.values()]
 
 
 CUT = os.environ.get("FSINBOX_CUT", "ext4:two-producers:0:")
@@ -65,7 +70,7 @@ def folder(can_mount: None) -> Iterator[Path]:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in LONG_SEEDS)])
 @pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.parametrize("fs", EVERY_FS)
+@pytest.mark.parametrize("fs", ALL_CLEAN)
 def test_every_disk_recovers(
     folder: Path, fs: FileSystem, name: str, seed: int, figure: Callable[[str], None], tmp_path: Path
 ) -> None:

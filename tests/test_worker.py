@@ -1,0 +1,258 @@
+"""The worker, in this process: handlers whose payload cannot be read, what ends them from outside, and the second signal.
+
+What a person sees of it is in test_consume.py, with processes of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from helpers import wait_until
+
+from fsinbox import Element, Inbox
+from fsinbox.worker.backoff import Backoff
+from fsinbox.worker.commands import CommandHandler
+from fsinbox.worker.functions import FunctionHandler, load_function
+from fsinbox.worker.outcome import DONE, Outcome
+from fsinbox.worker.runner import Runner
+
+
+@pytest.fixture
+def inbox(inbox_dir: Path) -> Iterator[Inbox]:
+    with Inbox(inbox_dir, max_inflight=2) as inbox:
+        yield inbox
+
+
+@pytest.fixture
+def element(inbox: Inbox) -> Element:
+    inbox.add("a", 1)
+    element = inbox.take()
+    assert element
+    return element
+
+
+class Handling(threading.Thread):
+    """A handler at work on an element, in a thread of its own."""
+
+    def __init__(self, handler: CommandHandler | FunctionHandler, element: Element) -> None:
+        super().__init__(daemon=True)
+        self._work = lambda: handler.handle(element)
+        self.start()
+
+    def run(self) -> None:
+        self.outcome = self._work()
+
+    def end(self) -> Outcome:
+        """Wait for the outcome."""
+        self.join(30)
+        assert not self.is_alive()
+        return self.outcome
+
+
+# --- functions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_handler_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs_of_this_test.py").write_text("def handle(key, value): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    assert load_function("jobs_of_this_test:handle").name == "jobs_of_this_test:handle"
+    assert sys.path[0] == str(tmp_path)
+    assert load_function("jobs_of_this_test:handle")
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_payload_that_cannot_be_read_now_is_tried_again(element: Element) -> None:
+    os.unlink(element.path)
+    outcome = FunctionHandler("f", lambda key, value: None).handle(element)
+    assert outcome.kind == "retry"
+    assert "cannot read its payload" in outcome.summary
+
+
+def test_a_payload_that_is_too_large_for_the_memory_is_given_up_and_it_is_said_how_to_read_it(
+    element: Element, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(self: Element) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(Element, "value", property(too_large))
+    outcome = FunctionHandler("f", lambda key, value: None).handle(element)
+    assert outcome.kind == "reject"
+    assert "read element.path" in outcome.summary
+
+
+def test_a_callable_that_does_not_tell_its_arguments_is_given_two(element: Element) -> None:
+    given = []
+
+    class Silent:
+        __signature__ = "none"
+
+        def __call__(self, *arguments: object) -> None:
+            given.append(arguments)
+
+    assert FunctionHandler("f", Silent()).handle(element) == DONE
+    assert given == [("a", 1)]
+
+
+def test_a_coroutine_that_runs_is_cancelled_from_outside(element: Element) -> None:
+    began = threading.Event()
+
+    async def forever(key: str, value: object) -> None:
+        began.set()
+        await asyncio.sleep(3600)
+
+    handler = FunctionHandler("f", forever)
+    handler.stop_now()  # nothing runs: no event loop was made
+    handling = Handling(handler, element)
+    assert began.wait(30)
+    handler.stop_now()
+    outcome = handling.end()
+    assert outcome.kind == "retry"
+    assert "CancelledError" in outcome.summary
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_whose_payload_cannot_be_opened_is_tried_again(element: Element) -> None:
+    os.unlink(element.path)
+    outcome = CommandHandler("true").handle(element)
+    assert outcome.kind == "retry"
+    assert "cannot start 'true'" in outcome.summary
+
+
+@pytest.mark.parametrize(
+    ("line", "how"), [("touch began; sleep 3600", "SIGTERM"), ("trap '' TERM; touch began; sleep 3600", "SIGKILL")]
+)
+def test_a_command_that_runs_is_ended_from_outside_whether_it_listens_or_not(
+    element: Element, tmp_path: Path, line: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    handler = CommandHandler(line, shell=True)
+    handling = Handling(handler, element)
+    wait_until(lambda: handler._running and (tmp_path / "began").exists(), "for the command")
+    handler.stop_now()
+    outcome = handling.end()
+    assert outcome.kind == "retry"
+    assert outcome.summary.endswith(f"was killed by {how}")
+
+
+def test_a_command_of_which_nothing_is_left_needs_no_second_signal(element: Element) -> None:
+    handler = CommandHandler("sleep 3600")
+    handling = Handling(handler, element)
+    wait_until(lambda: handler._running, "for the command")
+    handler.stop_now()
+    assert handling.end().summary == "'sleep 3600' was killed by SIGTERM"
+
+
+def test_a_command_is_not_held_up_by_an_output_that_nobody_reads(element: Element, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        outcome = CommandHandler("echo said; exit 3", shell=True).handle(element)
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # so that closing it has somewhere to write
+    assert outcome.kind == "retry"
+    assert outcome.detail.endswith("the end of its output:\nsaid\n")
+
+
+# --- the second signal ---------------------------------------------------------------------------------------------
+
+
+class Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+class Stuck:
+    """A handler that never comes back from `a`, and does `then` once both elements have been handed to it."""
+
+    name = "stuck"
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.stopped = False
+        self._then = then
+        self._free = threading.Event()
+        self._a_began = threading.Event()
+
+    def handle(self, element: Element) -> Outcome:
+        if element.key == "a":
+            self._a_began.set()
+            self._free.wait(60)
+        else:
+            assert self._a_began.wait(30)
+            self._then()
+        return DONE
+
+    def stop_now(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("output", ["open", "broken"])
+def test_a_second_signal_gives_back_what_runs_and_ends_at_once(
+    inbox: Inbox, output: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end(status: int) -> NoReturn:
+        raise Ended(status)
+
+    class Broken:
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    def two_signals() -> None:
+        for _ in range(2):
+            runner._on_signal(signal.SIGTERM, None)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    if output == "broken":
+        monkeypatch.setattr(sys, "stdout", Broken())
+    for key in "ab":
+        inbox.add(key, 1)
+    handler = Stuck(two_signals)
+    runner = Runner(inbox, handler, concurrency=2)
+    with pytest.raises(Ended, match="0"):
+        runner.run()
+    monkeypatch.undo()
+    assert handler.stopped
+    assert runner.stopped_by_signal
+    assert "SIGTERM: waiting for" in capfd.readouterr().err
+    handler._free.set()
+    with Inbox(inbox.path) as again:
+        element = again.take()
+        assert element
+        assert (element.key, element.attempts) == ("a", 1)
+
+
+def test_what_was_reported_before_the_second_signal_is_not_given_back(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(status: int) -> NoReturn:
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    inbox.add("a", 1)
+    runner = Runner(inbox, FunctionHandler("f", lambda key, value: None))
+    element = inbox.take()
+    assert element
+    runner._running.add(element)
+    runner._reports.put((element, DONE))
+    with pytest.raises(Ended):
+        runner._give_back()
+    assert runner.tally.acknowledged == 1
+    assert os.listdir(f"{inbox.path}/pending") == []
+
+
+def test_a_back_off_is_never_longer_than_the_longest() -> None:
+    backoff = Backoff(first=1.0, longest=10.0)
+    assert 0.75 <= backoff.after(1) <= 1.25
+    assert 7.5 <= backoff.after(10_000) <= 12.5
+    assert 7.5 <= backoff.by_age(0) <= 12.5
