@@ -740,20 +740,22 @@ def test_a_dropped_file_that_may_not_be_read_is_set_aside_and_it_is_said_whose_i
     assert f"it belongs to user {os.getuid()}, mode 0" in reason_for(inbox, "a")
 
 
-def test_of_several_dropped_files_only_the_one_that_cannot_be_flushed_is_set_aside(inbox: Inbox) -> None:
+def test_of_several_dropped_files_only_the_one_that_cannot_be_flushed_waits(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in "abc":
         drop(inbox, name)
     with refusing(fsync=errno.EIO, when=of_drop("b")):
         assert drain(inbox) == [("a", b"dropped"), ("c", b"dropped")]
-    assert "could not write it to the disk" in reason_for(inbox, "b")
+    assert "cannot flush 'b' to the disk" in caplog.text
+    assert drain(inbox) == [("b", b"dropped")]
 
 
-def test_a_dropped_file_that_cannot_be_flushed_is_set_aside_by_an_add_of_its_key(inbox: Inbox) -> None:
+def test_an_add_is_refused_if_a_drop_of_its_key_cannot_be_flushed(inbox: Inbox) -> None:
     drop(inbox, "a")
-    with refusing(fsync=errno.EIO, when=of_drop("a")):
-        assert inbox.add("a", b"added") == "new"
-    assert "could not write it to the disk" in reason_for(inbox, "a")
-    assert drain(inbox) == [("a", b"added")]
+    with refusing(fsync=errno.EIO, when=of_drop("a")), pytest.raises(AddFailed, match="was not added"):
+        inbox.add("a", b"added")
+    assert drain(inbox) == [("a", b"dropped")]
 
 
 def test_an_add_that_cannot_tell_whether_a_drop_is_finished_is_refused(inbox: Inbox) -> None:
