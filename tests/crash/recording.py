@@ -12,8 +12,8 @@ What is not certain may be missing. Three models say what that means:
  posix     any subset of them is there; a sync of a folder makes those certain that touch this folder. (An operation is
            there whole or not at all: a rename never leaves both names, or neither.)
 
- halves    the same, but of a rename whose file has been moved on, replaced or removed since, a sync of one folder makes only
-           this folder's half certain: what had been moved may be back where it came from (Btrfs)
+ halves    the same, but of a rename whose file has been replaced or removed since, a sync of one folder makes only this
+           folder's half certain: what had been moved may be back where it came from (Btrfs)
 
 In all of them, content that was not synced is missing, half there, all zeros, or whole, whatever became of its name; what is
 written over bytes that were there before is old or new. A sync that failed makes nothing certain.
@@ -175,6 +175,18 @@ class Recording:
         """A program announced something."""
         self.items.append(event)
 
+    def entries_after(self, done: int) -> dict[tuple[int, str], int]:
+        """Return what was named what when so many items had been done."""
+        entries = dict(self.first_entries)
+        for item in self.items[:done]:
+            if isinstance(item, Entry):
+                for folder, name, inode in item.changes:
+                    if inode is None:
+                        entries.pop((folder, name), None)
+                    else:
+                        entries[folder, name] = inode
+        return entries
+
     def tree(self, entries: dict[tuple[int, str], int] | None = None, content: dict[int, bytes] | None = None) -> Tree:
         """Return the tree as it is now, or as these entries and contents make it."""
         entries = self.entries if entries is None else entries
@@ -245,14 +257,15 @@ def _certain_from(recording: Recording, model: str) -> dict[Part, float]:
             certain.update(((index, part), inf) for part in range(len(item.changes) if isinstance(item, Entry) else 1))
     for position, sync in enumerate(items):
         if isinstance(sync, Sync):
+            named = set(recording.entries_after(sync.begun).values())
             for index, part in certain:
-                if index < sync.begun and certain[index, part] > position and _covers(items, sync, index, part, model):
+                if index < sync.begun and certain[index, part] > position and _covers(items, sync, index, part, model, named):
                     certain[index, part] = position + 1
     return certain
 
 
-def _covers(items: list[Any], sync: Sync, index: int, part: int, model: str) -> bool:
-    """Tell whether a flush makes a part certain that had been done when it began."""
+def _covers(items: list[Any], sync: Sync, index: int, part: int, model: str, named: set[int]) -> bool:
+    """Tell whether a flush makes a part certain that had been done when it began. `named`: inodes that had a name then."""
     item = items[index]
     if sync.inode is None:
         return True
@@ -262,11 +275,8 @@ def _covers(items: list[Any], sync: Sync, index: int, part: int, model: str) -> 
         return True
     if item.changes[part][0] == sync.inode:
         return True
-    if model == "halves":
-        *_, (folder, name, _) = item.changes
-        later = items[index + 1 : sync.begun]
-        if any((folder, name) == change[:2] for other in later if isinstance(other, Entry) for change in other.changes):
-            return False  # what was moved is not where it was moved to any more
+    if model == "halves" and item.changes[-1][2] not in named:
+        return False
     return any(change[0] == sync.inode for change in item.changes)
 
 

@@ -70,7 +70,7 @@ def check_all(workloads: list[Workload], folder: Path, most: int | None) -> Chec
     return checker
 
 
-LEAST = {"empty": 10_000, "waiting": 6_000, "out": 25_000, "behind": 12_000, "deferred": 10_000}
+LEAST = {"empty": 9_000, "waiting": 6_000, "out": 25_000, "behind": 12_000, "deferred": 10_000}
 
 
 @pytest.mark.parametrize("base", BASES)
