@@ -140,7 +140,7 @@ def check_again(then: str, folder: Path, samples: int, most: int) -> Checker:
     # (Not the creation, which the doctor leaves to init; nor torn values: what is made of them is free.)
     stories = [workload for workload in STORIES if workload.before and "quick:" not in workload.name]
     for traced in trace([*workloads, *stories], folder / "traced"):
-        for model in MODELS:
+        for model in ("ordered", "posix"):
             checker.check_again(traced, model, then, samples=samples, most=most)
     return checker
 
