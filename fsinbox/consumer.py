@@ -145,8 +145,6 @@ class Consumer:
             protocol.last_number(self._layout, self._sequence)
         # What the consumer before has ended must not come back after what this one ends, and what is dropped here for a
         # newer value must not be lost together with it: first of all, all that there is to be seen is there for good.
-        if self._settings.durable:
-            protocol.flush_pending(self._layout)
         self._flush_ended()
         self._load_notes()
         self._look_afresh(died=True)
@@ -355,8 +353,6 @@ class Consumer:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
             return None
         if encoded in self._ended or len(self._ended) > _MOST_ENDED:
-            if self._settings.durable:
-                protocol.flush_pending(self._layout)  # first: see flush_ended
             self._flush_ended()
         if deferred:
             del self._deferred[encoded]

@@ -385,7 +385,6 @@ def drop_late(layout: Layout, name: str) -> None:
 
     Flushed before: that element must not be lost together with this one (its producer may not have flushed it).
     """
-    flush_pending(layout)
     flush_ended(layout)
     try:
         os.unlink(name, dir_fd=layout.folder("pending"))
@@ -410,9 +409,10 @@ def flush_ended(layout: Layout) -> None:
     Called before the next element of such a key is taken. Else a power cut could keep the end of the newer element, and
     bring back the older one: it would be delivered after it.
 
-    The caller has flushed pending/. On Btrfs, flushing inflight/ alone keeps a take, and not the rename by which what was taken
-    had replaced an older value (a fold, or a newer add): the older would be back in its place, and count as newer.
+    pending/ first: on Btrfs, flushing inflight/ alone keeps a take, and not the rename by which what was taken had replaced an
+    older value (a fold, or a newer add): the older would be back in its place, and count as newer.
     """
+    flush_pending(layout)
     flush(layout.folder("inflight"))
     flush(layout.folder("deferred"))
 

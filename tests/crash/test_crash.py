@@ -174,14 +174,20 @@ def test_one_workload(folder: Path) -> None:
 
 
 def test_replay(folder: Path) -> None:
-    """Replay one state, from the environment, and show it."""
-    text = os.environ.get("FSINBOX_CUT", "posix:9:0:create add:a=1 take | add:a=2 ack")
+    """Replay one state, from the environment (or the last of some workload), and show it."""
     checker = Checker(folder)
+    text = os.environ.get("FSINBOX_CUT") or _last_cut("posix", "create add:a=1 take | add:a=2 ack", folder)
     recording, state = _find(text, checker, folder)
     print(*recording.items[: state.done], sep="\n")
     print(*(f"{path}: {what!r}" for path, what in state.tree.items()), sep="\n")
     checker.check_state(state, announced(recording, state), text)
     assert not checker.result.wrong, checker.result.wrong
+
+
+def _last_cut(model: str, name: str, folder: Path) -> str:
+    """Return the name of the last state of a workload."""
+    *_, state = states(trace([story(name)], folder / "traced")[0].recording, model)
+    return f"{model}:{state.done}:{state.choice}:{name}"
 
 
 def _find(text: str, checker: Checker, folder: Path) -> tuple[Recording, State]:
@@ -197,4 +203,7 @@ def _find(text: str, checker: Checker, folder: Path) -> tuple[Recording, State]:
         recording = _run(Race(*race.split(" | ")), folder, int(n), int(m))[0].recording
     else:
         recording = trace([story(name)], folder / "traced")[0].recording
-    return recording, next(s for s in states(recording, model, int(done)) if (s.done, s.choice) == (int(done), int(choice)))
+    for state in states(recording, model, int(done)):
+        if (state.done, state.choice) == (int(done), int(choice)):
+            return recording, state
+    raise LookupError(f"there is no state {model}:{done}:{choice} of this workload: has the code changed since it was named?")

@@ -145,9 +145,16 @@ MUTANTS = [
         (
             "started-without-flush",
             CONSUMER,
-            "            protocol.flush_pending(self._layout)\n        self._flush_ended()\n",
-            "            protocol.flush_pending(self._layout)\n",
+            "        self._flush_ended()\n        self._load_notes()\n",
+            "        self._load_notes()\n",
             crash("create add:a=1 take | ack restart add:a=2 take ack add:c=3"),
+        ),
+        (
+            "taken-again-without-flush",
+            CONSUMER,
+            "            self._flush_ended()\n        if deferred:",
+            "            pass\n        if deferred:",
+            crash("create add:a=1 take | add:a=2 ack take ack add:c=3"),
         ),
         (
             "ended-never-flushed",
@@ -158,16 +165,16 @@ MUTANTS = [
         ),
         (
             "started-without-flush-of-pending",
-            CONSUMER,
-            "            protocol.flush_pending(self._layout)\n",
-            "            pass\n",
+            PROTOCOL,
+            '    flush_pending(layout)\n    flush(layout.folder("inflight"))\n    flush(layout.folder("deferred"))\n',
+            '    flush(layout.folder("inflight"))\n    flush(layout.folder("deferred"))\n',
             crash("create add:a=1 take | add:a=2 | die take ack add:c=9"),
         ),
         (
             "pending-not-flushed-before-ended",
-            CONSUMER,
-            "protocol.flush_pending(self._layout)  # first: see flush_ended",
-            "pass",
+            PROTOCOL,
+            '    flush_pending(layout)\n    flush(layout.folder("inflight"))\n    flush(layout.folder("deferred"))\n',
+            '    flush(layout.folder("inflight"))\n    flush(layout.folder("deferred"))\n',
             "tests/test_durability.py -k ended",
         ),
         (
@@ -222,15 +229,8 @@ MUTANTS = [
         (
             "late-dropped-at-once",
             PROTOCOL,
-            "    flush_pending(layout)\n    flush_ended(layout)\n",
-            "    flush_ended(layout)\n",
-            "tests/test_durability.py -k late",
-        ),
-        (
-            "late-dropped-too-soon",
-            PROTOCOL,
-            "    flush_pending(layout)\n    flush_ended(layout)\n",
-            "    flush_pending(layout)\n",
+            "    flush_ended(layout)\n    try:\n",
+            "    try:\n",
             "tests/test_durability.py -k late",
         ),
         # --- drop/
