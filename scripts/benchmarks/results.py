@@ -1,0 +1,98 @@
+"""Figures, ratios and targets: what is kept of a run, and how it is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+@dataclass
+class Target:
+    """What a group is to reach: its `ours` divided by `theirs`, round by round; or its figure itself, if `theirs` is empty."""
+
+    text: str
+    ours: str
+    theirs: list[str] = field(default_factory=list)
+    """Names of figures; of several, the one that does best in the round counts."""
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass
+class Group:
+    """Figures that are compared with each other: for each name one a round."""
+
+    title: str
+    unit: str
+    figures: dict[str, list[float]] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+    more_is_better: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def reached(self, target: Target) -> float | None:
+        """Return the median over the rounds of what a target is about; None if something was not measured."""
+        if any(name not in self.figures for name in (target.ours, *target.theirs)):
+            return None
+        ours = self.figures[target.ours]
+        if not target.theirs:
+            return median(ours)
+        best = max if self.more_is_better else min
+        against = [best(values) for values in zip(*(self.figures[name] for name in target.theirs), strict=True)]
+        return median(mine / other for mine, other in zip(ours, against, strict=True))
+
+    def is_met(self, target: Target) -> bool | None:
+        """Tell whether a target is reached; None if it was not measured."""
+        reached = self.reached(target)
+        if reached is None:
+            return None
+        return (target.at_least is None or reached >= target.at_least) and (target.at_most is None or reached <= target.at_most)
+
+
+@dataclass
+class Case:
+    """One of the twelve."""
+
+    number: int
+    title: str
+    groups: list[Group] = field(default_factory=list)
+
+
+def machine(folder: Path) -> dict[str, str]:
+    """Return what the figures were measured on."""
+    from fsinbox.layout import file_system_type
+
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processors": str(os.cpu_count()),
+        "file system": file_system_type(os.fspath(folder)),
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+    }
+
+
+def save(path: Path, about: dict[str, str], cases: list[Case]) -> None:
+    """Keep a run; cases that it did not measure stay as they were."""
+    kept = {case.number: case for case in load(path)[1]} if path.exists() else {}
+    kept.update((case.number, case) for case in cases)
+    rounded = json.loads(
+        json.dumps([asdict(kept[number]) for number in sorted(kept)]), parse_float=lambda text: float(f"{float(text):.5g}")
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": about, "cases": rounded}, indent=1) + "\n")
+
+
+def load(path: Path) -> tuple[dict[str, str], list[Case]]:
+    """Read what was kept."""
+    kept = json.loads(path.read_text())
+    return kept["machine"], [_case(case) for case in kept["cases"]]
+
+
+def _case(kept: dict[str, Any]) -> Case:
+    groups = [Group(**(group | {"targets": [Target(**target) for target in group["targets"]]})) for group in kept["groups"]]
+    return Case(kept["number"], kept["title"], groups)
