@@ -489,7 +489,7 @@ def _replay(request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("name", MACHINES)
 def test_an_inbox_does_what_the_model_does(name: str, figure: Callable[[str], None], request: pytest.FixtureRequest) -> None:
     _replay(request)
-    run(name, 510, figure)
+    run(name, 330, figure)
 
 
 @pytest.mark.long

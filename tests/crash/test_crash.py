@@ -41,7 +41,7 @@ pytestmark = [
 
 Figure = Callable[[str], None]
 
-MOST = 400
+MOST = 300
 """States of one sequence, in one model, that are checked in the short version; of more, as many by chance."""
 
 
@@ -97,7 +97,7 @@ def test_a_producer_and_a_consumer_at_once(half: int, folder: Path, figure: Figu
     for race in RACES[half::2]:
         for traced in _plans(race, folder):
             for model in MODELS:
-                checker.check(traced, model, 150)
+                checker.check(traced, model, 120)
     report(checker, figure, 15_000)
 
 
@@ -146,11 +146,11 @@ def check_again(then: str, folder: Path, samples: int, most: int) -> Checker:
 
 
 def test_a_power_cut_while_recovering_from_one(folder: Path, figure: Figure) -> None:
-    report(check_again(RECOVERY, folder, samples=3, most=30), figure, 8_000)
+    report(check_again(RECOVERY, folder, samples=2, most=30), figure, 6_000)
 
 
 def test_a_power_cut_while_the_doctor_mends(folder: Path, figure: Figure) -> None:
-    report(check_again(REPAIR, folder, samples=3, most=30), figure, 2_000)
+    report(check_again(REPAIR, folder, samples=2, most=30), figure, 1_500)
 
 
 @pytest.mark.long
