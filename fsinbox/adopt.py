@@ -14,7 +14,6 @@ import errno
 import fcntl
 import os
 import stat
-from math import inf
 from time import monotonic, time_ns
 
 from . import protocol
@@ -118,7 +117,8 @@ class Drops:
         except FileNotFoundError:
             return None
         except BlockingIOError:  # somebody has a lease on it (Samba takes them), and has just been asked to give it back
-            self.look_again = min(self.look_again or inf, monotonic() + max(self._settle, 0.05))
+            again = monotonic() + max(self._settle, 0.05)
+            self.look_again = min(self.look_again or again, again)
             return None
         except OSError as error:
             if error.errno in _NEVER:

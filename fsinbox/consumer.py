@@ -25,7 +25,10 @@ import heapq
 import logging
 import os
 import stat
+from array import array
 from dataclasses import dataclass
+from itertools import compress, takewhile
+from operator import itemgetter
 from time import monotonic, time_ns
 
 from . import protocol
@@ -60,9 +63,9 @@ class Note:
     alone: str  # "" | "suspect": out with others when a consumer died | "died": out alone when a consumer died
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # (frozen costs a microsecond a take)
 class Taken:
-    """An element that is out."""
+    """An element that is out. Nobody changes one."""
 
     name: str
     number: int
@@ -84,6 +87,27 @@ class Settings:
     drop_settle: float = 1.0
     max_drop_size: int = 1 << 30
     durable: bool = True
+
+
+_encoded_key = itemgetter(slice(20, None))
+
+
+def _hashes_of_twins(names: list[str]) -> set[int]:
+    """Return the hashes of what follows the number in more than one of these names.
+
+    In parts, and by hashes: a set of a million names would be more than all else that a consumer keeps.
+    """
+    hashes = array("q", map(hash, map(_encoded_key, names)))
+    a_byte_of_each = bytes(memoryview(hashes).cast("B")[:: hashes.itemsize])
+    parts = 1 + len(hashes) // 250_000
+    twice: set[int] = set()
+    for part in range(parts):
+        is_in_part = a_byte_of_each.translate(bytes(byte % parts == part for byte in range(256)))
+        if len(set(compress(hashes, is_in_part))) < is_in_part.count(1):
+            seen: set[int] = set()
+            for number in compress(hashes, is_in_part):
+                (twice if number in seen else seen).add(number)
+    return twice
 
 
 class Consumer:
@@ -250,7 +274,7 @@ class Consumer:
         first, and set aside from inflight/, where nothing replaces it.
         """
         self._list_pending()
-        for name in doubtful:
+        for name in doubtful + [name for name in self._waiting if not parse_element(name)]:
             taken = self._take(name, None)
             if taken:
                 self.put_back(taken, counted=False)
@@ -287,7 +311,7 @@ class Consumer:
                 continue
             if self._out and self._is_suspect(name):
                 return None  # a suspect is only out alone: wait until the others are done
-            if any(taken.alone for taken in self._out.values()):
+            if self._out and any(taken.alone for taken in self._out.values()):
                 return None
             deferred = self._pop(name)
             taken = self._take(name, deferred)
@@ -305,12 +329,9 @@ class Consumer:
 
     def _oldest(self) -> str | None:
         """Return the lowest of the names that may be taken: waiting, come back, or deferred and due."""
-        candidates = []
-        if self._waiting:
-            candidates.append(self._waiting[-1])
-        if self._again:
-            candidates.append(self._again[0])
-        return min(candidates, default=None)
+        if not self._again:
+            return self._waiting[-1] if self._waiting else None
+        return min(self._again[0], self._waiting[-1]) if self._waiting else self._again[0]
 
     def _pop(self, name: str) -> str | None:
         """Remove `name` from the view; return its name in deferred/ if that is where it is."""
@@ -324,6 +345,8 @@ class Consumer:
         return deferred if deferred and deferred.endswith(name) else None
 
     def _wake_up_deferred(self) -> None:
+        if not self._due and not self._settling:
+            return
         now = time_ns()
         if now < self._clock:  # it was set back: perhaps by more than any back-off
             for encoded, deferred in self._deferred.items():
@@ -448,19 +471,18 @@ class Consumer:
         # not given out before it began is left for the next.
         mark, _ = self._sequence.read()
         self._more = False
-        names, foreign, future = [], [], []
-        for name in self._layout.names("pending"):
-            parsed = parse_element(name)
-            if parsed is None:
-                foreign.append(name)
-            elif parsed[0] > mark:
+        names = self._layout.names("pending")
+        names.sort(reverse=True)
+        above = list(takewhile(element_name(mark + 1, "").__le__, names))
+        del names[: len(above)]
+        future = []
+        for name in above:
+            if parse_element(name):
                 future.append(name)
             else:
-                names.append(name)
-        for name in foreign:
-            self._set_aside("pending", name, "its name is not <number>-<key>")
+                self._set_aside("pending", name, "its name is not <number>-<key>")
         self._more = self._sort_out_future(future)
-        names.sort(reverse=True)
+        # (What is foreign among the others is set aside when its turn comes: to look at each of a million takes a second.)
         self._waiting = self._fold_all(names)
         held = set(self._blocked.values()) | {name for _, name in self._settling} if self._blocked or self._settling else ()
         if held:
@@ -510,11 +532,14 @@ class Consumer:
 
     def _fold_all(self, names: list[str]) -> list[str]:
         """Fold every key that has several places; return `names` (newest first) with one place a key."""
-        if len({name[20:] for name in names}) == len(names):
+        twice = _hashes_of_twins(names)
+        if not twice:
             return names
         places: dict[str, list[int]] = {}
         for name in reversed(names):
-            places.setdefault(name[20:], []).append(int(name[:19]))
+            parsed = parse_element(name) if hash(name[20:]) in twice else None
+            if parsed:
+                places.setdefault(parsed[1], []).append(parsed[0])
         gone: set[str] = set()
         for encoded, numbers in places.items():
             if len(numbers) > 1 and decode_key(encoded) is None:
@@ -543,6 +568,8 @@ class Consumer:
         Its producer had found this place before that element's was given out, so it is older, or overlaps. It is dropped.
         Nothing of this key may be folded to this place: what is out may come back, and would count as the newer (I2).
         """
+        if not (self._out or self._deferred or self._stranded):
+            return False
         out, deferred = self._out.get(encoded), self._deferred.get(encoded, "")
         held = max(out.name if out else "", deferred[20:], self._stranded.get(encoded, ""))
         return name < held and self._looks_regular(name)

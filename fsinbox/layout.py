@@ -19,6 +19,7 @@ that somebody replaces by a symlink is refused when it is opened.
 import errno
 import os
 import stat
+from itertools import count
 
 from .errors import UnusableInbox
 
@@ -40,7 +41,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 class Layout:
-    """An open inbox: one descriptor a folder. Close it when done; use one per process."""
+    """An open inbox: one descriptor a folder. Close it when done; use one per process.
+
+    `token` and `serial` make names for files in tmp/: no other open inbox has this token, and each number comes once.
+    """
 
     def __init__(self, root: str, *, create: bool = True, shared: bool = False) -> None:
         """Open the inbox at `root`, creating it durably first if `create` and it is not there.
@@ -48,6 +52,8 @@ class Layout:
         `shared` only matters on creation: the group may read and write too. Raises UnusableInbox.
         """
         self.path = os.path.abspath(os.fspath(root))
+        self.token = f"{os.getpid()}.{os.urandom(4).hex()}"
+        self.serial = count()
         self._fds: dict[str, int] = {}
         try:
             self.root = self._open_root(create=create, shared=shared)
@@ -69,6 +75,8 @@ class Layout:
         """
         layout = cls.__new__(cls)
         layout.path = os.path.abspath(os.fspath(root))
+        layout.token = f"{os.getpid()}.{os.urandom(4).hex()}"
+        layout.serial = count()
         layout._fds = {}
         try:
             layout.root = layout._fds["."] = os.open(layout.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -60,15 +60,15 @@ _FEW = 4
 # --- a producer: write, admit, publish ---------------------------------------------------------------------------
 
 
-def unused_temporary() -> str:
+def unused_temporary(layout: Layout) -> str:
     """Return a name for a file in tmp/ that no other process, thread or host will choose."""
-    return f"{time_ns()}.{os.getpid()}.{os.urandom(4).hex()}"
+    return f"{layout.token}.{next(layout.serial)}"
 
 
 def create_temporary(layout: Layout) -> tuple[str, int]:
     """Create a new file in tmp/ and return (name, descriptor open for writing)."""
     while True:
-        name = unused_temporary()
+        name = unused_temporary(layout)
         try:
             fd = os.open(name, _CREATE, layout.file_mode, dir_fd=layout.folder("tmp"))
         except FileExistsError:
@@ -628,6 +628,28 @@ def open_for_reading(layout: Layout, folder: str, name: str) -> int:
         let_go(fd)
         raise
     return fd
+
+
+def read_payload(layout: Layout, folder: str, name: str) -> bytes:
+    """Return an element's content. Raises OSError."""
+    fd = os.open(name, _READ, dir_fd=layout.folder(folder))
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        data = os.read(fd, status.st_size + 1)
+        if len(data) != status.st_size:
+            return data + _read_rest(fd)  # one read gives at most 2 GiB; or somebody is writing to it
+        return data
+    finally:
+        let_go(fd)
+
+
+def _read_rest(fd: int) -> bytes:
+    pieces = []
+    while piece := os.read(fd, 1 << 24):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _same_file(layout: Layout, folder: str, other: str, name: str) -> bool:

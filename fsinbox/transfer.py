@@ -70,7 +70,7 @@ class Source:
 
     def write(self, layout: Layout, *, durable: bool) -> str:
         """Bring the content to a file in tmp/ and return its name. Raises OSError."""
-        if self._path is not None and self._hand_over(layout, name := protocol.unused_temporary()):
+        if self._path is not None and self._hand_over(layout, name := protocol.unused_temporary(layout)):
             self._moved_from, self._path = self._path, None
             try:
                 os.fchmod(self._fd, layout.file_mode)

@@ -70,7 +70,7 @@ def drop(inbox: Inbox, elsewhere: Path, key: str) -> Path:
 def test_a_name_in_tmp_that_is_taken_is_not_used(inbox: Inbox, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(inbox.path, "tmp", "taken").write_bytes(b"another's")
     given = iter(("taken", "free"))
-    monkeypatch.setattr(protocol, "unused_temporary", lambda: next(given))
+    monkeypatch.setattr(protocol, "unused_temporary", lambda layout: next(given))
     inbox.add("a", b"1")
     assert names(inbox, "tmp") == ["taken"]
     assert Path(inbox.path, "tmp", "taken").read_bytes() == b"another's"

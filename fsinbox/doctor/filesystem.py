@@ -24,7 +24,7 @@ from time import monotonic, perf_counter_ns, sleep, time_ns
 from ..adopt import has_writer, renamed_in
 from ..errors import InboxError, UnusableInbox
 from ..layout import Layout, file_system_type, is_network
-from ..protocol import rename_if_free, unused_temporary
+from ..protocol import rename_if_free
 from ..sequence import boot_tag
 from ..watch import Waker, make_source, probe
 
@@ -115,7 +115,7 @@ def measure(path: str) -> Facts:
 @contextmanager
 def _scratch(place: str) -> Iterator[str]:
     """A folder to measure in."""
-    folder = f"{place}/{SCRATCH}{unused_temporary()}"
+    folder = f"{place}/{SCRATCH}{os.getpid()}.{os.urandom(4).hex()}"
     os.mkdir(folder, 0o700)
     try:
         yield folder

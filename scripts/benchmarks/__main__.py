@@ -17,7 +17,9 @@ PAGES = ROOT / "docs" / "performance"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=click.IntRange(1, len(cases.CASES)), multiple=True, metavar="N", help="Only this case; may be repeated.")
+@click.option(
+    "--only", type=click.IntRange(1, len(cases.CASES)), multiple=True, metavar="N", help="Only this case; may be repeated."
+)
 @click.option("--tiny", is_flag=True, help="A minute's worth: proves that everything runs, measures nothing.")
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: a folder in .].")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep figures and plots here.")

@@ -86,7 +86,9 @@ def plot(case: Case, folder: Path) -> None:
             [middle - min(group.figures[name]) for name, middle in zip(names, middles, strict=True)],
             [max(group.figures[name]) - middle for name, middle in zip(names, middles, strict=True)],
         ]
-        colours = ["#c4622d" if name.startswith(Fsinbox.name) else "#b9c0c7" if "bare system" in name else "#5b7f95" for name in names]
+        colours = [
+            "#c4622d" if name.startswith(Fsinbox.name) else "#b9c0c7" if "bare system" in name else "#5b7f95" for name in names
+        ]
         panel.barh(names, middles, color=colours, xerr=spans, error_kw={"lw": 0.7, "ecolor": "#333333"})
         for position, (name, middle) in enumerate(zip(names, middles, strict=True)):
             panel.text(max(group.figures[name]), position, f"  {number(middle)}", va="center", fontsize=7)

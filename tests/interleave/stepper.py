@@ -306,7 +306,7 @@ class World:
 
         return call
 
-    def _unused_temporary(self) -> str:
+    def _unused_temporary(self, layout: Layout) -> str:
         actor = self.actor
         if actor is None:
             self.run.temporaries += 1
