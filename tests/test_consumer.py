@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fsinbox import Element, Inbox, UnusableInbox
+from fsinbox.consumer import _hashes_of_twins
 from fsinbox.layout import Layout
 from fsinbox.names import deferred_name, element_name
 from tests.shim import meanwhile, refusing
@@ -292,3 +293,25 @@ def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(inbox:
     monkeypatch.setattr("fsinbox.consumer.time_ns", lambda: real() + 7200 * 10**9)
     assert inbox.take() is None
     assert inbox.next_look_in() is None
+
+
+# --- many ---------------------------------------------------------------------------------------------------------
+
+
+def test_keys_with_several_places_are_found_among_very_many() -> None:
+    """The listing looks for them in parts, by hashes."""
+    names = [f"{number:019d}-key{number}" for number in range(600_000)]
+    twins = [0, 1, 299_999, 599_999]
+    names += [f"{10**18:019d}-key{number}" for number in twins]
+    assert _hashes_of_twins(names) == {hash(f"key{number}") for number in twins}
+    assert _hashes_of_twins(names[: -len(twins)]) == set()
+
+
+def test_a_foreign_name_that_ends_like_an_element_is_not_folded_with_it(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    inbox.add("b", 2)
+    first, _ = sorted(names(inbox, "pending"))
+    foreign = f"{first[:19]}+{first[20:]}"
+    Path(inbox.path, "pending", foreign).write_text("3")
+    assert drain(inbox) == [("a", 1), ("b", 2)]
+    assert any("not <number>-<key>" in path.read_text() for path in Path(inbox.path, "failed").iterdir())

@@ -25,7 +25,7 @@ import pytest
 
 import fsinbox
 from fsinbox import AddFailed, Element, Inbox, InboxBusy, InboxError, InvalidKey, InvalidPayload, UnusableInbox, WrongState
-from tests.shim import intercepted, refusing
+from tests.shim import intercepted, meanwhile, refusing
 
 fork = multiprocessing.get_context("fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
@@ -1719,3 +1719,12 @@ def test_a_payload_is_whole_however_little_the_system_writes_at_once(inbox: Inbo
     with intercepted(a_part):
         inbox.add_bytes("a", bytes(range(256)))
     assert inbox.take().data == bytes(range(256))
+
+
+def test_a_payload_that_grows_or_shrinks_while_it_is_read_is_read_to_its_end(inbox: Inbox) -> None:
+    inbox.add_bytes("a", b"12345")
+    element = inbox.take()
+    assert element
+    for content in (b"1234567890", b"123"):
+        with meanwhile("read", lambda content=content: Path(element.path).write_bytes(content)):  # type: ignore[misc]
+            assert element.data == content

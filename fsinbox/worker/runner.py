@@ -80,6 +80,7 @@ class Runner:
                     with self.inbox.listening() as watch:
                         if not self._work() and not self._finished():
                             watch.sleep(self.inbox.next_look_in())
+                            self._work()  # at once: to leave the watch takes longer than a take
                 else:
                     self.waker.wait(None)
         finally:

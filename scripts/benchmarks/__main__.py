@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -21,10 +22,11 @@ PAGES = ROOT / "docs" / "performance"
     "--only", type=click.IntRange(1, len(cases.CASES)), multiple=True, metavar="N", help="Only this case; may be repeated."
 )
 @click.option("--tiny", is_flag=True, help="A minute's worth: proves that everything runs, measures nothing.")
+@click.option("--rounds", type=click.IntRange(1), help="How often each is measured [default: 5].")
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: a folder in .].")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep figures and plots here.")
 @click.option("--docs", is_flag=True, help="Keep them in docs/performance/, and put them into docs/performance.md.")
-def main(only: tuple[int, ...], tiny: bool, folder: Path | None, out: Path | None, docs: bool) -> None:
+def main(only: tuple[int, ...], tiny: bool, rounds: int | None, folder: Path | None, out: Path | None, docs: bool) -> None:
     """Measure fsinbox beside what a user would pick instead, and beside the bare system calls.
 
     Leave the machine alone meanwhile. All twelve cases take about half an hour and 8 GB.
@@ -40,7 +42,10 @@ def main(only: tuple[int, ...], tiny: bool, folder: Path | None, out: Path | Non
     measured = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder or os.curdir) as work:
         about = results.machine(Path(work).resolve())
-        bench = cases.Bench(cases.TINY if tiny else cases.FULL, Path(work).resolve(), ROOT, say)
+        scale = cases.TINY if tiny else cases.FULL
+        if rounds:
+            scale = replace(scale, rounds=rounds)
+        bench = cases.Bench(scale, Path(work).resolve(), ROOT, say)
         for wanted in only or cases.CASES:
             case = cases.CASES[wanted](bench)
             measured.append(case)

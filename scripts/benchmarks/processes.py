@@ -164,7 +164,7 @@ def in_processes(processes: int, work: Callable[[int, Callable[[], object]], Wor
     def run(number: int) -> None:
         try:
             result: Any = work(number, lambda: barrier.wait(120))
-        except BaseException as error:
+        except Exception as error:
             barrier.abort()
             result = RuntimeError(f"process {number}: {type(error).__name__}: {error}")
         pipes[number][1].send(result)

@@ -119,7 +119,8 @@ class BareSQLite(Queue):
 
     def take(self) -> Any:
         return self.db.execute(
-            "UPDATE queue SET out = 1 WHERE seq = (SELECT seq FROM queue WHERE out IS NULL ORDER BY seq LIMIT 1) RETURNING seq, data"
+            "UPDATE queue SET out = 1 WHERE seq = (SELECT seq FROM queue WHERE out IS NULL ORDER BY seq LIMIT 1) "
+            "RETURNING seq, data"
         ).fetchone()
 
     def ack(self, token: Any) -> None:

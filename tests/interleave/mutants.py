@@ -135,7 +135,7 @@ MUTANTS = {
             "no-mark",
             "a listing that shows only the later of two numbers is believed: a key is taken before its turn",
             ("even-first-in-order",),
-            (Edit("consumer:Consumer._list_pending", "parsed[0] > mark", "parsed[0] > mark + 1000"),),
+            (Edit("consumer:Consumer._list_pending", "element_name(mark + 1, ", "element_name(mark + 1000, "),),
             finds=("order",),
         ),
         Mutant(
