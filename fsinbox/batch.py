@@ -26,9 +26,8 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
             temporaries.append(protocol.write_payload(layout, data, durable=False))
         if durable:
             protocol.flush_all(layout, "tmp", temporaries)
-        while len(outcomes) < len(batch):
-            some = batch[len(outcomes) : len(outcomes) + _UNDER_ONE_LOCK]
-            _publish(layout, sequence, some, temporaries, outcomes)
+        for first in range(0, len(batch), _UNDER_ONE_LOCK):
+            _publish(layout, sequence, batch[first : first + _UNDER_ONE_LOCK], temporaries, outcomes)
     finally:
         for temporary in temporaries[len(outcomes) :]:
             protocol.discard_temporary(layout, temporary)
@@ -40,10 +39,10 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
 def _publish(
     layout: Layout, sequence: Sequence, some: list[tuple[str, str, bytes]], temporaries: list[str], outcomes: list[Added]
 ) -> None:
-    """Publish the next of `temporaries`, the first for which there is no outcome yet, and add theirs: of all, or of some."""
+    """Publish the next of `temporaries`, the first for which there is no outcome yet, and add theirs."""
     in_drop = set(layout.names("drop"))  # what comes from now on arrives while we add, and may be taken for the newer
     wanted = [(encoded, adopt.finished_drop(layout, key) if key in in_drop else None) for key, encoded, _ in some]
-    places = protocol.find_places(layout, sequence, wanted)
+    places, error = protocol.find_places(layout, sequence, wanted)
     out = protocol.keys_out(layout)
     published: set[str] = set()
     for (_, encoded, _), (number, waits) in zip(some, places, strict=False):
@@ -52,3 +51,5 @@ def _publish(
         outcomes.append("replaced" if waits or encoded in published else "behind" if encoded in out else "new")
         published.add(encoded)
         protocol.confirm(layout, sequence, name, number, encoded)
+    if error:
+        raise error

@@ -170,10 +170,12 @@ def find_place(layout: Layout, sequence: Sequence, encoded: str, dropped: str | 
     return number, waits
 
 
-def find_places(layout: Layout, sequence: Sequence, wanted: list[tuple[str, str | None]]) -> list[tuple[int, bool]]:
+def find_places(
+    layout: Layout, sequence: Sequence, wanted: list[tuple[str, str | None]]
+) -> tuple[list[tuple[int, bool]], OSError | None]:
     """The same for several keys, each (encoded key, its name in drop/ or None), under the lock at once.
 
-    If the system refuses one, those before it are returned, so that they can be published; raises OSError if it is the first.
+    If the system refuses one, those before it are returned, so that they can be published, and what it said.
     """
     places: list[tuple[int, bool]] = []
     with sequence:
@@ -182,12 +184,10 @@ def find_places(layout: Layout, sequence: Sequence, wanted: list[tuple[str, str 
                 number, waits = admit(layout, sequence, encoded)
                 if dropped is not None:
                     waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
-            except OSError:
-                if not places:
-                    raise
-                break
+            except OSError as error:
+                return places, error
             places.append((number, waits))
-    return places
+    return places, None
 
 
 def keys_out(layout: Layout) -> set[str]:
