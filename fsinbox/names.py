@@ -68,7 +68,7 @@ def decode_key(name: str) -> str | None:
 
 def element_name(number: int, encoded: str) -> str:
     """Return the file name of the element with this number and encoded key."""
-    return f"{number:0{DIGITS}d}-{encoded}"
+    return f"{number:019d}-{encoded}"
 
 
 def parse_element(name: str) -> tuple[int, str] | None:

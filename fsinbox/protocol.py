@@ -296,9 +296,12 @@ def read_hint(layout: Layout, encoded: str) -> tuple[int, str] | None:
             return 0, ""
         raise
     digits, _, boot = target.partition(".")
-    if len(digits) != DIGITS or not digits.isdecimal() or not digits.isascii() or int(digits) >= HIGHEST:
-        return 0, ""  # not written by us: nothing must be published under such a number
-    return int(digits), boot
+    if len(digits) != DIGITS or not digits.isdecimal() or not digits.isascii():
+        return 0, ""  # not written by us
+    number = int(digits)
+    if number >= HIGHEST:
+        return 0, ""  # nor this: nothing must be published under such a number
+    return number, boot
 
 
 def write_hint(layout: Layout, encoded: str, number: int, boot: str) -> None:

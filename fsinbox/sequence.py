@@ -144,7 +144,7 @@ class Sequence:
     def write(self, last: int) -> None:
         """Record `last` as the last number given out, in this boot. The caller holds the lock."""
         # In place and of constant length: within one block, a kill or a full disk cannot leave half of it.
-        line = b"%019d %s\n" % (last, self.boot.encode())
+        line = f"{last:019d} {self.boot}\n".encode("ascii")
         if os.pwrite(self._fd, line, 0) != len(line):
             raise OSError(errno.ENOSPC, "only a part could be written", "sequence")
 

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fsinbox import AddFailed, Element, Inbox, adopt
+from fsinbox import AddFailed, Inbox, adopt
 from fsinbox.names import label_for
 from tests.shim import meanwhile, refusing
+from tests.usual import drain, names, take
 
 fork = multiprocessing.get_context("fork")
 
@@ -33,24 +33,6 @@ fork = multiprocessing.get_context("fork")
 def inbox(inbox_dir: Path) -> Iterator[Inbox]:
     with Inbox(inbox_dir, codec="bytes") as inbox:
         yield inbox
-
-
-def take(inbox: Inbox, timeout: float = 0.0) -> Element:
-    element = inbox.take(timeout)
-    assert element is not None
-    return element
-
-
-def drain(inbox: Inbox) -> list[tuple[str, Any]]:
-    taken = []
-    while element := inbox.take():
-        taken.append((element.key, element.value))
-        element.ack()
-    return taken
-
-
-def names(inbox: Inbox, folder: str) -> list[str]:
-    return sorted(os.listdir(os.path.join(inbox.path, folder)))
 
 
 def drop(inbox: Inbox, name: str | bytes, data: bytes = b"dropped") -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fsinbox import Element, Inbox, UnusableInbox
+from fsinbox import Inbox, UnusableInbox
 from fsinbox.consumer import _hashes_of_twins
 from fsinbox.layout import Layout
 from fsinbox.names import deferred_name, element_name
 from tests.shim import meanwhile, refusing
+from tests.usual import drain, names, path_of, take
 
 
 @pytest.fixture
@@ -25,30 +24,6 @@ def inbox(inbox_dir: Path) -> Iterator[Inbox]:
         assert inbox.take() is None
         inbox.add("a", 1)
         yield inbox
-
-
-def take(inbox: Inbox) -> Element:
-    element = inbox.take()
-    assert element is not None
-    return element
-
-
-def drain(inbox: Inbox) -> list[tuple[str, Any]]:
-    taken = []
-    while element := inbox.take():
-        taken.append((element.key, element.value))
-        element.ack()
-    return taken
-
-
-def names(inbox: Inbox, folder: str) -> list[str]:
-    return sorted(os.listdir(f"{inbox.path}/{folder}"))
-
-
-def path_of(inbox: Inbox, folder: str, key: str) -> Path:
-    """Return the path of the one element of a key in a folder."""
-    (path,) = Path(inbox.path, folder).glob(f"*-{key}")
-    return path
 
 
 def die(inbox: Inbox) -> None:

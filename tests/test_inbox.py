@@ -26,29 +26,10 @@ import pytest
 import fsinbox
 from fsinbox import AddFailed, Element, Inbox, InboxBusy, InboxError, InvalidKey, InvalidPayload, UnusableInbox, WrongState
 from tests.shim import intercepted, meanwhile, refusing
+from tests.usual import drain, names, take
 
 fork = multiprocessing.get_context("fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
-
-
-def take(inbox: Inbox, timeout: float = 0.0) -> Element:
-    """Take an element that must be there."""
-    element = inbox.take(timeout)
-    assert element is not None
-    return element
-
-
-def drain(inbox: Inbox) -> list[tuple[str, Any]]:
-    """Take and acknowledge everything; return it in order."""
-    taken = []
-    while element := inbox.take():
-        taken.append((element.key, element.value))
-        element.ack()
-    return taken
-
-
-def names(inbox: Inbox, folder: str) -> list[str]:
-    return sorted(os.listdir(os.path.join(inbox.path, folder)))
 
 
 def in_a_child(function: Callable[..., object], *arguments: object) -> int | None:

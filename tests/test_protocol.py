@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from fsinbox import AddFailed, Element, Inbox, UnusableInbox, protocol
+from fsinbox import AddFailed, Inbox, UnusableInbox, protocol
 from fsinbox.layout import Layout
 from fsinbox.names import element_name
 from tests.shim import intercepted, meanwhile, refusing
+from tests.usual import drain, names, path_of, take
 
 
 @pytest.fixture
@@ -31,30 +32,6 @@ def inbox(inbox_dir: Path) -> Iterator[Inbox]:
 @pytest.fixture
 def layout(inbox: Inbox) -> Layout:
     return inbox._layout
-
-
-def take(inbox: Inbox) -> Element:
-    element = inbox.take()
-    assert element is not None
-    return element
-
-
-def drain(inbox: Inbox) -> list[tuple[str, Any]]:
-    taken = []
-    while element := inbox.take():
-        taken.append((element.key, element.value))
-        element.ack()
-    return taken
-
-
-def path_of(inbox: Inbox, folder: str, key: str) -> Path:
-    """Return the path of the one element of a key in a folder."""
-    (path,) = Path(inbox.path, folder).glob(f"*-{key}")
-    return path
-
-
-def names(inbox: Inbox, folder: str) -> list[str]:
-    return sorted(os.listdir(f"{inbox.path}/{folder}"))
 
 
 def drop(inbox: Inbox, elsewhere: Path, key: str) -> Path:

@@ -127,6 +127,8 @@ class Runner:
         while not self._reports.empty():
             self._end(*self._reports.get())
             busy = True
+            if self._wants_more():
+                self._start_one()  # at once, not when all are ended: handlers that end together would all wait for the last
         while self._wants_more() and self._start_one():
             busy = True
         return busy

@@ -16,17 +16,31 @@ def number(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def reached(group: Group, target: Target) -> str:
+    """Say what was reached of a target, in its unit."""
+    figure = group.reached(target)
+    if figure is None:
+        return "not measured"
+    if target.theirs or group.unit == "x":
+        return f"{number(figure)}x"
+    return f"{number(figure)} {group.unit}"
+
+
 def verdict(group: Group, target: Target) -> str:
     """Say in a line what was to be reached, and what was."""
-    reached, met = group.reached(target), group.is_met(target)
-    if reached is None:
-        return f"{target.text}: not measured"
-    if target.theirs:
-        figure = f"{number(reached)}x"
-    else:
-        figure = number(reached) if group.unit in ("x", "%") else f"{number(reached)} {group.unit}"
-    figure = figure if group.unit != "x" or target.theirs else f"{figure}x"
-    return f"{'reached' if met else '**missed**'}: {group.title}: {target.text}: {figure}{' %' if group.unit == '%' else ''}"
+    word = {True: "reached", False: "**missed**", None: "open"}[group.is_met(target)]
+    return f"{word}: {group.title}: {target.text}: {reached(group, target)}"
+
+
+def summary(cases: list[Case]) -> str:
+    """Return a table of all targets."""
+    lines = ["| case | target | figure | |", "|---|---|---|---|"]
+    for case in cases:
+        for group in case.groups:
+            for target in group.targets:
+                word = {True: "reached", False: "**missed**", None: ""}[group.is_met(target)]
+                lines.append(f"| {case.number} | {group.title}: {target.text} | {reached(group, target)} | {word} |")
+    return "\n".join(lines)
 
 
 def table(case: Case) -> Iterator[str]:
@@ -49,14 +63,15 @@ def section(case: Case, plots: str) -> str:
     return "\n".join(lines)
 
 
-def fill_page(page: Path, cases: list[Case], plots: str) -> None:
-    """Put each case between its marks in a page: <!-- case 1 --> ... <!-- /case 1 -->."""
+def fill_page(page: Path, about: dict[str, str], cases: list[Case], plots: str) -> None:
+    """Put what was measured between its marks in a page: <!-- case 1 --> ... <!-- /case 1 -->, and machine, and summary."""
+    parts = {f"case {case.number}": section(case, plots) for case in cases}
+    parts["machine"] = "Measured on: " + ", ".join(f"{name} {value}" for name, value in about.items()) + "."
+    parts["summary"] = summary(cases)
     text = page.read_text(encoding="utf-8")
-    for case in cases:
-        begin, end = f"<!-- case {case.number} -->", f"<!-- /case {case.number} -->"
-        pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
-        filled = f"{begin}\n{section(case, plots)}\n{end}"
-        text = pattern.sub(lambda _, filled=filled: filled, text)
+    for mark, part in parts.items():
+        pattern = re.compile(f"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+        text = pattern.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
     page.write_text(text, encoding="utf-8")
 
 
