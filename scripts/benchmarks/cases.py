@@ -323,7 +323,7 @@ def depth(bench: Bench) -> Case:
                 adds.figures.setdefault(label, []).append(added)
                 producer.figures.setdefault(label, []).append(kept)
                 takes.figures.setdefault(label, []).append(consuming.taken(path, operations))
-                if number == many:
+                if number == many:  # of fewer, what is there of itself would count for each
                     memory.figures.setdefault(label, []).append(peak / number)
     case.groups += [adds, takes, opening, memory, producer]
     return case
