@@ -337,6 +337,7 @@ def wake_up(bench: Bench) -> Case:
         "fsinbox consume, mv into drop/": consuming.wakes_by_mv,
         "fsinbox consume, add": consuming.wakes_by_add,
         "watchdog, its default observer": consuming.wakes_of_watchdog,
+        "bare inotify, in Python: nothing is done": consuming.wakes_of_inotify,
     }
     mv = next(iter(ways))
     halves.targets.append(Target("p50 under 0.7 ms", mv, at_most=0.7))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -89,11 +90,24 @@ def _watchdog(path: str) -> None:
     observer.join()
 
 
+def _inotify(path: str) -> None:
+    """The limit: a process that does nothing but read one event after the other."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    moved_to = 0x80  # IN_MOVED_TO, inotify(7)
+    events = libc.inotify_init1(0)
+    if events < 0 or libc.inotify_add_watch(events, f"{path}/drop".encode(), moved_to) < 0:
+        raise OSError(ctypes.get_errno(), "no inotify")
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    while os.read(events, 4096):
+        sender.sendto(b"%d" % monotonic_ns(), f"{path}/socket")
+
+
 PROGRAMS: dict[str, Callable[..., Any]] = {
     "first_take": _first_take,
     "added": _added,
     "taken": _taken,
     "watchdog": _watchdog,
+    "inotify": _inotify,
 }
 
 
@@ -206,9 +220,18 @@ def wakes_by_add(path: Path, root: Path, times: int) -> list[float]:
 
 def wakes_of_watchdog(path: Path, root: Path, times: int) -> list[float]:
     """The same of a watchdog observer as its documentation shows it."""
+    return _wakes_of("watchdog", path, max(2, times // 5))  # each takes half a second
+
+
+def wakes_of_inotify(path: Path, root: Path, times: int) -> list[float]:
+    """The same of a process that does nothing but read events."""
+    return _wakes_of("inotify", path, times)
+
+
+def _wakes_of(program: str, path: Path, times: int) -> list[float]:
     (path / "drop").mkdir()
     (path / "taken").mkdir()
-    with _ears(path) as ears, _process(_command("watchdog", path)):
+    with _ears(path) as ears, _process(_command(program, path)):
         time.sleep(1)  # there is no telling when it listens
         return _wakes(ears, _mover(path, path / "drop"), times)
 

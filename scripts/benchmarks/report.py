@@ -102,7 +102,12 @@ def plot(case: Case, folder: Path) -> None:
             [max(group.figures[name]) - middle for name, middle in zip(names, middles, strict=True)],
         ]
         colours = [
-            "#c4622d" if name.startswith(Fsinbox.name) else "#b9c0c7" if "bare system" in name else "#5b7f95" for name in names
+            "#c4622d"
+            if name.startswith(Fsinbox.name)
+            else "#b9c0c7"
+            if name.startswith(("bare system", "bare inotify"))
+            else "#5b7f95"
+            for name in names
         ]
         panel.barh(names, middles, color=colours, xerr=spans, error_kw={"lw": 0.7, "ecolor": "#333333"})
         for position, (name, middle) in enumerate(zip(names, middles, strict=True)):
