@@ -210,6 +210,16 @@ class Draft(Queue):
         self.engine.dispose()
 
 
+def _get(queue: Any) -> Any:
+    """Return what is next in one of persist-queue's queues, None if there is nothing."""
+    from persistqueue import Empty
+
+    try:
+        return queue.get(block=False)
+    except Empty:
+        return None
+
+
 class PersistAck(Queue):
     """persist-queue, SQLiteAckQueue: WAL at SQLite's default, which is FULL."""
 
@@ -228,12 +238,7 @@ class PersistAck(Queue):
         self.queue.put(data)
 
     def take(self) -> Any:
-        from persistqueue import Empty
-
-        try:
-            return self.queue.get(block=False)
-        except Empty:
-            return None
+        return _get(self.queue)
 
     def ack(self, token: Any) -> None:
         self.queue.ack(token)
@@ -273,12 +278,7 @@ class PersistFile(Queue):
         self.queue.put(data)
 
     def take(self) -> Any:
-        from persistqueue import Empty
-
-        try:
-            return self.queue.get(block=False)
-        except Empty:
-            return None
+        return _get(self.queue)
 
     def ack(self, token: Any) -> None:
         self.queue.task_done()
