@@ -11,7 +11,7 @@ from ..doctor.mending import places
 from ..doctor.words import Line, unwritable
 from ..errors import UnusableInbox
 from . import EXIT_FAILED
-from .commands import say
+from .text import say
 
 _MOST = 100
 """Places that JSON names of one finding."""

@@ -84,15 +84,6 @@ def chosen(inbox: str | None) -> str:
     return before or inbox or "inbox"
 
 
-def say(**members: object) -> None:
-    """Print one JSON object on a line."""
-    from json import dumps
-
-    text = dumps(members, ensure_ascii=False)
-    # A key that came from a file name may hold bytes that are not text: escaped, then.
-    click.echo(text if text.isprintable() else dumps(members))
-
-
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]})
 @inbox_option
 @click.version_option(package_name="fsinbox", message="%(prog)s %(version)s")
@@ -111,6 +102,7 @@ def cli(inbox: str | None) -> None:
 def init(inbox: str | None, json: bool, shared: bool) -> None:
     """Create an inbox. Does nothing if it is there."""
     from ..inbox import Inbox
+    from .text import say
 
     path = chosen(inbox)
     new = not os.path.exists(os.path.join(path, "format"))
@@ -156,7 +148,7 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
     """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
     from .. import survey
     from ..layout import Layout
-    from .text import age, when
+    from .text import age, say, when
 
     layout = Layout(chosen(inbox), create=False)
     for row in survey.rows(layout, state or tuple(survey.STATES)):
@@ -181,7 +173,7 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     from .. import survey
     from ..layout import Layout
     from ..protocol import open_for_reading
-    from .text import when
+    from .text import say, when
 
     layout = Layout(chosen(inbox), create=False)
     row = survey.find(layout, key)
@@ -227,7 +219,7 @@ def status(inbox: str | None, json: bool) -> None:
 
     from .. import survey
     from ..layout import Layout
-    from .text import seconds
+    from .text import say, seconds
 
     found = survey.summary(Layout(chosen(inbox), create=False))
     if json:

@@ -1,7 +1,9 @@
-"""Times, for people."""
+"""Times, for people; and lines, for programs."""
 
 from datetime import UTC, datetime
 from time import time_ns
+
+import click
 
 
 def when(ns: int) -> str:
@@ -20,3 +22,12 @@ def seconds(length: float) -> str:
         if length >= size:
             return f"{int(length // size)}{unit}"
     return f"{max(0, int(length))}s"
+
+
+def say(**members: object) -> None:
+    """Print one JSON object on a line."""
+    from json import dumps
+
+    text = dumps(members, ensure_ascii=False)
+    # A key that came from a file name may hold bytes that are not text: escaped, then.
+    click.echo(text if text.isprintable() else dumps(members))
