@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     Added = Literal["new", "replaced", "behind"]
 
-_UNDER_ONE_LOCK = 100
-"""Keys that are admitted at once: other producers' new keys wait for some milliseconds."""
-
 
 def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, bytes]], *, durable: bool) -> list[Added]:
     """Add every (key, encoded key, payload) in order; return what happened to each. Raises OSError."""
@@ -26,8 +23,8 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
             temporaries.append(protocol.write_payload(layout, data, durable=False))
         if durable:
             protocol.flush_all(layout, "tmp", temporaries)
-        for first in range(0, len(batch), _UNDER_ONE_LOCK):
-            _publish(layout, sequence, batch[first : first + _UNDER_ONE_LOCK], temporaries, outcomes)
+        for (key, encoded, _), temporary in zip(batch, temporaries, strict=True):
+            outcomes.append(_publish(layout, sequence, key, encoded, temporary))
     finally:
         for temporary in temporaries[len(outcomes) :]:
             protocol.discard_temporary(layout, temporary)
@@ -36,20 +33,11 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
     return outcomes
 
 
-def _publish(
-    layout: Layout, sequence: Sequence, some: list[tuple[str, str, bytes]], temporaries: list[str], outcomes: list[Added]
-) -> None:
-    """Publish the next of `temporaries`, the first for which there is no outcome yet, and add theirs."""
-    in_drop = set(layout.names("drop"))  # what comes from now on arrives while we add, and may be taken for the newer
-    wanted = [(encoded, adopt.finished_drop(layout, key) if key in in_drop else None) for key, encoded, _ in some]
-    places, error = protocol.find_places(layout, sequence, wanted)
-    out = protocol.keys_out(layout)
-    published: set[str] = set()
-    for (_, encoded, _), (number, waits) in zip(some, places, strict=False):
-        name = element_name(number, encoded)
-        protocol.publish(layout, temporaries[len(outcomes)], name)
-        outcomes.append("replaced" if waits or encoded in published else "behind" if encoded in out else "new")
-        published.add(encoded)
-        protocol.confirm(layout, sequence, name, number, encoded)
-    if error:
-        raise error
+def _publish(layout: Layout, sequence: Sequence, key: str, encoded: str, temporary: str) -> Added:
+    number, waits = protocol.find_place(layout, sequence, encoded, adopt.finished_drop(layout, key))
+    name = element_name(number, encoded)
+    protocol.publish(layout, temporary, name)
+    protocol.confirm(layout, sequence, name, number, encoded)
+    if waits:
+        return "replaced"
+    return "behind" if protocol.is_out(layout, encoded) else "new"

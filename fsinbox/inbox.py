@@ -364,7 +364,7 @@ class Inbox:
                 protocol.flush_pending(layout)
             if waits:
                 return "replaced"
-            return "behind" if encoded in protocol.keys_out(layout) else "new"
+            return "behind" if protocol.is_out(layout, encoded) else "new"
         except OSError as error:
             raise self._add_failed(error, key, maybe_added=published) from error
 

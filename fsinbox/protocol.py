@@ -170,31 +170,6 @@ def find_place(layout: Layout, sequence: Sequence, encoded: str, dropped: str | 
     return number, waits
 
 
-def find_places(
-    layout: Layout, sequence: Sequence, wanted: list[tuple[str, str | None]]
-) -> tuple[list[tuple[int, bool]], OSError | None]:
-    """The same for several keys, each (encoded key, its name in drop/ or None), under the lock at once.
-
-    If the system refuses one, those before it are returned, so that they can be published, and what it said.
-    """
-    places: list[tuple[int, bool]] = []
-    with sequence:
-        for encoded, dropped in wanted:
-            try:
-                number, waits = admit(layout, sequence, encoded)
-                if dropped is not None:
-                    waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
-            except OSError as error:
-                return places, error
-            places.append((number, waits))
-    return places, None
-
-
-def keys_out(layout: Layout) -> set[str]:
-    """Return the encoded keys that are being worked on. inflight/ holds as few names as the consumer takes at once."""
-    return {parsed[1] for parsed in map(parse_element, layout.names("inflight")) if parsed}
-
-
 def admit(layout: Layout, sequence: Sequence, encoded: str) -> tuple[int, bool]:
     """Return (the key's place, whether an older value waits): the place is the one its hint names, or the next number,
     with a hint for it. The caller holds the lock."""
@@ -242,6 +217,11 @@ def flush_pending(layout: Layout) -> None:
     keys/ is not flushed: a lost hint costs nothing (I3), and one that came back from before is not believed (admit).
     """
     flush(layout.folder("pending"))
+
+
+def is_out(layout: Layout, encoded: str) -> bool:
+    """Tell whether an element of this key is being worked on. inflight/ holds as few names as the consumer takes at once."""
+    return any(parsed and parsed[1] == encoded for parsed in map(parse_element, layout.names("inflight")))
 
 
 def last_number(layout: Layout, sequence: Sequence) -> int:

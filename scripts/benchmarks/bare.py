@@ -26,7 +26,7 @@ from .queues import DURABLE, Queue
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BATCH, _UNDER_ONE_LOCK = 1000, 100  # as in fsinbox
+_BATCH = 1000  # as in fsinbox
 
 
 class BareCalls(Queue):
@@ -95,33 +95,10 @@ class BareCalls(Queue):
             names = [self.write(data, False) for _, data in batch]
             if self.durable:
                 self.libc.syncfs(self.folders[0])
-            for start in range(0, len(batch), _UNDER_ONE_LOCK):
-                keys = [key for key, _ in batch[start : start + _UNDER_ONE_LOCK]]
-                self.publish_new(names[start : start + _UNDER_ONE_LOCK], keys)
+            for name, (key, _) in zip(names, batch, strict=True):
+                self.publish(name, key)
             if self.durable:
                 os.fsync(self.folders[3])
-
-    def publish_new(self, names: list[str], keys: list[str]) -> None:
-        """Publish several new keys, admitted under one lock."""
-        tmp, drop, hints, pending, inflight = self.folders
-        self.list(drop)
-        fcntl.flock(self.sequence, fcntl.LOCK_EX)
-        os.fstat(self.sequence)
-        numbers = []
-        for key in keys:
-            os.pread(self.sequence, 64, 0)
-            try:
-                os.readlink(key, dir_fd=hints)
-            except FileNotFoundError:
-                pass
-            numbers.append(f"{time_ns():019d}")
-            os.pwrite(self.sequence, b"%s abcdefgh\n" % numbers[-1].encode(), 0)
-            os.symlink(f"{numbers[-1]}.abcdefgh", key, dir_fd=hints)
-        fcntl.flock(self.sequence, fcntl.LOCK_UN)
-        self.list(inflight)
-        for name, number, key in zip(names, numbers, keys, strict=True):
-            os.rename(name, f"{number}-{key}", src_dir_fd=tmp, dst_dir_fd=pending)
-            os.readlink(key, dir_fd=hints)
 
     def list(self, folder: int) -> list[str]:
         fd = os.open(".", _FOLDER, dir_fd=folder)
