@@ -638,10 +638,7 @@ class Inbox:
 
 def _let_go_after_fork() -> None:
     """In a forked child: let go of the parent's locks, which the child would otherwise hold on to after its death."""
-    for known in list(_open):
-        inbox = known()
-        if inbox is None:
-            continue
+    for inbox in filter(None, [known() for known in list(_open)]):
         inbox._sequence.close()
         if inbox._consumer:
             inbox._consumer.abandon_after_fork()
