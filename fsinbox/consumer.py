@@ -9,6 +9,7 @@ what holds of it:
  _deferred   key -> its name in deferred/; no key is also waiting without _take noticing
  _out        key -> the element that is out; at most one a key
  _blocked    key -> a name that waits until the element of its key, which is out, is done
+ _back       key -> a name that was put back since the last listing, which may show a late value below it
  _ended      keys of which an element was ended since inflight/ and deferred/ were last flushed: before another one of such a
              key is taken, they are flushed, so that a power cut cannot bring back the older one when the newer is gone
  _stranded   key -> a name in inflight/ that cannot be put back; what is newer supersedes it
@@ -132,6 +133,7 @@ class Consumer:
         self._settling: list[tuple[float, str]] = []
         self._out: dict[str, Taken] = {}
         self._blocked: dict[str, str] = {}
+        self._back: dict[str, str] = {}
         self._ended: set[str] = set()
         self._stranded: dict[str, str] = {}
         self._in_doubt = False
@@ -391,6 +393,8 @@ class Consumer:
         if self._settings.settle and not self._settled(name, number):
             return False
         outcome = protocol.take(self._layout, name, number, encoded)
+        if self._back.get(encoded) == name:
+            del self._back[encoded]
         if outcome == "fold":
             self._list_pending()
             return False
@@ -482,6 +486,7 @@ class Consumer:
             else:
                 self._set_aside("pending", name, "its name is not <number>-<key>")
         self._more = self._sort_out_future(future)
+        self._back.clear()  # what was put back before is seen, and folded with what lies below it
         # (What is foreign among the others is set aside when its turn comes: to look at each of a million takes a second.)
         self._waiting = self._fold_all(names)
         held = set(self._blocked.values()) | {name for _, name in self._settling} if self._blocked or self._settling else ()
@@ -563,13 +568,16 @@ class Consumer:
         return [name for name in names if name not in gone]
 
     def _is_late(self, name: str, encoded: str) -> bool:
-        """Tell whether a value waits below the element of its key that is out, or deferred.
+        """Tell whether a value waits below the element of its key that is out, deferred, or was just put back.
 
         Its producer had found this place before that element's was given out, so it is older, or overlaps. It is dropped.
         Nothing of this key may be folded to this place: what is out may come back, and would count as the newer (I2).
         """
-        if not (self._out or self._deferred or self._stranded):
+        if not (self._out or self._deferred or self._stranded or self._back):
             return False
+        back = self._back.get(encoded, "")
+        if name < back and self._layout.exists("pending", back):
+            return self._looks_regular(name)
         out, deferred = self._out.get(encoded), self._deferred.get(encoded, "")
         held = max(out.name if out else "", deferred[20:], self._stranded.get(encoded, ""))
         return name < held and self._looks_regular(name)
@@ -589,6 +597,7 @@ class Consumer:
         self._done(taken)
         if waits:
             heapq.heappush(self._again, taken.name)
+            self._back[taken.encoded] = taken.name
         else:
             self._forget_note(taken.name)
         return waits

@@ -14,14 +14,14 @@ from fsinbox import Inbox, protocol
 from fsinbox.names import element_name
 
 
-def paused_add(inbox: Inbox, value: bytes) -> Callable[[], None]:
+def paused_add(inbox: Inbox, value: bytes, key: str = "k") -> Callable[[], None]:
     """Begin to add, up to the publishing; what is returned does the rest."""
     temporary = protocol.write_payload(inbox._layout, value, durable=False)
-    number, _ = protocol.find_place(inbox._layout, inbox._sequence, "k", None)
+    number, _ = protocol.find_place(inbox._layout, inbox._sequence, key, None)
 
     def go_on() -> None:
-        protocol.publish(inbox._layout, temporary, element_name(number, "k"))
-        protocol.confirm(inbox._layout, inbox._sequence, element_name(number, "k"), number, "k")
+        protocol.publish(inbox._layout, temporary, element_name(number, key))
+        protocol.confirm(inbox._layout, inbox._sequence, element_name(number, key), number, key)
 
     return go_on
 
@@ -65,3 +65,33 @@ def test_a_value_that_was_published_below_what_is_out_hides_nothing_newer(
     assert got[:-1] in ([], [b"second"], [b"late"], [b"second", b"late"])
     if not newer and end not in ("ack", "fail"):
         assert b"second" in got
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_value_that_was_published_below_what_is_out_is_not_delivered_before_that_comes_back(
+    inbox_dir: Path, removed: bool
+) -> None:
+    """The consumer has listed it, and works on another key first; then the newer element is put back."""
+    with Inbox(inbox_dir, codec="bytes") as producer, Inbox(inbox_dir, codec="bytes", max_inflight=3) as consumer:
+        late = []
+        for key in ("j", "k"):
+            producer.add(key, b"first")
+            late.append(paused_add(producer, b"late", key))
+        for _ in late:
+            consumer.take().ack()
+        producer.add("k", b"second")
+        second = consumer.take()
+        for go_on in late:
+            go_on()
+        other = consumer.take()
+        assert (other.key, second.data) == ("j", b"second")
+        second.nack()
+        other.ack()
+        if removed:  # by hand: then the late one is the newest there is
+            (path,) = Path(inbox_dir, "pending").glob(f"{second.seq}-k")
+            path.unlink()
+        got = []
+        while element := consumer.take():
+            got.append(element.data)
+            element.ack()
+    assert got == [b"late" if removed else b"second"]

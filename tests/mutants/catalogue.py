@@ -227,6 +227,13 @@ MUTANTS = [
             "tests/test_durability.py -k doctor",
         ),
         (
+            "late-taken-before-what-came-back",
+            CONSUMER,
+            'if name < back and self._layout.exists("pending", back):',
+            "if False:",
+            "tests/test_late_producer.py -k comes_back",
+        ),
+        (
             "late-dropped-at-once",
             PROTOCOL,
             "    flush_ended(layout)\n    try:\n",
