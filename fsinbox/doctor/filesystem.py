@@ -32,7 +32,7 @@ SCRATCH = ".doctor-"
 """How the name of the folder begins that the measurements are made in."""
 
 _NAME_MAX = 255
-_RACES = 300  # renames that a reader races with
+_RACES = 300  # renames that a reader races with at least, and more until it has read half as often, for a second at most
 _FLUSHES = 20
 _BUDGET = 0.5  # seconds that the flushes of one kind may take, on a slow disk
 
@@ -156,14 +156,16 @@ def _race(folder: str) -> tuple[Race]:
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     begun.wait(5)
+    renames, deadline = 0, monotonic() + 1
     try:
-        for turn in range(_RACES):
-            _create(f"{folder}/new", contents[turn % 2])
+        while renames < _RACES or (count["reads"] < _RACES // 2 and monotonic() < deadline):
+            _create(f"{folder}/new", contents[renames % 2])
             os.rename(f"{folder}/new", target)
+            renames += 1
     finally:
         ended.set()
         reader.join()
-    return (Race(_RACES, **count),)
+    return (Race(renames, **count),)
 
 
 def _between(folder: str) -> tuple[bool]:
