@@ -51,10 +51,7 @@ class Layout:
 
         `shared` only matters on creation: the group may read and write too. Raises UnusableInbox.
         """
-        self.path = os.path.abspath(os.fspath(root))
-        self.token = f"{os.getpid()}.{os.urandom(4).hex()}"
-        self.serial = count()
-        self._fds: dict[str, int] = {}
+        self._begin(root)
         try:
             self.root = self._open_root(create=create, shared=shared)
             self._fds["."] = self.root
@@ -74,10 +71,7 @@ class Layout:
         Raises UnusableInbox if it is not even a directory.
         """
         layout = cls.__new__(cls)
-        layout.path = os.path.abspath(os.fspath(root))
-        layout.token = f"{os.getpid()}.{os.urandom(4).hex()}"
-        layout.serial = count()
-        layout._fds = {}
+        layout._begin(root)
         try:
             layout.root = layout._fds["."] = os.open(layout.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -85,6 +79,12 @@ class Layout:
         layout.scope = "network" if is_network(layout.path) else "local"
         layout.file_mode = 0o600
         return layout
+
+    def _begin(self, root: str) -> None:
+        self.path = os.path.abspath(os.fspath(root))
+        self.token = f"{os.getpid()}.{os.urandom(4).hex()}"
+        self.serial = count()
+        self._fds: dict[str, int] = {}
 
     def _unusable(self, error: OSError) -> UnusableInbox:
         return UnusableInbox(

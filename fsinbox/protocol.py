@@ -384,7 +384,7 @@ def drop_deferred(layout: Layout, deferred: str) -> None:
 
 
 def drop_late(layout: Layout, name: str) -> None:
-    """Remove a waiting value whose producer published it below an element of its key that is out, or deferred.
+    """Remove a waiting value whose producer published it below an element of its key that is out, deferred, or back.
 
     Flushed before: that element must not be lost together with this one (its producer may not have flushed it).
     """
@@ -623,25 +623,28 @@ def move_drop(layout: Layout, sequence: Sequence, folder: str, dropped: str, num
 
 def open_for_reading(layout: Layout, folder: str, name: str) -> int:
     """Open an element's file: never through a link, never waiting for a FIFO's writer. Raises OSError."""
-    fd = os.open(name, _READ, dir_fd=layout.folder(folder))
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", name)
-    except BaseException:
-        let_go(fd)
-        raise
-    return fd
+    return _open_regular(layout, folder, name)[0]
 
 
-def read_payload(layout: Layout, folder: str, name: str) -> bytes:
-    """Return an element's content. Raises OSError."""
+def _open_regular(layout: Layout, folder: str, name: str) -> tuple[int, int]:
+    """The same, and the file's size in bytes."""
     fd = os.open(name, _READ, dir_fd=layout.folder(folder))
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", name)
-        data = os.read(fd, status.st_size + 1)
-        if len(data) != status.st_size:
+    except BaseException:
+        let_go(fd)
+        raise
+    return fd, status.st_size
+
+
+def read_payload(layout: Layout, folder: str, name: str) -> bytes:
+    """Return an element's content. Raises OSError."""
+    fd, size = _open_regular(layout, folder, name)
+    try:
+        data = os.read(fd, size + 1)
+        if len(data) != size:
             return data + _read_rest(fd)  # one read gives at most 2 GiB; or somebody is writing to it
         return data
     finally:

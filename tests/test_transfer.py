@@ -14,6 +14,7 @@ import pytest
 
 from fsinbox import AddFailed, Inbox
 from tests.shim import intercepted, refusing
+from tests.usual import drain, names
 
 
 @pytest.fixture
@@ -29,16 +30,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def in_tmp(inbox: Inbox) -> list[str]:
-    return os.listdir(f"{inbox.path}/tmp")
-
-
 def delivered(inbox: Inbox) -> list[bytes]:
-    taken = []
-    while element := inbox.take():
-        taken.append(element.data)
-        element.ack()
-    return taken
+    return [value for _, value in drain(inbox)]
 
 
 @pytest.mark.parametrize("move", [False, True])
@@ -50,7 +43,7 @@ def test_a_file_that_could_not_be_queued_is_where_it_was(inbox: Inbox, file: Pat
         inbox.add_file("a", file, move=move)
     assert not caught.value.maybe_added
     assert (file.stat().st_ino, file.read_bytes()) == (before.st_ino, b"content" * 1000)
-    assert in_tmp(inbox) == delivered(inbox) == []
+    assert names(inbox, "tmp") == delivered(inbox) == []
 
 
 @pytest.mark.parametrize("call", ["fchmod", "fsync"])
@@ -58,14 +51,14 @@ def test_a_file_that_was_handed_over_and_is_refused_is_given_back(inbox: Inbox, 
     with refusing(**{call: errno.EIO}, times=1), pytest.raises(AddFailed, match="was not added"):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"content" * 1000
-    assert in_tmp(inbox) == []
+    assert names(inbox, "tmp") == []
 
 
 def test_a_file_is_given_back_where_there_are_no_links(inbox: Inbox, file: Path) -> None:
     with refusing(link=errno.EPERM, readlink=errno.EIO), pytest.raises(AddFailed, match="was not added"):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"content" * 1000
-    assert in_tmp(inbox) == []
+    assert names(inbox, "tmp") == []
 
 
 def test_a_file_is_not_given_back_over_another_one(inbox: Inbox, file: Path) -> None:
@@ -76,7 +69,7 @@ def test_a_file_is_not_given_back_over_another_one(inbox: Inbox, file: Path) -> 
     with refusing(readlink=errno.EIO, when=refused), pytest.raises(AddFailed, match="could not be given back: it is tmp/"):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"another's"
-    (kept,) = in_tmp(inbox)
+    (kept,) = names(inbox, "tmp")
     assert Path(inbox.path, "tmp", kept).read_bytes() == b"content" * 1000
 
 
@@ -89,7 +82,7 @@ def test_a_file_that_cannot_be_given_back_is_kept_and_it_is_said_where(inbox: In
         pytest.raises(AddFailed, match="could not be given back: it is tmp/") as caught,
     ):
         inbox.add_file("a", file, move=True)
-    (kept,) = in_tmp(inbox)
+    (kept,) = names(inbox, "tmp")
     assert kept in str(caught.value)
     assert Path(inbox.path, "tmp", kept).read_bytes() == b"content" * 1000
 
@@ -137,13 +130,13 @@ class Broken(io.BytesIO):
 def test_a_stream_that_breaks_queues_nothing(inbox: Inbox) -> None:
     with pytest.raises(AddFailed, match="was not added"):
         inbox.add_stream("a", Broken())
-    assert in_tmp(inbox) == delivered(inbox) == []
+    assert names(inbox, "tmp") == delivered(inbox) == []
 
 
 def test_a_stream_that_could_not_be_queued_leaves_no_draft(inbox: Inbox) -> None:
     with refusing(readlink=errno.EIO), pytest.raises(AddFailed, match="was not added"):
         inbox.add_stream("a", io.BytesIO(b"streamed"))
-    assert in_tmp(inbox) == []
+    assert names(inbox, "tmp") == []
 
 
 # --- copying -----------------------------------------------------------------------------------------------------
@@ -183,4 +176,4 @@ def test_a_copy_that_fails_in_the_middle_is_not_gone_on_with(inbox: Inbox, file:
     with intercepted(part), pytest.raises(AddFailed, match="No space"):
         inbox.add_file("a", file)
     assert file.exists()
-    assert in_tmp(inbox) == delivered(inbox) == []
+    assert names(inbox, "tmp") == delivered(inbox) == []
