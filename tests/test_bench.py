@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,3 +103,22 @@ def test_the_bare_calls_are_a_queue(bench: Any, tmp_path: Path, durability: str)
         queue.ack(token)
     assert queue.take() is None
     queue.close()
+
+
+@pytest.mark.parametrize("end", ["raises", "dies", "hangs"])
+def test_a_process_that_fails_ends_its_slice_at_once(bench: Any, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what waits for it goes with it: a consumer whose producer died would else wait for ever."""
+    monkeypatch.setattr(bench.processes, "PATIENCE", 0.5 if end == "hangs" else 30)
+
+    def work(process: int, wait: Callable[[], object]) -> Any:
+        wait()
+        if process == 1 and end == "raises":
+            raise ValueError("no")
+        if process == 1 and end == "dies":
+            os._exit(1)
+        threading.Event().wait()
+
+    reasons = {"raises": "process 1: ValueError: no", "dies": "a process died", "hangs": "2 of 2 processes are not done"}
+    with pytest.raises((RuntimeError, TimeoutError), match=reasons[end]):
+        bench.processes.in_processes(2, work)
+    assert not multiprocessing.active_children()

@@ -84,7 +84,10 @@ class BareCalls(Queue):
                 os.symlink(f"{number}.abcdefgh", key, dir_fd=keys)
             fcntl.flock(self.sequence, fcntl.LOCK_UN)
         os.rename(name, f"{number}-{key}", src_dir_fd=tmp, dst_dir_fd=pending)
-        os.readlink(key, dir_fd=keys)
+        try:
+            os.readlink(key, dir_fd=keys)
+        except FileNotFoundError:
+            pass  # a consumer has been quick
         if new:
             self.list(inflight)
 

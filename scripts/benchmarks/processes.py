@@ -14,13 +14,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import monotonic, perf_counter, perf_counter_ns
 from typing import Any, NamedTuple
 
 from .queues import Queue, make
 
 FORK = multiprocessing.get_context("fork")
+
+PATIENCE = 600
+"""Seconds after which a slice is given up: whoever is not done by then never will be."""
 
 
 @contextmanager
@@ -159,23 +163,45 @@ def fill(kind: type[Queue], durability: str, path: Path, elements: int, size: in
 def in_processes(processes: int, work: Callable[[int, Callable[[], object]], Worked]) -> list[Worked]:
     """Run `work(number, wait)` in so many processes, which all go on from `wait` at once; return what each returns."""
     barrier = FORK.Barrier(processes)
-    pipes = [FORK.Pipe(duplex=False) for _ in range(processes)]
 
-    def run(number: int) -> None:
+    def run(number: int, sender: Any) -> None:
         try:
             result: Any = work(number, lambda: barrier.wait(120))
         except Exception as error:
             barrier.abort()
             result = RuntimeError(f"process {number}: {type(error).__name__}: {error}")
-        pipes[number][1].send(result)
+        sender.send(result)
 
-    running = [FORK.Process(target=run, args=[number]) for number in range(processes)]
-    for process in running:
+    running, receivers = [], []
+    for number in range(processes):
+        receiver, sender = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=run, args=[number, sender])
         process.start()
-    results = [receiver.recv() for receiver, _ in pipes]
-    for process in running:
-        process.join()
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return results
+        sender.close()  # so that a process that dies is an end of file here
+        running.append(process)
+        receivers.append(receiver)
+    try:
+        return _results(receivers)
+    finally:
+        for process in running:
+            process.kill()  # those that still wait for one that failed
+            process.join()
+
+
+def _results(receivers: list[Any]) -> list[Worked]:
+    """Return what each process sends, in their order; raise what the first that fails sends."""
+    results: dict[Any, Worked] = {}
+    until = monotonic() + PATIENCE
+    while len(results) < len(receivers):
+        ready = wait_for([receiver for receiver in receivers if receiver not in results], until - monotonic())
+        if not ready:
+            raise TimeoutError(f"{len(receivers) - len(results)} of {len(receivers)} processes are not done after {PATIENCE} s")
+        for receiver in ready:
+            try:
+                result = receiver.recv()
+            except EOFError:
+                raise RuntimeError("a process died before it was done") from None
+            if isinstance(result, Exception):
+                raise result
+            results[receiver] = result
+    return [results[receiver] for receiver in receivers]
