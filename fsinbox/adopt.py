@@ -10,6 +10,8 @@ somebody's drafts. What is not a readable regular file of a sensible size is set
    writer that keeps coming back cannot put it off for ever: the ceiling ends the wait.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -21,6 +23,10 @@ from .errors import InvalidKey
 from .layout import Layout, let_go
 from .names import encode_key
 from .sequence import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DRAFTS = (".tmp", ".part")
 
@@ -43,8 +49,18 @@ _KINDS = {
 class Drops:
     """The consumer's watch over drop/: adopts what is finished, sets aside what cannot be an element."""
 
-    def __init__(self, layout: Layout, sequence: Sequence, *, settle: float, ceiling: float, max_size: int) -> None:
-        """`settle` and `ceiling` in seconds, `max_size` in bytes."""
+    def __init__(
+        self,
+        layout: Layout,
+        sequence: Sequence,
+        *,
+        settle: float,
+        ceiling: float,
+        max_size: int,
+        mine: Callable[[str], bool] | None = None,
+    ) -> None:
+        """`settle` and `ceiling` in seconds, `max_size` in bytes. `mine`: which encoded keys are ours, "" for what is no key."""
+        self._mine = mine
         self._layout = layout
         self._sequence = sequence
         self._settle = settle
@@ -75,7 +91,7 @@ class Drops:
         """List drop/ into _arrived, the earliest arrival (ctime) first."""
         arrived = []
         for name in self._layout.names("drop"):
-            if name.lower().endswith(DRAFTS):
+            if name.lower().endswith(DRAFTS) or (self._mine and not self._is_mine(name)):
                 continue
             try:
                 status = os.lstat(name, dir_fd=self._layout.folder("drop"))
@@ -93,6 +109,13 @@ class Drops:
         # Not emptied each time, for one may just have come: only names that others took away are left for long.
         if not names and len(self.moved_in) > 10_000:
             self.moved_in.clear()
+
+    def _is_mine(self, name: str) -> bool:
+        assert self._mine is not None
+        try:
+            return self._mine(encode_key(name))
+        except InvalidKey:
+            return self._mine("")
 
     def _inspect(self, name: str) -> tuple[str, str] | None:
         """Return (name, encoded key) of a file that may be adopted now; set aside what never may."""
@@ -127,7 +150,7 @@ class Drops:
                 self._leave(name, f"cannot open {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
             return None
         try:
-            left = self._time_left(name, os.fstat(fd), writer=has_writer(fd))
+            left = self._time_left(name, os.fstat(fd), writer=None if self._layout.sharing else has_writer(fd))
         except OSError as error:
             self._leave(name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
             return None
@@ -152,7 +175,9 @@ class Drops:
         self._seen[name] = (first, still, stamp)
         if writer:
             return max(self._settle, 0.05)  # somebody has it open now: no ceiling, half a file helps nobody
-        quiet = max(now - still, (time_ns() - status.st_ctime_ns) / 1e9)
+        quiet = now - still
+        if self._layout.sharing is None:  # else the clock that has set its times is another one than ours
+            quiet = max(quiet, (time_ns() - status.st_ctime_ns) / 1e9)
         return max(0.0, min(self._settle - quiet, self._ceiling - (now - first)))
 
     def _admit_all(self, finished: list[tuple[str, str]]) -> int:
@@ -191,6 +216,7 @@ class Drops:
             else:
                 places.append((name, number, encoded))
         moved = protocol.move_drops(self._layout, self._sequence, "drop", places)
+        self._sequence.finish()
         for (name, _, _), result in zip(places, moved, strict=True):
             if isinstance(result, OSError):
                 self._leave(name, _not_now(name, result))
@@ -236,7 +262,7 @@ def finished_drop(layout: Layout, key: str) -> str | None:
     if "/" in key or "\0" in key or key[0] == "." or key.lower().endswith(DRAFTS):
         return None
     try:
-        status = os.lstat(key, dir_fd=layout.folder("drop"))
+        status = os.lstat(key, dir_fd=layout.fresh("drop"))
     except FileNotFoundError:
         return None
     try:
@@ -246,7 +272,7 @@ def finished_drop(layout: Layout, key: str) -> str | None:
             return None
         raise  # it may be one: to add now and have it adopted later would put an older value in place of a newer
     try:
-        writer = has_writer(fd)
+        writer = None if layout.sharing else has_writer(fd)
         if writer or (writer is None and not renamed_in(os.fstat(fd))):
             return None  # unfinished: it arrives later than this add
         protocol.flush(fd)
@@ -267,7 +293,9 @@ def renamed_in(status: os.stat_result) -> bool:
 def has_writer(fd: int) -> bool | None:
     """Tell whether any process has the file open for writing; None where the kernel does not say.
 
-    Asks for a read lease, which fcntl(2) refuses with EAGAIN while there is a writer, and gives it back at once.
+    Asks for a read lease, which fcntl(2) refuses with EAGAIN while there is a writer, and gives it back at once. (An NFS
+    client refuses it whenever the server has not delegated the file to it, and does not know of other hosts' writers: in an
+    inbox that several hosts share it is not asked.)
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return None

@@ -34,10 +34,14 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
 
 
 def _publish(layout: Layout, sequence: Sequence, key: str, encoded: str, temporary: str) -> Added:
-    number, waits = protocol.find_place(layout, sequence, encoded, adopt.finished_drop(layout, key))
-    name = element_name(number, encoded)
-    protocol.publish(layout, temporary, name)
-    protocol.confirm(layout, sequence, name, number, encoded)
+    dropped = adopt.finished_drop(layout, key)
+    if layout.sharing:
+        waits = protocol.add_shared(layout, sequence, temporary, encoded, dropped)
+    else:
+        number, waits = protocol.find_place(layout, sequence, encoded, dropped)
+        name = element_name(number, encoded)
+        protocol.publish(layout, temporary, name)
+        protocol.confirm(layout, sequence, name, number, encoded)
     if waits:
         return "replaced"
     return "behind" if protocol.is_out(layout, encoded) else "new"

@@ -22,6 +22,8 @@ was this one that its consumer died of; if there were several, each is a *suspec
 guilty one is found without blame on the others.
 """
 
+from __future__ import annotations
+
 import heapq
 import logging
 import os
@@ -35,10 +37,14 @@ from time import monotonic, time_ns
 from . import protocol
 from .adopt import Drops
 from .errors import UnusableInbox
-from .layout import Layout, let_go
-from .lock import lock_consumer
+from .layout import Layout
+from .lock import WHOLE, Shard, hold
 from .names import decode_key, element_name, parse_deferred, parse_element
 from .sequence import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger("fsinbox")
 
@@ -50,6 +56,12 @@ LITTER_AGE = 24 * 3600.0
 
 _MOST_ENDED = 10_000
 """Keys in _ended: then they are flushed, to bound what is kept in memory."""
+
+_LONG = 1000
+"""Names in pending/: a listing of more is only done if there is something new, where that can be told."""
+
+RESCAN = 30.0
+"""Seconds after which it is listed all the same."""
 
 _DROP_INTERVAL = 0.02  # seconds between looks into drop/ while there is a backlog to work on
 
@@ -88,6 +100,8 @@ class Settings:
     drop_settle: float = 1.0
     max_drop_size: int = 1 << 30
     durable: bool = True
+    shard: Shard = WHOLE
+    lease: float = 15.0
 
 
 _encoded_key = itemgetter(slice(20, None))
@@ -125,6 +139,7 @@ class Consumer:
             settle=settings.drop_settle,
             ceiling=max(settings.max_settle, settings.drop_settle),
             max_size=settings.max_drop_size,
+            mine=settings.shard.has if settings.shard.count > 1 else None,
         )
         self._waiting: list[str] = []
         self._again: list[str] = []
@@ -141,8 +156,12 @@ class Consumer:
         self._more = False
         self._listed = False
         self._next_drop_look = 0.0
+        self._line = b""
+        self._list_anew = 0.0
+        self._long = False
         self._clock = 0  # the highest it was since deferred elements were last looked at
-        self._lock = lock_consumer(layout)
+        self._mine = settings.shard.has
+        self._hold = hold(layout, settings.shard, settings.lease)
         try:
             self._recover()
         except BaseException:
@@ -151,13 +170,28 @@ class Consumer:
 
     def close(self) -> None:
         """Stop being the consumer. What is out stays in inflight/ for the next one: put it back first."""
-        fd, self._lock = self._lock, -1
-        if fd >= 0:
-            let_go(fd)
+        self._hold.close()
 
     def abandon_after_fork(self) -> None:
         """In a forked child: let go of the lock, which the parent holds on to."""
-        self.close()
+        self._hold.abandon()
+
+    def _now(self) -> int:
+        """Return the time by the clock that sets the times of files, in nanoseconds: another host's, perhaps."""
+        return time_ns() + self._hold.offset
+
+    def when_lost(self, tell: Callable[[], object]) -> None:
+        """Have `tell` called, in another thread, when another consumer is found to have taken over."""
+        self._hold.tell = tell
+
+    @property
+    def lost(self) -> bool:
+        """Whether another consumer has taken over."""
+        return self._hold.lost
+
+    def verify(self) -> None:
+        """Raise LeaseLost if another consumer has taken over (in an inbox that several hosts share)."""
+        self._hold.verify()
 
     @property
     def out(self) -> list[Taken]:
@@ -203,6 +237,8 @@ class Consumer:
             if parsed is None or not self._is_regular("inflight", name):
                 continue
             number, encoded = parsed
+            if self._layout.sharing is None and not self._mine(encoded):
+                continue  # out with the consumer of another shard
             if encoded in newest:
                 protocol.acknowledge(self._layout, element_name(newest[encoded], encoded))
             newest[encoded] = number
@@ -214,6 +250,8 @@ class Consumer:
         for deferred in self._layout.names("deferred"):
             split = parse_deferred(deferred)
             parsed = split and parse_element(split[1])
+            if not self._mine(parsed[1] if parsed else ""):
+                continue
             if not parsed:
                 self._set_aside("deferred", deferred, "its name is not <due>-<number>-<key>")
                 continue
@@ -285,6 +323,8 @@ class Consumer:
 
     def take(self) -> Taken | None:
         """Take the oldest element that may be taken now; None if there is none."""
+        if self._layout.sharing:
+            self._hold.check()
         if self._in_doubt:
             self._look_afresh(died=False)
             self._in_doubt = False
@@ -326,7 +366,7 @@ class Consumer:
         if self._settling:
             times.append(self._settling[0][0])
         if self._due:
-            times.append(monotonic() + max(0.0, (self._due[0][0] - time_ns()) / 1e9))
+            times.append(monotonic() + max(0.0, (self._due[0][0] - self._now()) / 1e9))
         return min(times, default=None)
 
     def _oldest(self) -> str | None:
@@ -349,7 +389,7 @@ class Consumer:
     def _wake_up_deferred(self) -> None:
         if not self._due and not self._settling:
             return
-        now = time_ns()
+        now = self._now()
         if now < self._clock:  # it was set back: perhaps by more than any back-off
             for encoded, deferred in self._deferred.items():
                 self._remember_deferred(encoded, deferred)
@@ -399,6 +439,7 @@ class Consumer:
             self._list_pending()
             return False
         if outcome == "gone":
+            self._hold.verify()
             return False
         stranded = self._stranded.pop(encoded, name)
         if stranded != name:
@@ -417,10 +458,10 @@ class Consumer:
     def _settled(self, name: str, number: int) -> bool:
         """Tell whether a waiting element has been left alone for the settle time, or has waited up to the ceiling."""
         try:
-            status = os.lstat(name, dir_fd=self._layout.folder("pending"))
+            status = os.lstat(name, dir_fd=self._layout.fresh("pending"))
         except FileNotFoundError:
             return True
-        now = time_ns()
+        now = self._now()
         left = min(
             self._settings.settle - max(0, now - status.st_ctime_ns) / 1e9,
             self._settings.max_settle - max(0, now - number) / 1e9,
@@ -439,6 +480,7 @@ class Consumer:
         try:
             status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
         except FileNotFoundError:
+            self._hold.verify()
             return None  # removed by hand, this instant
         if not stat.S_ISREG(status.st_mode):
             self._set_aside("inflight", name, "it is not a regular file")
@@ -467,15 +509,19 @@ class Consumer:
         """Look at drop/ and pending/ afresh; fold what has more than one place."""
         if self._layout.is_removed():
             raise UnusableInbox(f"inbox {self._layout.path} was removed: stop, or create it again and start anew")
-        if not os.fstat(self._lock).st_nlink:
-            raise UnusableInbox(f"{self._layout.path}/consumer.lock was removed: another consumer may be at work; start anew")
+        self._hold.check()
         self.drops.adopt()
         self._log_drops()
+        if self._nothing_new():
+            return
         # A listing is not a moment: of two names that come while it runs it may show only the later one. So what was
         # not given out before it began is left for the next.
-        mark, _ = self._sequence.read()
+        mark = self._sequence.peek()
         self._more = False
         names = self._layout.names("pending")
+        self._long = len(names) > _LONG
+        if self._settings.shard.count > 1:
+            names = [name for name in names if self._mine(name[20:] if parse_element(name) else "")]
         names.sort(reverse=True)
         above = list(takewhile(element_name(mark + 1, "").__le__, names))
         del names[: len(above)]
@@ -496,6 +542,21 @@ class Consumer:
         heapq.heapify(self._again)
         self._listed = True
 
+    def _nothing_new(self) -> bool:
+        """Tell whether a long listing can be spared: no add has ended since the last one, and nothing is in doubt.
+
+        Only where several hosts share the inbox: there every add ends with a change of `sequence`, after its element is in
+        its place. What is done by hand, or is not seen on this host, is seen when the listing is old.
+        """
+        if self._layout.sharing is None:
+            return False
+        line = self._sequence.peek_line()
+        same = line == self._line and monotonic() < self._list_anew and self._long and self._listed
+        if same and not (self._waiting or self._more or self._back or self._in_doubt):
+            return True
+        self._line, self._list_anew = line, monotonic() + RESCAN
+        return False
+
     def _deferred_again(self, name: str) -> bool:
         """Tell whether a name that came back waits in deferred/, where a listing of pending/ does not show it."""
         parsed = parse_element(name)
@@ -506,7 +567,7 @@ class Consumer:
 
         Those whose number nobody has given out (a careless copy into pending/) are given one of ours.
         """
-        last, _ = self._sequence.read()
+        last = self._sequence.peek()
         forged = [name for name in names if int(name[:19]) > last]
         more = len(forged) < len(names)
         if forged and self._sequence.try_lock():
@@ -515,6 +576,7 @@ class Consumer:
                 last = protocol.last_number(self._layout, self._sequence)
                 for name in sorted(forged):
                     more |= int(name[:19]) <= last or self._renumber(name)
+                self._sequence.finish()
             finally:
                 self._sequence.unlock()
         return more
@@ -586,7 +648,8 @@ class Consumer:
 
     def acknowledge(self, taken: Taken) -> None:
         """The element is done."""
-        protocol.acknowledge(self._layout, taken.name)
+        if not protocol.acknowledge(self._layout, taken.name):
+            self._hold.verify()
         self._forget_note(taken.name)
         self._done(taken)
 
@@ -594,6 +657,8 @@ class Consumer:
         """Return the element to its place. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
         waits = protocol.put_back(self._layout, taken.name, taken.number, taken.encoded)
+        if not waits:
+            self._hold.verify()
         self._done(taken)
         if waits:
             heapq.heappush(self._again, taken.name)
@@ -605,10 +670,12 @@ class Consumer:
     def defer(self, taken: Taken, delay: float, *, counted: bool) -> bool:
         """Lay the element aside for `delay` seconds. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
-        now = time_ns()
+        now = self._now()
         self._clock = max(self._clock, now)
         due = now + int(min(delay, MAX_DELAY) * 1e9)
         deferred = protocol.defer(self._layout, taken.name, taken.number, taken.encoded, due)
+        if deferred is None:
+            self._hold.verify()
         self._done(taken)
         if deferred is None:
             self._forget_note(taken.name)
@@ -619,6 +686,8 @@ class Consumer:
     def fail(self, taken: Taken, reason: str) -> bool:
         """Give the element up. False if a newer value waits and it was dropped."""
         failed = protocol.fail(self._layout, taken.name, taken.number, taken.encoded, reason)
+        if not failed:
+            self._hold.verify()
         self._forget_note(taken.name)
         self._done(taken)
         return failed
@@ -632,7 +701,7 @@ class Consumer:
 
     def _remember_deferred(self, encoded: str, deferred: str) -> None:
         due = int(deferred[:19])
-        if due > time_ns() + int(MAX_DELAY * 1e9):
+        if due > self._now() + int(MAX_DELAY * 1e9):
             due = 0  # the clock was set back since
         self._deferred[encoded] = deferred
         heapq.heappush(self._due, (due, deferred))
@@ -666,7 +735,7 @@ class Consumer:
     def _write_note(self, name: str, note: Note) -> None:
         self._notes[name] = note
         folder = self._layout.folder("attempts")
-        draft = ".draft"
+        draft = f".draft-{self._settings.shard.index}"
         try:
             try:
                 os.unlink(draft, dir_fd=folder)
@@ -688,6 +757,8 @@ class Consumer:
     def _load_notes(self) -> None:
         folder = self._layout.folder("attempts")
         for name in self._layout.names("attempts"):
+            if not self._mine(name[20:]):
+                continue
             try:
                 attempts, inode, modified, alone = os.readlink(name, dir_fd=folder).split(".")
                 self._notes[name] = Note(int(attempts), int(inode), int(modified), alone)
@@ -723,7 +794,7 @@ class Consumer:
     def _looks_regular(self, name: str) -> bool:
         """Tell whether a name in pending/ is of a regular file now. Nothing is done about it."""
         try:
-            return stat.S_ISREG(os.lstat(name, dir_fd=self._layout.folder("pending")).st_mode)
+            return stat.S_ISREG(os.lstat(name, dir_fd=self._layout.fresh("pending")).st_mode)
         except FileNotFoundError:
             return False
 

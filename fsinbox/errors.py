@@ -17,6 +17,13 @@ class InboxBusy(InboxError):
         self.holder = holder
 
 
+class LeaseLost(InboxError):
+    """Another consumer has taken over, on another host perhaps: this one was cut off, or stopped, for too long.
+
+    What it had taken is with its successor, and nothing of it can be acknowledged or put back here any more.
+    """
+
+
 class InvalidKey(InboxError, ValueError):
     """The key is empty, too long once encoded, or not text."""
 

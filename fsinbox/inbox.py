@@ -9,7 +9,7 @@ from time import monotonic
 
 from . import adopt, protocol
 from .codecs import check_codec, decode, encode
-from .errors import AddFailed, InvalidKey, InvalidPayload, UnusableInbox, WrongState
+from .errors import AddFailed, InvalidKey, InvalidPayload, LeaseLost, UnusableInbox, WrongState
 from .layout import Layout
 from .names import decode_key, element_name, encode_key, parse_deferred, parse_element
 from .sequence import Sequence
@@ -89,14 +89,15 @@ class Waiting:
 class Element(Waiting):
     """An element that was taken. End it with ack(), nack() or fail(); unpacks as `(key, value)`."""
 
-    __slots__ = ("_taken", "_ended", "attempts")
+    __slots__ = ("_taken", "_consumer", "_ended", "attempts")
 
     attempts: int
     """How often this value has been taken, this time included: 1 the first time. Survives restarts."""
 
-    def __init__(self, inbox: Inbox, taken: Taken) -> None:
-        super().__init__(inbox, "inflight", taken.name, taken.key, taken.number)
+    def __init__(self, inbox: Inbox, consumer: Consumer, taken: Taken) -> None:
+        super().__init__(inbox, inbox._layout.inflight, taken.name, taken.key, taken.number)
         self._taken = taken
+        self._consumer = consumer
         self._ended = ""
         self.attempts = taken.attempts
 
@@ -160,16 +161,21 @@ class Element(Waiting):
                 raise WrongState(
                     f"the element of key {self.key!r} is out in the process that took it ({inbox._pid}): end it there"
                 )
-            consumer = inbox._consumer
-            if consumer is None:
+            consumer = self._consumer
+            if consumer.lost:
+                consumer.verify()
+            if inbox._consumer is not consumer:
                 raise WrongState(f"inbox {inbox.path} was closed, which put back the element of key {self.key!r}")
             self._ended = how
             inbox._elements.pop(self._taken.encoded, None)
-            if inbox._watching:
-                inbox._watching.waker.set()  # another thread may wait for this key, or for a place among max_inflight
+            inbox._wake()  # another thread may wait for this key, or for a place among max_inflight
             try:
                 return step(consumer)
+            except LeaseLost:
+                inbox._stop_consuming()
+                raise
             except OSError as error:
+                inbox._check_lease(consumer)
                 raise UnusableInbox(
                     f"the element of key {self.key!r} in {inbox.path} could not be {how}: {error}: "
                     "it comes back when a consumer starts next"
@@ -214,6 +220,9 @@ class Inbox:
         max_drop_size: int = 1 << 30,
         watch: str = "auto",
         poll_interval: float = 1.0,
+        shard: str = "1/1",
+        lease: float = 15.0,
+        scope: str = "auto",
     ) -> None:
         """Open the inbox at `path`, and create it, durably, if it is not there.
 
@@ -229,6 +238,9 @@ class Inbox:
         max_drop_size  bytes; a larger file in drop/ is set aside
         watch          "auto", "events" or "poll": how an idle consumer notices arrivals
         poll_interval  seconds between polls at most, where it polls
+        shard          "I/N": consume only the I-th of N parts of the keys; one consumer for each
+        lease          seconds without a sign of life after which another host's consumer takes over, in a shared inbox
+        scope          when creating: "local" or "network", whether several hosts share it; "auto": as the file system is
 
         Raises UnusableInbox, ValueError.
         """
@@ -241,7 +253,17 @@ class Inbox:
             raise ValueError(f"unknown watch mode {watch!r}: use 'auto', 'events' or 'poll'")
         if not (min(settle, max_settle, drop_settle, max_drop_size) >= 0 and poll_interval > 0):
             raise ValueError("settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0")
+        if scope not in ("auto", "local", "network"):
+            raise ValueError(f"unknown scope {scope!r}: use 'auto', 'local' or 'network'")
+        if lease < 1:
+            raise ValueError(f"lease must be at least 1 second, not {lease}")
+        self._shard = shard
+        if shard != "1/1":
+            from .lock import parse_shard
+
+            parse_shard(shard)
         self._settings = (settle, max_settle, drop_settle, max_drop_size, durable)
+        self._lease = lease
         self._watch_settings = (watch, poll_interval)
         self._mutex = RLock()
         self._sleeper = allocate_lock()
@@ -250,7 +272,7 @@ class Inbox:
         self._elements: dict[str, Element] = {}
         self._pid = os.getpid()
         self._closed = False
-        self._layout = Layout(os.fspath(path), create=create, shared=shared)
+        self._layout = Layout(os.fspath(path), create=create, shared=shared, scope="" if scope == "auto" else scope)
         try:
             self._sequence = Sequence(self._layout)
         except BaseException:
@@ -349,9 +371,14 @@ class Inbox:
                 temporary = payload.write(layout, durable=durable)
             try:
                 dropped = adopt.finished_drop(layout, key)
-                number, waits = protocol.find_place(layout, self._sequence, encoded, dropped)
-                name = element_name(number, encoded)
-                protocol.publish(layout, temporary, name)
+                if layout.sharing:
+                    waits = protocol.add_shared(layout, self._sequence, temporary, encoded, dropped)
+                else:
+                    number, waits = protocol.find_place(layout, self._sequence, encoded, dropped)
+                    name = element_name(number, encoded)
+                    protocol.publish(layout, temporary, name)
+            except protocol.Unsure:
+                raise  # there is nothing in tmp/ any more
             except BaseException:
                 if isinstance(payload, bytes):
                     protocol.discard_temporary(layout, temporary)
@@ -359,14 +386,15 @@ class Inbox:
                     payload.discard(layout, temporary)
                 raise
             published = True
-            protocol.confirm(layout, self._sequence, name, number, encoded)
+            if layout.sharing is None:
+                protocol.confirm(layout, self._sequence, name, number, encoded)
             if durable:
                 protocol.flush_pending(layout)
             if waits:
                 return "replaced"
             return "behind" if protocol.is_out(layout, encoded) else "new"
         except OSError as error:
-            raise self._add_failed(error, key, maybe_added=published) from error
+            raise self._add_failed(error, key, maybe_added=published or isinstance(error, protocol.Unsure)) from error
 
     def _add_failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
         if maybe_added:
@@ -443,23 +471,58 @@ class Inbox:
                 )
             try:
                 taken = consumer.take()
+            except LeaseLost:
+                self._stop_consuming()
+                raise
             except OSError as error:
+                self._check_lease(consumer)
                 raise UnusableInbox(
                     f"cannot take from inbox {self.path}: {error}: nothing was lost; mend that, take again"
                 ) from error
             if taken is None:
                 return None
-            element = Element(self, taken)
+            if self._watching:
+                self._watching.found()
+            element = Element(self, consumer, taken)
             self._elements[taken.encoded] = element
             return element
+
+    def become_consumer(self) -> None:
+        """Become the consumer now, and not with the first take. Raises InboxBusy, UnusableInbox."""
+        with self._mutex:
+            self._consume()
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost if another consumer is known to have taken over (in an inbox that several hosts share)."""
+        with self._mutex:
+            if self._consumer and self._consumer.lost:
+                self._check_lease(self._consumer)
+
+    def _check_lease(self, consumer: Consumer) -> None:
+        """Raise LeaseLost if that is why something could not be done."""
+        try:
+            consumer.verify()
+        except LeaseLost:
+            self._stop_consuming()
+            raise
+
+    def _stop_consuming(self) -> None:
+        """Another consumer has taken over: the next take begins anew. What is out is not ours any more."""
+        consumer, self._consumer = self._consumer, None
+        self._elements.clear()
+        if consumer:
+            consumer.close()
 
     def _consume(self) -> Consumer:
         layout = self._open_layout()
         if self._consumer is None:
             from .consumer import Consumer, Settings
+            from .lock import parse_shard
 
+            settings = Settings(*self._settings, parse_shard(self._shard), self._lease)
             try:
-                self._consumer = Consumer(layout, self._sequence, Settings(*self._settings))
+                self._consumer = Consumer(layout, self._sequence, settings)
+                self._consumer.when_lost(self._wake)
             except OSError as error:
                 raise UnusableInbox(
                     f"cannot consume inbox {self.path}: {error}: nothing was lost; mend that, try again"
@@ -488,6 +551,10 @@ class Inbox:
     def waker(self) -> Waker:
         """What wakes this inbox's sleeper; `set()` it from any thread or signal handler."""
         return self._watch().waker
+
+    def _wake(self) -> None:
+        if self._watching:
+            self._watching.waker.set()
 
     def next_look_in(self) -> float | None:
         """Return in how many seconds something may become takeable by itself (a back-off, a settle time), or None."""
@@ -604,8 +671,11 @@ class Inbox:
             self._reopen_after_fork()
         try:
             with self._mutex:
-                for element in list(self._elements.values()):
-                    element.nack()
+                try:
+                    for element in list(self._elements.values()):
+                        element.nack()
+                except LeaseLost:
+                    pass  # what was out is with another consumer
                 consumer = self._consumer
                 if consumer:
                     for taken in consumer.out:  # what an interrupted take left, without an element to show for it

@@ -16,6 +16,8 @@ Every system call below an inbox goes through a descriptor of its folder (`dir_f
 that somebody replaces by a symlink is refused when it is opened.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import stat
@@ -23,12 +25,19 @@ from itertools import count
 
 from .errors import UnusableInbox
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .hosts import Sharing
+
 VERSION = 1
 FOLDERS = ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts")
 FILES = ("sequence", "consumer.lock", "format")
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 SHARED_FOLDER, SHARED_FILE = 0o2770, 0o660  # new files belong to the folder's group
+
+HOLD = "lease-"
+"""What the names of consumers' folders in a shared inbox's inflight/ begin with: no element's does."""
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -44,18 +53,27 @@ class Layout:
     """An open inbox: one descriptor a folder. Close it when done; use one per process.
 
     `token` and `serial` make names for files in tmp/: no other open inbox has this token, and each number comes once.
+    `sharing` is None for an inbox of one host; else it says how this host works on it (see hosts). `inflight` is the folder
+    in which its consumer, if that is us, holds what it has taken (see hold_in).
     """
 
-    def __init__(self, root: str, *, create: bool = True, shared: bool = False) -> None:
+    sharing: Sharing | None = None
+
+    def __init__(self, root: str, *, create: bool = True, shared: bool = False, scope: str = "") -> None:
         """Open the inbox at `root`, creating it durably first if `create` and it is not there.
 
-        `shared` only matters on creation: the group may read and write too. Raises UnusableInbox.
+        `shared` and `scope` only matter on creation: the group may read and write too; "local", "network", or as the file
+        system is. Raises UnusableInbox.
         """
         self._begin(root)
         try:
-            self.root = self._open_root(create=create, shared=shared)
+            self.root = self._open_root(create=create, shared=shared, scope=scope)
             self._fds["."] = self.root
             self.scope = self._read_format()
+            if self.scope == "network":
+                from .hosts import sharing_of
+
+                self.sharing = sharing_of(self.path, mount_of(self.path))
             self.file_mode = stat.S_IMODE(os.fstat(self.folder("tmp")).st_mode) & 0o666
         except OSError as error:
             self.close()
@@ -65,7 +83,7 @@ class Layout:
             raise
 
     @classmethod
-    def as_found(cls, root: str) -> "Layout":
+    def as_found(cls, root: str) -> Layout:
         """Open what is at `root`, for the doctor: `format` need not be there, and folders may be missing or wrong.
 
         Raises UnusableInbox if it is not even a directory.
@@ -84,6 +102,7 @@ class Layout:
         self.path = os.path.abspath(os.fspath(root))
         self.token = f"{os.getpid()}.{os.urandom(4).hex()}"
         self.serial = count()
+        self.inflight = "inflight"
         self._fds: dict[str, int] = {}
 
     def _unusable(self, error: OSError) -> UnusableInbox:
@@ -93,11 +112,14 @@ class Layout:
         )
 
     def folder(self, name: str) -> int:
-        """Return the descriptor of one of FOLDERS, opened at first use. Raises UnusableInbox."""
+        """Return the descriptor of one of FOLDERS, or of a consumer's in inflight/, opened at first use. Raises UnusableInbox."""
         fd = self._fds.get(name)
         if fd is None:
+            parent, _, last = name.rpartition("/")
+            if parent and name == self.inflight:
+                return self.folder("inflight")
             try:
-                fd = os.open(name, _OPEN_FOLDER, dir_fd=self.root)
+                fd = os.open(last, _OPEN_FOLDER, dir_fd=self.holders() if parent else self.root)
             except OSError as error:
                 raise UnusableInbox(
                     f"cannot open folder {self.path}/{name}: {error.strerror}: it must be a real directory (not a link) "
@@ -106,13 +128,63 @@ class Layout:
             self._fds[name] = fd
         return fd
 
+    def fresh(self, folder: str) -> int:
+        """Return the descriptor of a folder in which a name is to be looked up: what it says then is how it is now."""
+        fd = self.folder(folder)
+        if self.sharing and self.sharing.opens_first:
+            os.close(os.open(".", _OPEN_FOLDER, dir_fd=fd))
+        return fd
+
+    def hold_in(self, name: str) -> None:
+        """From now on `inflight` is the folder of this name in it, until hold_in("")."""
+        root = self._fds["/inflight"] = self.holders()
+        own = os.open(name or ".", _OPEN_FOLDER, dir_fd=root)
+        before, self._fds["inflight"] = self._fds["inflight"], own
+        if before != root:
+            let_go(before)
+        self.inflight = f"inflight/{name}" if name else "inflight"
+
+    def holders(self) -> int:
+        """Return the descriptor of inflight/ itself, wherever we hold what we have taken."""
+        return self._fds["/inflight"] if "/inflight" in self._fds else self.folder("inflight")
+
+    def out(self) -> list[tuple[str, str]]:
+        """Return (folder, name) of all that lies in inflight/, or in any consumer's folder there."""
+        found = []
+        for name in self.names_in(self.holders()):
+            if self.sharing and name.startswith(HOLD):
+                try:
+                    fd = os.open(name, _OPEN_FOLDER, dir_fd=self.holders())
+                except FileNotFoundError:
+                    continue  # that consumer has just ended
+                try:
+                    found += [(f"inflight/{name}", file) for file in self.names_in(fd)]
+                except OSError as error:
+                    if error.errno not in (errno.ESTALE, errno.ENOENT):
+                        raise
+                finally:
+                    let_go(fd)
+            else:
+                found.append(("inflight", name))
+        return found
+
     def names(self, folder: str, *, hidden: bool = False) -> list[str]:
-        """Return the names in a folder, hidden ones only if asked for, in no order.
+        """Return the names in a folder, hidden ones only if asked for, in no order."""
+        return self.names_in(self.folder(folder), hidden=hidden)
+
+    def names_in(self, folder: int, *, hidden: bool = False) -> list[str]:
+        """The same for a folder's descriptor.
 
         Opens the folder afresh: a listing must not share its position with another thread's, and on a network file
         system opening is what makes it current.
         """
-        fd = os.open(".", _OPEN_FOLDER, dir_fd=self.folder(folder))
+        if self.sharing and self.sharing.touches_first:
+            try:
+                os.utime(folder)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+                    raise  # (who may only look is shown what this host remembers)
+        fd = os.open(".", _OPEN_FOLDER, dir_fd=folder)
         try:
             return [name for name in os.listdir(fd) if hidden or name[0] != "."]
         finally:
@@ -143,7 +215,7 @@ class Layout:
     def exists(self, folder: str, name: str) -> bool:
         """Tell whether `name` is there (a dangling link counts)."""
         try:
-            os.lstat(name, dir_fd=self.folder(folder))
+            os.lstat(name, dir_fd=self.fresh(folder))
         except FileNotFoundError:
             return False
         return True
@@ -158,7 +230,7 @@ class Layout:
         for fd in fds.values():
             let_go(fd)
 
-    def _open_root(self, *, create: bool, shared: bool) -> int:
+    def _open_root(self, *, create: bool, shared: bool, scope: str) -> int:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -170,13 +242,13 @@ class Layout:
             fd = _create_root(self.path)
         try:
             if not _has(fd, "format"):
-                self._fill(fd, create=create, shared=shared)
+                self._fill(fd, create=create, shared=shared, scope=scope)
         except BaseException:
             let_go(fd)
             raise
         return fd
 
-    def _fill(self, fd: int, *, create: bool, shared: bool) -> None:
+    def _fill(self, fd: int, *, create: bool, shared: bool, scope: str) -> None:
         """Make the folders, durably, and `format` last. Another process may be doing the same."""
         foreign = [name for name in os.listdir(fd) if name not in FOLDERS + FILES and not name.startswith(".format.")]
         if foreign:
@@ -188,6 +260,11 @@ class Layout:
             raise UnusableInbox(
                 f"{self.path} is an empty directory or an unfinished inbox: finish it with `fsinbox --inbox {self.path} init`"
             )
+        scope = scope or ("network" if is_network(self.path) else "local")
+        if scope == "network":
+            from .hosts import sharing_of
+
+            sharing_of(self.path, mount_of(self.path))  # refused before anything is made
         _flush_parent(fd)  # whoever made the directory may not have got to it
         if shared:
             os.fchmod(fd, SHARED_FOLDER)
@@ -196,7 +273,7 @@ class Layout:
         for name in ("sequence", "consumer.lock"):
             make_file(fd, name, shared=shared)
         os.fsync(fd)
-        write_format(fd, self.path, shared=shared)
+        write_format(fd, scope, shared=shared)
 
     def _read_format(self) -> str:
         """Check the version and return the scope: "local" or "network"."""
@@ -260,9 +337,8 @@ def make_file(root: int, name: str, *, shared: bool) -> None:
         os.close(file)
 
 
-def write_format(root: int, path: str, *, shared: bool) -> None:
-    """Write `format`, whole or not at all, durably: from then on it is an inbox."""
-    scope = "network" if is_network(path) else "local"
+def write_format(root: int, scope: str, *, shared: bool) -> None:
+    """Write `format`, whole or not at all, durably: from then on it is an inbox. `scope` is "local" or "network"."""
     draft = f".format.{os.getpid()}.{os.urandom(4).hex()}"  # threads of one process may both be making it
     file = os.open(
         draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root
@@ -314,13 +390,13 @@ def _flush_parent(fd: int) -> None:
         os.close(parent)
 
 
-def file_system_type(path: str) -> str:
-    """Return the type of the file system that holds `path` ("ext4", "nfs4", ...), or "" where that cannot be told.
+def mount_of(path: str) -> tuple[str, str]:
+    """Return (type, options) of the file system that holds `path`: ("nfs4", "rw,vers=4.2,..."); ("", "") if it cannot be told.
 
-    Source: /proc/self/mountinfo, whose format is in proc(5).
+    Source: /proc/self/mountinfo, whose format is in proc(5). The options are those of the file system, behind its type.
     """
     path = os.path.realpath(path)
-    best, found = "", ""
+    best, found = "", ("", "")
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
@@ -331,10 +407,16 @@ def file_system_type(path: str) -> str:
                         mount = mount.replace(code, character)
                 inside = path == mount or path.startswith(mount.rstrip("/") + "/")
                 if inside and len(mount) >= len(best):
-                    best, found = mount, right.split(" ")[0]
+                    words = right.split()
+                    best, found = mount, (words[0], words[-1])
     except OSError:
-        return ""
+        return "", ""
     return found
+
+
+def file_system_type(path: str) -> str:
+    """Return the type of the file system that holds `path` ("ext4", "nfs4", ...), or "" where that cannot be told."""
+    return mount_of(path)[0]
 
 
 def is_network(path: str) -> bool:

@@ -29,6 +29,8 @@ What holds at every moment, and makes the steps right (docs/protocol.md has the 
      (So a consumer may work from an old listing.)
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -38,6 +40,10 @@ from time import time_ns
 from .layout import Layout, let_go
 from .names import DIGITS, REASON, decode_key, deferred_name, element_name, is_element, label_for, parse_element
 from .sequence import HIGHEST, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NEW = "new"
 REPLACED = "replaced"
@@ -180,8 +186,9 @@ def admit(layout: Layout, sequence: Sequence, encoded: str) -> tuple[int, bool]:
     waits = bool(hint and layout.exists("pending", element_name(hint[0], encoded)))
     if hint and hint[1] == sequence.boot:
         return hint[0], waits
-    if hint and hint[1] != GIVEN_BACK and waits:
-        # From an earlier boot: it only counts if its element is there (and begin_boot has removed the doubtful ones).
+    if hint and hint[1] != GIVEN_BACK and waits and layout.sharing is None:
+        # From an earlier boot: it only counts if its element is there (and begin_boot has removed the doubtful ones). Where
+        # hosts share the inbox, it never does: one that was cut off may have done both late.
         write_hint(layout, encoded, hint[0], sequence.boot)
         return hint[0], waits
     number = sequence.advance(last)
@@ -192,7 +199,46 @@ def admit(layout: Layout, sequence: Sequence, encoded: str) -> tuple[int, bool]:
 
 def publish(layout: Layout, temporary: str, name: str) -> None:
     """Make the file in tmp/ the waiting value `name`, new or in place of the older one, at once."""
-    os.rename(temporary, name, src_dir_fd=layout.folder("tmp"), dst_dir_fd=layout.folder("pending"))
+    _rename(layout, "tmp", temporary, "pending", name)
+
+
+def _rename(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
+    """Rename from folder to folder, where nobody else moves the file, nor makes the new name.
+
+    An NFS server that is started anew may be asked once more for what it has done, and then says that the file is gone.
+    """
+    try:
+        os.rename(name, new, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder(to))
+    except FileNotFoundError:
+        if layout.sharing is None or layout.exists(folder, name) or not layout.exists(to, new):
+            raise
+
+
+class Unsure(OSError):
+    """The system refused a step of an add after its value may have become visible."""
+
+
+def add_shared(layout: Layout, sequence: Sequence, temporary: str, encoded: str, dropped: str | None) -> bool:
+    """find_place, publish and confirm for an inbox that several hosts share: all under the lock, in one section.
+
+    Tell whether an older value waited. Raises Unsure, or another OSError if the value did not become visible.
+    """
+    with sequence:
+        number, waits = admit(layout, sequence, encoded)
+        if dropped is not None:
+            waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
+        name = element_name(number, encoded)
+        try:
+            publish(layout, temporary, name)
+        except FileNotFoundError as error:
+            raise Unsure(error.errno, error.strerror) from error  # a consumer has been quick; or it was removed by hand
+        try:
+            if read_hint(layout, encoded) != (number, sequence.boot):
+                _leave_place(layout, sequence, name, number, encoded)
+            sequence.finish()
+        except OSError as error:
+            raise Unsure(error.errno, error.strerror) from error
+    return waits
 
 
 def confirm(layout: Layout, sequence: Sequence, name: str, number: int, encoded: str) -> None:
@@ -204,11 +250,16 @@ def confirm(layout: Layout, sequence: Sequence, name: str, number: int, encoded:
     if read_hint(layout, encoded) == (number, sequence.boot) or not layout.exists("pending", name):
         return  # still the key's place; or the consumer has the value
     with sequence:
-        last = last_number(layout, sequence)
-        if read_hint(layout, encoded) != (number, sequence.boot) and layout.exists("pending", name):
-            write_hint(layout, encoded, sequence.advance(last), sequence.boot)
-            if not layout.exists("pending", name):
-                remove_hint(layout, encoded)  # just taken: what comes now should not go before keys that came earlier
+        _leave_place(layout, sequence, name, number, encoded)
+
+
+def _leave_place(layout: Layout, sequence: Sequence, name: str, number: int, encoded: str) -> None:
+    """Give the key the next number, with nothing there, if its place was given up. The caller holds the lock."""
+    last = last_number(layout, sequence)
+    if read_hint(layout, encoded) != (number, sequence.boot) and layout.exists("pending", name):
+        write_hint(layout, encoded, sequence.advance(last), sequence.boot)
+        if not layout.exists("pending", name):
+            remove_hint(layout, encoded)  # just taken: what comes now should not go before keys that came earlier
 
 
 def flush_pending(layout: Layout) -> None:
@@ -221,13 +272,14 @@ def flush_pending(layout: Layout) -> None:
 
 def is_out(layout: Layout, encoded: str) -> bool:
     """Tell whether an element of this key is being worked on. inflight/ holds as few names as the consumer takes at once."""
-    return any(parsed and parsed[1] == encoded for parsed in map(parse_element, layout.names("inflight")))
+    names = layout.names("inflight") if layout.sharing is None else [name for _, name in layout.out()]
+    return any(parsed and parsed[1] == encoded for parsed in map(parse_element, names))
 
 
 def last_number(layout: Layout, sequence: Sequence) -> int:
     """Return the last number given out. The caller holds the lock."""
     last, boot = sequence.read()
-    return last if boot == sequence.boot else begin_boot(layout, sequence, last)
+    return last if sequence.is_known(last, boot) else begin_boot(layout, sequence, last)
 
 
 def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
@@ -241,25 +293,33 @@ def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
     limit = max(last, time_ns()) + FUTURE
     seen = bytearray(1 << 20)
     for folder in ("pending", "inflight", "deferred", "failed"):
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.folder(folder))
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = entry.name[20:] if folder == "deferred" else entry.name
-                    parsed = parse_element(name)
-                    if parsed is None or parsed[0] > limit:
-                        continue
-                    number, encoded = parsed
-                    last = max(last, number)
-                    if folder != "failed":
-                        byte, bit = divmod(hash(encoded) & 0x7FFFFF, 8)
-                        if seen[byte] & 1 << bit and decode_key(encoded) is not None:
-                            remove_hint(layout, encoded)
-                        seen[byte] |= 1 << bit
-        finally:
-            os.close(fd)
+        for name in _names_one_by_one(layout, folder):
+            parsed = parse_element(name[20:] if folder == "deferred" else name)
+            if parsed is None or parsed[0] > limit:
+                continue
+            number, encoded = parsed
+            last = max(last, number)
+            if folder != "failed":
+                byte, bit = divmod(hash(encoded) & 0x7FFFFF, 8)
+                if seen[byte] & 1 << bit and decode_key(encoded) is not None:
+                    remove_hint(layout, encoded)
+                seen[byte] |= 1 << bit
     sequence.write(last)
     return last
+
+
+def _names_one_by_one(layout: Layout, folder: str) -> Iterator[str]:
+    """Go through a folder without keeping a million names; where several hosts share the inbox, through every consumer's."""
+    if folder == "inflight" and layout.sharing:
+        yield from (name for _, name in layout.out())
+        return
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.folder(folder))
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield entry.name
+    finally:
+        os.close(fd)
 
 
 # --- hints: keys/<key> -> <number>.<boot> ------------------------------------------------------------------------
@@ -268,7 +328,7 @@ def begin_boot(layout: Layout, sequence: Sequence, last: int) -> int:
 def read_hint(layout: Layout, encoded: str) -> tuple[int, str] | None:
     """Return (number, boot) of a key's hint, None if it has none. A damaged hint is (0, "")."""
     try:
-        target = os.readlink(encoded, dir_fd=layout.folder("keys"))
+        target = os.readlink(encoded, dir_fd=layout.fresh("keys"))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -318,7 +378,7 @@ def withdraw_hint(layout: Layout, encoded: str, seen: str) -> bool:
     (confirm), and everybody else gets a higher number (I3).
     """
     try:
-        if os.readlink(encoded, dir_fd=layout.folder("keys")) != seen:
+        if os.readlink(encoded, dir_fd=layout.fresh("keys")) != seen:
             return False
     except OSError:
         return False  # gone; or no link, which is set aside instead
@@ -352,7 +412,7 @@ def take(layout: Layout, name: str, number: int, encoded: str) -> str:
     if hint and hint[0] != number and layout.exists("pending", element_name(hint[0], encoded)):
         return "fold"
     try:
-        os.rename(name, name, src_dir_fd=layout.folder("pending"), dst_dir_fd=layout.folder("inflight"))
+        _rename(layout, "pending", name, "inflight", name)
     except FileNotFoundError:
         return "gone"
     except IsADirectoryError:  # somebody's, where the element is to go
@@ -369,7 +429,7 @@ def take_deferred(layout: Layout, deferred: str, name: str, number: int, encoded
         drop_deferred(layout, deferred)
         return False
     try:
-        os.rename(deferred, name, src_dir_fd=layout.folder("deferred"), dst_dir_fd=layout.folder("inflight"))
+        _rename(layout, "deferred", deferred, "inflight", name)
     except FileNotFoundError:
         return False
     return True
@@ -395,15 +455,17 @@ def drop_late(layout: Layout, name: str) -> None:
         pass
 
 
-def acknowledge(layout: Layout, name: str) -> None:
+def acknowledge(layout: Layout, name: str) -> bool:
     """Remove an element that was worked on. Not flushed: after a power cut the worst is one more delivery.
 
-    But not after one of a newer value: see flush_ended.
+    But not after one of a newer value: see flush_ended. False if it was not there: removed by hand, it is as acknowledged
+    as it can be; or this consumer has lost its lease.
     """
     try:
         os.unlink(name, dir_fd=layout.folder("inflight"))
     except FileNotFoundError:
-        pass  # somebody removed it by hand: it is as acknowledged as it can be
+        return False
+    return True
 
 
 def flush_ended(layout: Layout) -> None:
@@ -508,7 +570,7 @@ def defer(layout: Layout, name: str, number: int, encoded: str, due: int) -> str
         return None
     deferred = deferred_name(min(due, 10**DIGITS - 1), name)  # whatever the clock says, it must remain a name
     try:
-        os.rename(name, deferred, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("deferred"))
+        _rename(layout, "inflight", name, "deferred", deferred)
     except FileNotFoundError:
         return None  # removed by hand
     return deferred
@@ -521,7 +583,7 @@ def fail(layout: Layout, name: str, number: int, encoded: str, reason: str) -> b
         return False
     _write_reason(layout, name, reason)
     try:
-        os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("failed"))
+        _rename(layout, "inflight", name, "failed", name)
     except IsADirectoryError:  # somebody's, under this very name
         set_aside(layout, "inflight", name, reason)
     except FileNotFoundError:  # removed by hand
@@ -573,12 +635,25 @@ def fold(layout: Layout, encoded: str, numbers: list[int]) -> int:
         if number != numbers[1]:
             flush_pending(layout)  # a power cut must not keep the later of two renames without the earlier
         try:
-            os.rename(element_name(number, encoded), lowest, src_dir_fd=pending, dst_dir_fd=pending)
+            if layout.sharing:
+                _fold_by_taking(layout, element_name(number, encoded), lowest)
+            else:
+                os.rename(element_name(number, encoded), lowest, src_dir_fd=pending, dst_dir_fd=pending)
         except FileNotFoundError:
             continue
     remove_hint(layout, encoded)
     note_given_back(layout, encoded, numbers[0])
     return numbers[0]
+
+
+def _fold_by_taking(layout: Layout, name: str, lowest: str) -> None:
+    """Move a value down to its key's oldest place by way of this consumer's own folder.
+
+    A consumer that was cut off, and has lost its lease, may do a rename late. From or to its own folder it can not, once its
+    successor has removed that. In between, the value is out, from where recovery puts it back to where it was.
+    """
+    _rename(layout, "pending", name, "inflight", name)
+    os.rename(name, lowest, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"))
 
 
 # --- drop/ --------------------------------------------------------------------------------------------------------
@@ -661,7 +736,7 @@ def _read_rest(fd: int) -> bytes:
 def _same_file(layout: Layout, folder: str, other: str, name: str) -> bool:
     one = os.lstat(name, dir_fd=layout.folder(folder))
     try:
-        two = os.lstat(name, dir_fd=layout.folder(other))
+        two = os.lstat(name, dir_fd=layout.fresh(other))
     except FileNotFoundError:
         return False
     return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import time_ns
 
 from .layout import Layout
-from .lock import is_consumed, read_holder
+from .lock import WHOLE, Shard, is_locked, read_holder, shard_of_lock
 from .names import REASON, decode_key, encode_key, parse_deferred, parse_element
 from .protocol import open_for_reading
 
@@ -21,18 +21,14 @@ _LONGEST_REASON = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One element. `due` in nanoseconds since the epoch, for a deferred one; `seq` is its time of arrival, likewise."""
+    """One element, and where it lies. `seq`, its arrival, and `due`, of a deferred one, in nanoseconds since the epoch."""
 
     key: str
     state: str
     seq: int
+    folder: str
     file: str
     due: int | None = None
-
-    @property
-    def folder(self) -> str:
-        """The folder it lies in."""
-        return STATES[self.state]
 
     def size(self, layout: Layout) -> int | None:
         """Return its size in bytes, or None if it is gone by now."""
@@ -46,7 +42,7 @@ def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Ro
     """Go through the elements, state by state, the oldest of each first. A key with several places shows each."""
     for state in states:
         found = []
-        for file in layout.names(STATES[state]):
+        for folder, file in _files(layout, state):
             due = None
             name = file
             if state == "deferred":
@@ -57,9 +53,15 @@ def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Ro
             parsed = parse_element(name)
             key = parsed and decode_key(parsed[1])
             if parsed and key is not None:  # a reason's name has `~`, which no key encodes to
-                found.append(Row(key, state, parsed[0], file, due))
+                found.append(Row(key, state, parsed[0], folder, file, due))
         found.sort(key=lambda row: row.seq)
         yield from found
+
+
+def _files(layout: Layout, state: str) -> list[tuple[str, str]]:
+    """Return (folder, name) of what lies where elements of a state do."""
+    folder = STATES[state]
+    return layout.out() if state == "out" else [(folder, name) for name in layout.names(folder)]
 
 
 def find(layout: Layout, key: str) -> Row | None:
@@ -95,15 +97,17 @@ class Summary:
     oldest_waiting: float | None
     oldest_out: float | None
     consumer: str | None
+    consumers: list[dict[str, object]]
+    scope: str
 
 
 def summary(layout: Layout) -> Summary:
     """Count what is there. `dropped`: files in drop/ that are not adopted yet; `consumer`: who holds it now, if anyone."""
     count = dict.fromkeys(STATES, 0)
     oldest: dict[str, int] = {}
-    for state, folder in STATES.items():
+    for state in STATES:
         keys = set()
-        for file in layout.names(folder):
+        for _, file in _files(layout, state):
             name = file[20:] if state == "deferred" else file
             parsed = parse_element(name)
             if parsed and "~" not in parsed[1]:
@@ -113,6 +117,7 @@ def summary(layout: Layout) -> Summary:
         if state == "waiting":
             count[state] = len(keys)
     now = time_ns()
+    found = consumers(layout)
 
     def age(state: str) -> float | None:
         return max(0, now - oldest[state]) / 1e9 if state in oldest else None
@@ -126,5 +131,51 @@ def summary(layout: Layout) -> Summary:
         dropped=len(layout.names("drop")),
         oldest_waiting=age("waiting"),
         oldest_out=age("out"),
-        consumer=read_holder(layout) or "unknown" if is_consumed(layout) else None,
+        consumer="; ".join(str(one["holder"]) for one in found if one["holder"]) or None,
+        consumers=found,
+        scope=layout.scope,
     )
+
+
+def consumers(layout: Layout) -> list[dict[str, object]]:
+    """Return who consumes: for each shard its name ("1/1" for all keys), and its holder or None.
+
+    Where several hosts share the inbox, `sign` is how many seconds ago it gave its last sign of life, and `epoch` counts the
+    consumers. Shards that nobody consumes are there as soon as one of their division was.
+    """
+    found: dict[Shard, dict[str, object]] = {}
+    if layout.sharing:
+        from .lease import leases, server_clock
+
+        now = 0
+        for held in leases(layout):
+            now = now or server_clock(layout)
+            age = (now - held.sign) / 1e9
+            lapsed = age > (held.lasts or 15.0)
+            found.setdefault(
+                held.shard,
+                {"holder": held.holder or "unknown", "sign": round(age, 1), "lapsed": lapsed, "epoch": held.epoch},
+            )
+    else:
+        for shard in _locks(layout):
+            if is_locked(layout, shard.lock_file):
+                found[shard] = {"holder": read_holder(layout, shard.lock_file) or "unknown"}
+        if len(found) > 1:
+            found.pop(WHOLE, None)  # a share of its lock is each of the others'
+    counts = {shard.count for shard in found}
+    if not counts:  # none at all: of the division that was there last, all are missing
+        counts = {shard.count for shard in _locks(layout)[:1]}
+    for count in counts:
+        for index in range(1, count + 1):
+            found.setdefault(Shard(index, count), {"holder": None})
+    return [{"shard": str(shard)} | found[shard] for shard in sorted(found, key=lambda shard: (shard.count, shard.index))]
+
+
+def _locks(layout: Layout) -> list[Shard]:
+    """Return the shards that have had a consumer, that of the latest start first."""
+    times = []
+    for name in os.listdir(layout.root):
+        shard = shard_of_lock(name)
+        if shard:
+            times.append((os.lstat(name, dir_fd=layout.root).st_mtime_ns, shard))
+    return [shard for _, shard in sorted(times, key=lambda pair: pair[0], reverse=True)]

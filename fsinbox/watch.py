@@ -86,7 +86,8 @@ class Watch:
     def __init__(self, layout: Layout, moved_in: Callable[[str], object], *, mode: str = "auto", poll: float = 1.0) -> None:
         """`moved_in` is called with each name that was renamed into drop/. `mode`: "auto", "events" or "poll".
 
-        `poll` is the longest interval between polls, in seconds. Nothing is watched before the first armed().
+        `poll` is the longest interval between polls, in seconds: the first is 20 ms, and each that finds nothing is followed by
+        one half as long again. Nothing is watched before the first armed().
         """
         self._layout = layout
         self._moved_in = moved_in
@@ -107,7 +108,6 @@ class Watch:
     def armed(self) -> Iterator[Watch]:
         """While this lasts, every arrival wakes the sleeper. Look for what is there already *after* entering."""
         self.start()
-        self._interval = _SHORTEST_POLL
         if self._source:
             try:
                 self._source.arm()
@@ -135,6 +135,10 @@ class Watch:
             self._interval = min(self._interval * 1.5, self._longest_poll)
         return longest if limit is None else min(limit, longest)
 
+    def found(self) -> None:
+        """Something has arrived: poll more often again, for more may come."""
+        self._interval = _SHORTEST_POLL
+
     def close(self) -> None:
         """Stop watching."""
         source, self._source = self._source, None
@@ -148,7 +152,8 @@ class Watch:
         self._started = True
         if self._mode == "poll":
             return
-        if self._mode == "auto" and self._layout.scope == "network":
+        sharing = self._layout.sharing
+        if self._mode == "auto" and sharing and not sharing.local:
             log.info("%s is on a network file system, where other hosts' changes send no events: polling", self._layout.path)
             return
         try:

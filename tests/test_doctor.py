@@ -139,7 +139,7 @@ def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
     assert facts.network
     levels = {line.name: line for line in words(facts)}
     assert {name for name, line in levels.items() if line.level == "person"} == {
-        *("rename", "link", "symlink", "names", "case", "flush", "room", "modes")
+        *("kind", "rename", "link", "symlink", "names", "case", "flush", "room", "modes")
     }
     assert "keep keys within 60 bytes" in levels["names"].chosen
     assert "3599" in levels["clock"].found or "3600" in levels["clock"].found
@@ -189,7 +189,8 @@ GOOD = Facts(
     [
         ({}, "kind", "ok", "ext4, local", "after each boot"),
         ({"kind": ""}, "kind", "ok", "unknown, local", ""),
-        ({"kind": "nfs4", "network": True}, "kind", "note", "nfs4, which other hosts change too", "an idle consumer polls"),
+        ({"kind": "nfs4", "network": True}, "kind", "note", "nfs4, which other hosts change too", "polls while it is idle"),
+        ({"kind": "nfs", "network": True, "refused": "mount it so"}, "kind", "person", "is not safe", "mount it so"),
         ({}, "boot", "ok", "01234567", "hints count for this boot only"),
         ({"network": True}, "boot", "ok", "01234567", "not used here"),
         ({"boot": None, "errors": {"boot": "no /proc"}}, "boot", "person", "could not be measured: no /proc", ""),

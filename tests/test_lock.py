@@ -10,7 +10,7 @@ import pytest
 
 from fsinbox import Inbox, InboxBusy
 from fsinbox.layout import Layout
-from fsinbox.lock import is_consumed, lock_consumer, read_holder
+from fsinbox.lock import hold, is_consumed, read_holder
 from tests.shim import refusing
 
 
@@ -43,8 +43,8 @@ def test_a_word_cannot_play_tricks_on_a_terminal(layout: Layout) -> None:
 
 
 def test_a_lock_is_seen_while_it_is_held(layout: Layout) -> None:
-    fd = lock_consumer(layout)
+    held = hold(layout)
     assert is_consumed(layout) is True
     assert read_holder(layout).startswith(f"pid {os.getpid()} on ")
-    os.close(fd)
+    held.close()
     assert is_consumed(layout) is False

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import fsinbox.hosts
 from fsinbox import Inbox
+from fsinbox.hosts import Sharing
 from fsinbox.layout import Layout
 from fsinbox.watch import ObserverSource, Waker, Watch, make_source, probe
 from tests.shim import refusing
@@ -205,9 +207,12 @@ def test_polling_can_be_asked_for(inbox_dir: Path) -> None:
         assert threading.active_count() == threads
 
 
-def test_polling_is_chosen_for_an_inbox_on_a_network_and_said_once(inbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_polling_is_chosen_for_an_inbox_on_a_network_and_said_once(
+    inbox_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Inbox(inbox_dir).close()
     (inbox_dir / "format").write_text("fsinbox 1 network\n")
+    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4"))
     with caplog.at_level(logging.INFO, "fsinbox"), Inbox(inbox_dir, poll_interval=0.1) as inbox:
         for _ in range(3):
             assert watch_of(inbox).polling
@@ -262,6 +267,8 @@ def test_polls_are_short_at_first_and_no_longer_than_asked_for(layout: Layout) -
     assert patience == sorted(patience)
     assert patience[-1] == 0.1
     with watch.armed():
+        assert watch.patience(None) == 0.1
+        watch.found()
         assert watch.patience(None) == patience[0]  # anew after each arrival
         assert watch.patience(0.001) == 0.001
     watch.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import InboxBusy, InboxError, UnusableInbox
+from ..errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
 from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
 
 Command = Callable[..., Any]
@@ -46,7 +46,7 @@ class Commands(click.Group):
             # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it shuts down.
             _give_up_output()
             ctx.exit(0)
-        except InboxBusy as error:
+        except (InboxBusy, LeaseLost) as error:
             raise Failure(str(error), EXIT_BUSY) from error
         except UnusableInbox as error:
             raise Failure(str(error), EXIT_UNUSABLE) from error
@@ -99,14 +99,21 @@ def cli(inbox: str | None) -> None:
 @inbox_option
 @json_option
 @click.option("--shared", is_flag=True, help="Let the directory's group read and write, not only you.")
-def init(inbox: str | None, json: bool, shared: bool) -> None:
+@click.option(
+    "--scope",
+    type=click.Choice(["auto", "local", "network"]),
+    default="auto",
+    show_default=True,
+    help="Whether several hosts use it; auto: as the file system is.",
+)
+def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
     """Create an inbox. Does nothing if it is there."""
     from ..inbox import Inbox
     from .text import say
 
     path = chosen(inbox)
     new = not os.path.exists(os.path.join(path, "format"))
-    with Inbox(path, shared=shared) as made:
+    with Inbox(path, shared=shared, scope=scope) as made:
         if json:
             say(path=made.path, created=new)
         else:
@@ -226,7 +233,14 @@ def status(inbox: str | None, json: bool) -> None:
         say(**asdict(found))
         return
     click.echo(f"inbox     {found.path}")
-    click.echo(f"consumer  {found.consumer or 'none'}")
+    click.echo(f"consumer  {found.consumer or 'none'}" if len(found.consumers) == 1 else "consumers")
+    for one in found.consumers:
+        sign = "" if one.get("sign") is None else f"  (epoch {one['epoch']}, sign of life {seconds(float(str(one['sign'])))} ago"
+        sign += (", lapsed)" if one.get("lapsed") else ")") if sign else ""
+        if len(found.consumers) > 1:
+            click.echo(f"  {one['shard']:<6}  {one['holder'] or 'NONE: its keys wait'}{sign}")
+        elif sign:
+            click.echo(f"lease    {sign.replace('(', '').replace(')', '')}")
     oldest = "" if found.oldest_waiting is None else f"  (oldest {seconds(found.oldest_waiting)})"
     click.echo(f"waiting   {found.waiting}{oldest}")
     longest = "" if found.oldest_out is None else f"  (oldest {seconds(found.oldest_out)})"
@@ -288,6 +302,15 @@ def printable(key: str) -> str:
 @click.option(
     "--poll-interval", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Longest time between polls, seconds."
 )
+@click.option("--shard", metavar="I/N", default="1/1", show_default=True, help="Take the I-th of N parts of the keys only.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(1),
+    default=15.0,
+    show_default=True,
+    help="Shared by several hosts: without a sign of life for so long, another consumer may take over, seconds.",
+)
+@click.option("--standby", is_flag=True, help="If there is a consumer, wait until it ends or is dead, then take over.")
 @click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong.")
 @click.option("--verbose", "-v", is_flag=True, help="Say what happens to each element.")
 def consume(inbox: str | None, **options: Any) -> None:
@@ -298,7 +321,8 @@ def consume(inbox: str | None, **options: Any) -> None:
     A command may exit with 75 to be tried again uncounted, and with 64, 65 or 78 to go to failed/ at once.
 
     SIGTERM and SIGINT finish what is running; a second one gives it back at once. Exit status: 0 stopped or drained,
-    1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it has a consumer.
+    1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it has a consumer (or another
+    one has taken over).
     """
     from .consuming import consume as run_consumer
 

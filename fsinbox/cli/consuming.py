@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..inbox import Inbox
+from ..lock import parse_shard
 from ..worker.backoff import Backoff
 from ..worker.outcome import Handler, HandlerError
 from ..worker.runner import Runner, Tally
@@ -23,6 +24,10 @@ def consume(path: str, **options: Any) -> int:
     log.setLevel(level)
     logging.raiseExceptions = False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
     handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
+    try:
+        parse_shard(options["shard"])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     new = not os.path.exists(path)
     with Inbox(
         path,
@@ -34,6 +39,8 @@ def consume(path: str, **options: Any) -> int:
         max_drop_size=options["max_size"],
         watch=options["watch"],
         poll_interval=options["poll_interval"],
+        shard=options["shard"],
+        lease=options["lease"],
     ) as inbox:
         if new:
             log.info("created inbox %s", inbox.path)
@@ -45,6 +52,7 @@ def consume(path: str, **options: Any) -> int:
             backoff=Backoff(options["retry_delay"], options["max_retry_delay"]),
             drain=options["drain"],
             once=options["once"],
+            standby=options["standby"],
         )
         log.info("consuming %s with %s (pid %d)", inbox.path, handler.name, os.getpid())
         tally = run_with_progress(runner) if options["drain"] and sys.stderr.isatty() else runner.run()

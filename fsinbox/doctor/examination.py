@@ -24,11 +24,13 @@ from .. import sequence
 from ..adopt import DRAFTS, has_writer, open_drop
 from ..consumer import LITTER_AGE, MAX_DELAY
 from ..errors import InvalidKey, UnusableInbox
-from ..layout import FILES, FOLDERS, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER, VERSION, Layout
-from ..lock import is_consumed, read_holder
+from ..hosts import sharing_of
+from ..layout import FILES, FOLDERS, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER, VERSION, Layout, mount_of
+from ..lock import read_holder
 from ..names import REASON, decode_key, element_name, encode_key, is_element, parse_deferred, parse_element
 from ..protocol import FUTURE
 from ..sequence import HIGHEST, UNKNOWN
+from ..survey import consumers
 from .filesystem import SCRATCH
 from .kinds import KINDS
 
@@ -205,6 +207,8 @@ class Look:
         if words[:2] == [b"fsinbox", str(VERSION).encode()] and self.scope in ("local", "network"):
             if (self.scope, here) == ("local", "network"):
                 self._see("format-scope", "format")
+            if self.scope == "network":
+                self.layout.sharing = sharing_of(path, mount_of(path))
             return
         self.scope = here
         if not plain:
@@ -246,10 +250,11 @@ class Look:
     def _folders(self) -> None:
         layout = self.layout
         try:
-            self.consumed = is_consumed(layout)
-        except OSError:
-            self.consumed = False  # no such file, or it cannot be locked from here
-        self.holder = read_holder(layout)
+            found = [one for one in consumers(layout) if one["holder"] and not one.get("lapsed")]
+        except (OSError, UnusableInbox):
+            found = []  # no such file or folder, or it cannot be locked from here
+        self.consumed = bool(found)
+        self.holder = "; ".join(str(one["holder"]) for one in found) or read_holder(layout)
         if self.consumed:
             self._consumer()
         for name in ("inflight", "deferred", "failed", "pending", "attempts", "keys", "tmp", "drop"):
@@ -295,17 +300,17 @@ class Look:
             return None
         if status.st_uid != self.owner and not status.st_mode & 0o044 and self.owner:
             self._see("unreadable", where, status.st_uid)
-        self.count[folder] += 1
+        self.count[folder.partition("/")[0]] += 1
         self._elements.add(inner)
         return parse_element(inner)
 
     def _inflight(self, names: list[str]) -> None:
-        for name in _visible(names):
-            parsed = self._element("inflight", name, name)
+        for folder, name in self.layout.out() if self.layout.sharing else [("inflight", name) for name in _visible(names)]:
+            parsed = self._element(folder, name, name)
             if parsed:
-                self._numbers.append((f"inflight/{name}", parsed[0]))
+                self._numbers.append((f"{folder}/{name}", parsed[0]))
                 if not self.consumed:
-                    self._see("orphan", f"inflight/{name}")
+                    self._see("orphan", f"{folder}/{name}")
 
     def _deferred(self, names: list[str]) -> None:
         for name in _visible(names):
@@ -440,8 +445,8 @@ class Look:
 
     def _sequence(self) -> None:
         """Compare hints and elements with the last number. Read last: it only grows."""
-        boot = sequence.boot_tag(self.scope)
         self.last, its_boot = self._last_number()
+        boot = its_boot if self.layout.sharing else sequence.boot_tag(self.scope)
         limit = max(self.last, time_ns()) + FUTURE
         known = self.last if its_boot == boot else limit  # of an earlier boot: the next add brings it up to date
         if self.last > time_ns() + FUTURE:
@@ -483,7 +488,7 @@ class Look:
         finally:
             os.close(fd)
         words = raw.partition(b"\n")[0].split()
-        if len(words) == 2 and words[0].isdigit() and int(words[0]) < HIGHEST:
+        if len(words) == (4 if self.layout.sharing else 2) and words[0].isdigit() and int(words[0]) < HIGHEST:
             return int(words[0]), words[1].decode("ascii", "replace")
         if raw:
             self._see("sequence-damaged", "sequence", raw[:30])
@@ -493,7 +498,7 @@ class Look:
         until = monotonic() + _PATIENCE
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # (where hosts share it, the line is read as it is just now)
                 return  # closing the descriptor leaves it
             except BlockingIOError:
                 if monotonic() > until:

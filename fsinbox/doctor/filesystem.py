@@ -23,7 +23,8 @@ from time import monotonic, perf_counter_ns, sleep, time_ns
 
 from ..adopt import has_writer, renamed_in
 from ..errors import InboxError, UnusableInbox
-from ..layout import Layout, file_system_type, is_network
+from ..hosts import sharing_of
+from ..layout import Layout, file_system_type, is_network, mount_of
 from ..protocol import rename_if_free
 from ..sequence import boot_tag
 from ..watch import Waker, make_source, probe
@@ -62,6 +63,7 @@ class Facts:
     path: str
     kind: str
     network: bool
+    refused: str = ""  # why hosts cannot share an inbox over this mount
     race: Race | None = None
     between: bool | None = None
     link: bool | None = None
@@ -99,6 +101,11 @@ def measure(path: str) -> Facts:
         raise UnusableInbox(f"there is no {path}, nor the directory it would be in: create that first")
     place = places[0]
     facts = Facts(place, file_system_type(place), is_network(place))
+    if facts.network:
+        try:
+            sharing_of(path, mount_of(place))
+        except UnusableInbox as error:
+            facts.refused = str(error)
     with _scratch(place) as folder:
         for names, function in _MEASUREMENTS:
             try:

@@ -143,7 +143,7 @@ class _Repair:
             if missing:
                 protocol.flush(found.root)
             if "format" in missing or kinds.keys() & {"format-missing", "format-damaged"}:
-                frame.write_format(found.root, found.path, shared=look.shared)
+                frame.write_format(found.root, found.scope, shared=look.shared)
             return bool(missing or kinds.keys() & {"format-missing", "format-damaged", "mode"})
         finally:
             found.close()

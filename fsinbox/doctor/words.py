@@ -50,11 +50,13 @@ Said = tuple[str, str, str]  # level, found, chosen
 
 def _kind(facts: Facts) -> Said:
     kind = facts.kind or "unknown"
+    if facts.refused:
+        return "person", f"{kind}, which other hosts change too, mounted in a way that an inbox is not safe on", facts.refused
     if facts.network:
         return (
             "note",
             f"{kind}, which other hosts change too",
-            "no boot is told from another here, and an idle consumer polls; producers on other hosts are not supported",
+            "every add goes through the lock, the consumer holds a lease, and polls while it is idle",
         )
     return "ok", f"{kind}, local", "after each boot the folders are looked through for the last number, and old hints are checked"
 

@@ -15,11 +15,15 @@ from queue import SimpleQueue
 from time import monotonic
 from types import FrameType
 
+from ..errors import InboxBusy, LeaseLost
 from ..inbox import Element, Inbox
 from .backoff import Backoff
 from .outcome import Handler, Outcome
 
 log = logging.getLogger("fsinbox")
+
+_STANDBY = 1.0
+"""Seconds between two looks whether there still is another consumer."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class Runner:
     """Stop when nothing waits, is out, or waits out a back-off."""
     once: bool = False
     """Stop after one element."""
+    standby: bool = False
+    """While there is another consumer, wait until it ends or is dead."""
     progress: Callable[[Tally], object] | None = None
     """Called after each element."""
 
@@ -67,12 +73,14 @@ class Runner:
         """Work until told to stop by SIGTERM or SIGINT, or until drained. Call it in the main thread.
 
         A first signal lets running handlers finish. A second gives back what they hold and ends the process at once.
-        Raises InboxBusy, UnusableInbox.
+        Raises InboxBusy, LeaseLost, UnusableInbox.
         """
         self.waker = self.inbox.waker
         end_wakeups = self._wake_at_signals()
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
+            if self.standby:
+                self._stand_by()
             while not self._finished():
                 if self._work() or self._finished():
                     continue
@@ -83,12 +91,28 @@ class Runner:
                             self._work()  # at once: to leave the watch takes longer than a take
                 else:
                     self.waker.wait(None)
+        except LeaseLost:
+            self.handler.stop_now()  # its elements are another consumer's now
+            raise
         finally:
             if not self._signals:  # else a further one must not end us while the inbox is being closed
                 for number, handler in previous.items():
                     signal.signal(number, handler)
             end_wakeups()
         return self.tally
+
+    def _stand_by(self) -> None:
+        """Become the consumer as soon as there is none, or the one there is counts as dead."""
+        said = False
+        while not self._signals:
+            try:
+                self.inbox.become_consumer()
+                return
+            except InboxBusy as error:
+                if not said:
+                    log.info("standing by: %s is the consumer", error.holder or "another one")
+                said = True
+            self.waker.wait(_STANDBY)
 
     def _wake_at_signals(self) -> Callable[[], None]:
         """Have a thread set the waker at each signal; return what ends that.
@@ -121,6 +145,7 @@ class Runner:
     def _work(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""
         self.waker.clear()
+        self.inbox.check_lease()
         if self._signals > 1:  # asked only after clear(): a signal that comes later wakes
             self._give_back()
         busy = False

@@ -168,7 +168,6 @@ def in_processes(processes: int, work: Callable[[int, Callable[[], object]], Wor
         try:
             result: Any = work(number, lambda: barrier.wait(120))
         except Exception as error:
-            barrier.abort()
             result = RuntimeError(f"process {number}: {type(error).__name__}: {error}")
         sender.send(result)
 

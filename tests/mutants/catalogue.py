@@ -315,8 +315,8 @@ MUTANTS = [
         (
             "number-outside-lock",
             PROTOCOL,
-            "    with sequence:\n        number, waits = admit",
-            "    if True:\n        number, waits = admit",
+            "encoded))\n    with sequence:\n        number, waits = admit",
+            "encoded))\n    if True:\n        number, waits = admit",
             "tests/interleave -k nothing_is_wrong[dropped]",
         ),
         (
@@ -336,7 +336,7 @@ MUTANTS = [
         (
             "boot-not-begun",
             PROTOCOL,
-            "return last if boot == sequence.boot else begin_boot(layout, sequence, last)",
+            "return last if sequence.is_known(last, boot) else begin_boot(layout, sequence, last)",
             "return last",
             "tests/test_inbox.py -k sequence_is_damaged",
         ),
@@ -358,9 +358,46 @@ MUTANTS = [
         (
             "second-consumer-let-in",
             "fsinbox/lock.py",
-            "while not lock_descriptor(fd, blocking=False):",
-            "while False:",
+            "return lock_descriptor(fd, blocking=False)",
+            "return True",
             "tests/test_inbox.py -k second_consumer",
+        ),
+        # --- an inbox that several hosts share
+        (
+            "section-not-flushed",
+            SEQUENCE,
+            "os.fsync(self._fd)  # else whether",
+            "pass  # else whether",
+            "tests/test_hosts.py -k server_did_not_take",
+        ),
+        ("open-mark-ignored", SEQUENCE, 'and words[3] == b"done" else', "else", "tests/test_hosts.py -k cut_off_producer"),
+        (
+            "old-tag-believed",
+            PROTOCOL,
+            "and waits and layout.sharing is None:",
+            "and waits:",
+            "tests/test_hosts.py -k cut_off_producer",
+        ),
+        (
+            "another-holder-overlooked",
+            SEQUENCE,
+            "if os.pread(self._fd, 64, 0) != self._seen:",
+            "if False:",
+            "tests/test_hosts.py -k lost_the_lock",
+        ),
+        (
+            "lost-lease-unnoticed",
+            CONSUMER,
+            "if not protocol.acknowledge(self._layout, taken.name):",
+            "if not protocol.acknowledge(self._layout, taken.name) and False:",
+            "tests/test_lease.py -k cannot_acknowledge",
+        ),
+        (
+            "folder-of-the-dead-kept",
+            "fsinbox/lease.py",
+            "                        os.rmdir(held.name, dir_fd=root)\n                        break",
+            "                        break",
+            "tests/test_lease.py -k cannot_take",
         ),
         # --- links, and what is no file
         (
@@ -394,8 +431,8 @@ MUTANTS = [
         (
             "lock-link-followed",
             "fsinbox/lock.py",
-            "flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW |",
-            "flags = os.O_RDWR | os.O_CREAT |",
+            "_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW |",
+            "_OPEN = os.O_RDWR | os.O_CREAT |",
             "tests/hostile/test_hostile.py -k consumer.lock",
         ),
         ("anything-adopted", ADOPT, "if kind != stat.S_IFREG:", "if False:", "tests/test_adopt.py -k no_plain_file"),

@@ -1,0 +1,329 @@
+"""The consumer's lease in an inbox that several hosts share: a folder of its own, which its successor takes away.
+
+A lock does not tell its holder that it was lost, and what a host does over the network it may do late. So a consumer takes
+into a folder of its own, inflight/lease-<i>of<n>-<epoch>/: every take is a rename into it, everything that ends an element
+a rename or unlink out of it. In it lies `.lease`: who this is, and for how long the lease holds without a sign of life. The
+holder sets that file's times every so often; the server's clock gives them.
+
+    become the consumer     lock consumer.lock, as on one host. If it was had, whoever was the consumer is gone, or was cut off.
+                            If not: is the latest lease still alive? Then the inbox is busy; else its holder counts as dead.
+                            mkdir of the next epoch: one of two gets it.
+    fence the one before    remove its .lease; rename all it holds into our folder; rmdir; again, if it has taken one meanwhile.
+                            From then on no rename or unlink of it can do anything: its folder is gone from the server.
+                            Only now put back what it held, and take.
+    notice                  a sign of life, or an end of an element, that finds nothing there: LeaseLost.
+
+So a takeover is safe at any moment; how long a lease holds without a sign of life only says how long others wait.
+No two hosts' clocks are ever compared, and where files do not get their times from one clock, a holder counts as dead
+only when its sign of life was seen not to change.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from contextlib import suppress
+from time import monotonic, sleep, time_ns
+from typing import NamedTuple
+
+from .errors import InboxBusy, LeaseLost, UnusableInbox
+from .layout import HOLD, Layout, let_go
+from .lock import Hold, Shard, clean, is_locked, word
+from .names import parse_element
+from .protocol import create_temporary, discard_temporary
+
+_FILE = ".lease"
+
+_SIGNS = 5
+"""Signs of life for each time a lease lasts without one."""
+
+_GONE = (errno.ENOENT, errno.ESTALE)
+
+
+class Held(NamedTuple):
+    """A consumer's folder in inflight/, and what its .lease says."""
+
+    name: str
+    shard: Shard
+    epoch: int
+    holder: str = ""
+    lasts: float = 0.0
+    """Seconds without a sign of life after which it may be taken over."""
+    locked: bool = False
+    """Whether it holds the lock as well."""
+    sign: int = 0
+    """When it gave its last sign of life, in nanoseconds, by the clock that sets files' times."""
+
+
+def leases(layout: Layout) -> list[Held]:
+    """Return the consumers' folders that there are, dead ones included, the latest first. Raises OSError."""
+    found = []
+    for name in layout.names_in(layout.holders()):
+        held = _parse(name)
+        if held:
+            with suppress(FileNotFoundError):
+                found.append(_read(layout, held))
+    return sorted(found, key=lambda held: held.epoch, reverse=True)
+
+
+def server_clock(layout: Layout) -> int:
+    """Return what time it is by the clock that sets the times of files in this inbox, in nanoseconds. Raises OSError."""
+    name, fd = create_temporary(layout)
+    try:
+        os.utime(fd)
+        return os.fstat(fd).st_mtime_ns
+    finally:
+        let_go(fd)
+        discard_temporary(layout, name)
+
+
+def _parse(name: str) -> Held | None:
+    match = re.fullmatch(HOLD + r"(\d{1,3})of(\d{1,3})-(\d{10})", name)
+    return Held(name, Shard(int(match[1]), int(match[2])), int(match[3])) if match else None
+
+
+def _read(layout: Layout, held: Held) -> Held:
+    """Read a lease. One without .lease (its holder has just begun, or has just ended) is as old as its folder."""
+    folder = os.open(held.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.holders())
+    try:
+        try:
+            fd = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError:
+            return held._replace(sign=os.fstat(folder).st_mtime_ns)
+        try:
+            holder, _, terms = os.read(fd, 500).partition(b"\n")
+            sign = os.fstat(fd).st_mtime_ns
+        finally:
+            let_go(fd)
+    except OSError as error:
+        if error.errno in _GONE:
+            raise FileNotFoundError(error.errno, error.strerror, held.name) from error
+        raise
+    finally:
+        let_go(folder)
+    lasts, _, lock = terms.decode("ascii", "replace").strip().partition(" ")
+    seconds = float(lasts) if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", lasts) else 0.0
+    return held._replace(holder=clean(holder), lasts=seconds, locked=lock == "locked", sign=sign)
+
+
+class Lease(Hold):
+    """That this process is the consumer of a shard of a shared inbox."""
+
+    def __init__(self, layout: Layout, shard: Shard, lasts: float) -> None:
+        """Become the consumer, and bring into our folder what those before held. `lasts` in seconds.
+
+        Raises InboxBusy, UnusableInbox, OSError.
+        """
+        self._lasts = lasts
+        self._folder = -1
+        self._name = ""
+        self._ended = threading.Event()
+        self._last_sign = monotonic()
+        super().__init__(layout, shard)
+        threading.Thread(target=self._give_signs, name="fsinbox-lease", daemon=True).start()
+
+    def lock(self) -> bool:
+        """Take the locks, or find that whoever has them is dead; then take over."""
+        locked = super().lock()
+        found = leases(self.layout)
+        self._refuse_if_busy(found, locked)
+        epoch = 1 + max([held.epoch for held in found if held.shard == self.shard], default=0)
+        self._name = f"{HOLD}{self.shard.index}of{self.shard.count}-{epoch:010d}"
+        try:
+            os.mkdir(self._name, 0o2770 if self.layout.file_mode & 0o060 else 0o700, dir_fd=self.layout.holders())
+        except FileExistsError:
+            raise self.busy() from None  # another one was quicker
+        self.layout.hold_in(self._name)
+        self._folder = self.layout.folder("inflight")
+        if self.layout.file_mode & 0o060:
+            os.fchmod(self._folder, 0o2770)  # the umask has taken something
+        terms = f"{self._lasts:g} {'locked' if locked else 'not-locked'}\n"
+        try:
+            fd = os.open(_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self.layout.file_mode, dir_fd=self._folder)
+        except FileExistsError:  # (GlusterFS now and then lets two make the same folder)
+            self.lost = True  # it is another one's
+            raise self.busy() from None
+        try:
+            os.write(fd, (word() + terms).encode("utf-8", "replace"))
+        finally:
+            os.close(fd)
+        self._fence([held for held in leases(self.layout) if held.name != self._name and self._comes_after(held)])
+        self._bring_in_strays()
+        self.verify()
+        return True
+
+    def leave_word(self) -> None:
+        """(The word is in .lease; the lock's file may be locked by one that is cut off.)"""
+
+    def _comes_after(self, held: Held) -> bool:
+        """Tell whether we are the successor of that one: of our shard, or, for the first shard, of another division."""
+        return held.shard == self.shard or (self.shard.index == 1 and held.shard.count != self.shard.count)
+
+    def _refuse_if_busy(self, found: list[Held], locked: bool) -> None:
+        for held in found:
+            if held.shard == self.shard:
+                # Its lock is ours now: it has ended, or its host was cut off and has lost it.
+                dead = locked and held.locked
+            elif held.shard.count != self.shard.count:
+                dead = held.locked and not is_locked(self.layout, held.shard.lock_file)
+            else:
+                continue
+            if not dead and self._is_alive(held):
+                raise self.busy(held.holder)
+            if not self._comes_after(held):
+                raise InboxBusy(
+                    f"inbox {self.layout.path} was divided into {held.shard.count}, and the consumer of shard {held.shard} has "
+                    f"left elements: start the one of shard 1/{self.shard.count} first",
+                    held.holder,
+                )
+        if any(self.shard.has(encoded) for encoded in self._keys_of_others(found)):
+            raise InboxBusy(f"the consumer of another shard of inbox {self.layout.path} is putting back what is of {self.shard}")
+        if not found and not locked:
+            raise self.busy()
+
+    def _keys_of_others(self, found: list[Held]) -> list[str]:
+        """Return the keys, encoded, that consumers of other shards of our division hold."""
+        others = {f"inflight/{held.name}" for held in found if held.shard != self.shard and held.shard.count == self.shard.count}
+        return [name[20:] for folder, name in self.layout.out() if folder in others] if others else []
+
+    def _is_alive(self, held: Held) -> bool:
+        """Tell whether a holder has given a sign of life within the time its lease lasts without one."""
+        lasts = held.lasts or self._lasts
+        age = (server_clock(self.layout) - held.sign) / 1e9
+        if age <= lasts and (age >= 0 or not self._compares()):
+            return True
+        if self._compares():
+            return False
+        until = monotonic() + lasts
+        while monotonic() < until:
+            sleep(min(0.5, lasts / _SIGNS))
+            try:
+                if _read(self.layout, held).sign != held.sign:
+                    return True
+            except FileNotFoundError:
+                return False
+        return False
+
+    def _compares(self) -> bool:
+        return bool(self.layout.sharing and self.layout.sharing.one_clock)
+
+    def _fence(self, before: list[Held]) -> None:
+        """Bring all that these hold into our folder, and remove theirs: from then on they can do nothing."""
+        root = self.layout.holders()
+        for held in before:
+            try:
+                folder = os.open(held.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+            except FileNotFoundError:
+                continue
+            try:
+                until = monotonic() + 60
+                while True:
+                    self._empty(folder)
+                    try:
+                        os.rmdir(held.name, dir_fd=root)
+                        break
+                    except FileNotFoundError:
+                        break
+                    except OSError as error:  # it has just taken one more
+                        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or monotonic() > until:
+                            raise
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+            finally:
+                let_go(folder)
+
+    def _empty(self, folder: int) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(_FILE, dir_fd=folder)  # first of all: it tells its holder
+        for name in self.layout.names_in(folder, hidden=True):
+            with suppress(FileNotFoundError):
+                if name[0] == ".":  # (.nfs...: a file that is open on another host)
+                    os.unlink(name, dir_fd=folder)
+                else:
+                    os.rename(name, name, src_dir_fd=folder, dst_dir_fd=self._folder)
+
+    def _bring_in_strays(self) -> None:
+        """Bring into our folder what lies in inflight/ itself: from before it was shared, or put there by hand."""
+        for name in self.layout.names_in(self.layout.holders()):
+            parsed = parse_element(name)
+            if not name.startswith(HOLD) and (self.shard.has(parsed[1]) if parsed else self.shard.index == 1):
+                with suppress(FileNotFoundError):
+                    os.rename(name, name, src_dir_fd=self.layout.holders(), dst_dir_fd=self._folder)
+
+    # --- signs of life ---
+
+    def _give_signs(self) -> None:
+        while not self._ended.wait(self._lasts / _SIGNS):
+            try:
+                self._sign()
+            except LeaseLost:
+                if self.tell:
+                    self.tell()
+                return
+            except OSError:
+                continue  # `_last_sign` tells
+
+    def _sign(self) -> None:
+        """Give a sign of life. Raises LeaseLost, OSError."""
+        folder = self._folder
+        if self.lost or folder < 0:
+            raise self._lost()
+        try:
+            os.utime(_FILE, dir_fd=folder, follow_symlinks=False)
+            sign = os.stat(_FILE, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+        except OSError as error:
+            if error.errno in _GONE and not self._ended.is_set():
+                self.lost = True
+                raise self._lost() from error
+            raise
+        self.offset = sign - time_ns()
+        self._last_sign = monotonic()
+
+    def _lost(self) -> LeaseLost:
+        return LeaseLost(
+            f"another consumer has taken over {'' if self.shard.count == 1 else f'shard {self.shard} of '}inbox "
+            f"{self.layout.path}, for this one ({word().strip()}) gave no sign of life for {self._lasts:g} s, or its host was "
+            "cut off: what it had taken is with the other one now, and was not acknowledged here; start anew if it ends"
+        )
+
+    def check(self) -> None:
+        """Raise LeaseLost if another consumer has taken over: asked before every take."""
+        if self.lost or monotonic() - self._last_sign > self._lasts / 2:
+            self._verify()
+
+    def verify(self) -> None:
+        """Raise LeaseLost if another consumer has taken over."""
+        self._verify()
+
+    def _verify(self) -> None:
+        try:
+            self._sign()
+        except OSError as error:
+            raise UnusableInbox(f"cannot renew the lease of inbox {self.layout.path}: {error}: mend that, start anew") from error
+
+    # --- the end ---
+
+    def abandon(self) -> None:
+        """In a forked child: the parent goes on."""
+        self._ended.set()
+        self.unlock()
+
+    def close(self) -> None:
+        """Stop being the consumer; the folder goes if nothing is out. Safe to call twice."""
+        folder, self._folder = self._folder, -1
+        self._ended.set()
+        try:
+            if folder >= 0 and not self.lost and not self.layout.names_in(folder):
+                os.unlink(_FILE, dir_fd=folder)
+                os.rmdir(self._name, dir_fd=self.layout.holders())
+        except OSError:
+            pass  # whoever comes next does it
+        if folder >= 0:
+            try:
+                self.layout.hold_in("")
+            except (OSError, UnusableInbox):
+                pass
+        self.unlock()

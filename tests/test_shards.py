@@ -1,0 +1,147 @@
+"""Shards: each key is of one, each shard has one consumer, and the rest is as always."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import fsinbox.hosts
+from fsinbox import Inbox, InboxBusy, survey
+from fsinbox.hosts import Sharing
+from fsinbox.lock import Shard, parse_shard, shard_of_lock
+from tests.usual import drain, names, take
+
+
+@pytest.fixture(params=["local", "network"])
+def scope(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True))
+    return str(request.param)
+
+
+@pytest.fixture
+def opened(scope: str, inbox_dir: Path) -> Iterator[ExitStack]:
+    Inbox(inbox_dir, scope=scope).close()
+    with ExitStack() as stack:
+        yield stack
+
+
+def consumer(stack: ExitStack, path: Path, shard: str) -> Inbox:
+    return stack.enter_context(Inbox(path, codec="text", shard=shard, lease=1, max_inflight=100))
+
+
+def test_every_key_is_of_one_shard_and_they_are_about_even(opened: ExitStack, inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, codec="text") as producer:
+        for number in range(200):
+            producer.add(f"key {number}", "old")
+        for number in range(200):
+            producer.add(f"key {number}", str(number))
+    found: dict[str, str] = {}
+    for index in (1, 2, 3, 4):
+        part = drain(consumer(opened, inbox_dir, f"{index}/4"))
+        assert 25 < len(part) < 75
+        assert [int(value) for _, value in part] == sorted(int(value) for _, value in part)
+        assert not found.keys() & dict(part).keys()
+        found |= dict(part)
+    assert found == {f"key {number}": str(number) for number in range(200)}
+
+
+def test_drops_are_adopted_by_the_shard_of_their_key(opened: ExitStack, inbox_dir: Path) -> None:
+    for number in range(20):
+        draft = inbox_dir / "drop" / ".draft"
+        draft.write_text(str(number))
+        os.utime(draft, ns=(1, 1))
+        draft.rename(inbox_dir / "drop" / f"k{number}")
+    draft = inbox_dir / "drop" / ("x" * 201)  # no key: the first shard's to set aside
+    draft.touch()
+    second = drain(consumer(opened, inbox_dir, "2/2"))
+    assert draft.exists()
+    first = drain(consumer(opened, inbox_dir, "1/2"))
+    assert sorted(first + second) == sorted((f"k{number}", str(number)) for number in range(20))
+    assert first and second
+    assert not draft.exists()
+
+
+def test_one_consumer_a_shard_and_none_of_all_beside_it(opened: ExitStack, inbox_dir: Path) -> None:
+    first, second = consumer(opened, inbox_dir, "1/2"), consumer(opened, inbox_dir, "2/2")
+    assert first.take() is None
+    assert second.take() is None
+    for shard, word in (("1/2", "shard 1/2 of"), ("1/1", "already has a consumer|divided"), ("2/3", "divided|already|shard 1/2")):
+        with pytest.raises(InboxBusy, match=word):
+            consumer(opened, inbox_dir, shard).take()
+    first.close()
+    assert consumer(opened, inbox_dir, "1/2").take() is None
+
+
+def test_a_shard_without_a_consumer_shows(opened: ExitStack, inbox_dir: Path) -> None:
+    second = consumer(opened, inbox_dir, "2/3")
+    assert second.take() is None
+    found = survey.consumers(second._layout)
+    assert [one["shard"] for one in found] == ["1/3", "2/3", "3/3"]
+    assert [bool(one["holder"]) for one in found] == [False, True, False]
+
+
+def test_what_a_dead_consumer_held_comes_back_to_its_shard_only(opened: ExitStack, inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, codec="text") as producer:
+        for number in range(10):
+            producer.add(f"k{number}", str(number))
+    first, second = consumer(opened, inbox_dir, "1/2"), consumer(opened, inbox_dir, "2/2")
+    held = [take(first).key for _ in range(2)]
+    other = take(second)
+    assert first._consumer
+    if first._layout.sharing:
+        first._consumer._hold._ended.set()  # type: ignore[attr-defined]
+        first._consumer._hold._ended = threading.Event()  # type: ignore[attr-defined]
+    first._consumer._hold.unlock()  # as if it had died
+    again = consumer(opened, inbox_dir, "1/2")
+    for key in held:  # each alone, for it may be what the other one died of
+        element = take(again)
+        assert (element.key, element.suspect) == (key, True)
+        element.ack()
+    other.ack()
+    assert len(survey.consumers(second._layout)) == 2
+
+
+def test_the_number_of_shards_can_change_when_all_have_ended(opened: ExitStack, inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, codec="text") as producer:
+        for number in range(10):
+            producer.add(f"k{number}", str(number))
+    whole = consumer(opened, inbox_dir, "1/1")
+    elements = [take(whole) for _ in range(4)]
+    elements[0].nack(60)
+    whole.close()
+    parts = [consumer(opened, inbox_dir, f"{index}/3") for index in (1, 2, 3)]
+    found = [key for part in parts for key, _ in drain(part)]
+    assert sorted(found) == sorted(f"k{number}" for number in range(10) if number != int(elements[0].key[1:]))
+    assert [bool(part.take(0)) for part in parts] == [False] * 3
+    assert len(names(parts[0], "deferred")) == 1
+
+
+def test_attempts_are_kept_for_each_shard(opened: ExitStack, inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, codec="text") as producer:
+        for number in range(10):
+            producer.add(f"k{number}", str(number))
+    for _ in range(2):
+        for index in (1, 2):
+            with Inbox(inbox_dir, codec="text", shard=f"{index}/2") as part:
+                take(part).nack()
+    for index in (1, 2):
+        assert take(consumer(opened, inbox_dir, f"{index}/2")).attempts == 3
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/4", "5/4", "1/0", "1/1000", "a/b", "1/2/3", "-1/2", "1 / 2"])
+def test_what_is_no_shard_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a shard is I/N"):
+        Inbox(tmp_path / "inbox", shard=text)
+
+
+def test_a_shard_and_its_lock_have_names() -> None:
+    assert str(parse_shard("2/4")) == "2/4"
+    for shard in (Shard(1, 1), Shard(2, 4), Shard(999, 999)):
+        assert shard_of_lock(shard.lock_file) == shard
+    for name in ("consumer-1of1.lock", "consumer-5of4.lock", "consumer-0of4.lock", "sequence", "consumer-1of4.locks"):
+        assert shard_of_lock(name) is None
