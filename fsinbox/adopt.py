@@ -16,7 +16,7 @@ import errno
 import fcntl
 import os
 import stat
-from time import monotonic, time_ns
+from time import monotonic, sleep, time_ns
 
 from . import protocol
 from .errors import InvalidKey
@@ -32,6 +32,9 @@ DRAFTS = (".tmp", ".part")
 
 _BATCH = 100
 """Files adopted in one go: with two flushes, before the consumer gets on with its work. New keys wait as long for the lock."""
+
+_STILL = 1.0
+"""Seconds for which a producer of a shared inbox watches a dropped file of its key, if its times do not tell that it is done."""
 
 _NEVER = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
 """Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may pass."""
@@ -273,12 +276,28 @@ def finished_drop(layout: Layout, key: str) -> str | None:
         raise  # it may be one: to add now and have it adopted later would put an older value in place of a newer
     try:
         writer = None if layout.sharing else has_writer(fd)
-        if writer or (writer is None and not renamed_in(os.fstat(fd))):
+        if writer or (writer is None and not renamed_in(os.fstat(fd)) and not (layout.sharing and _lies_still(layout, key, fd))):
             return None  # unfinished: it arrives later than this add
         protocol.flush(fd)
     finally:
         let_go(fd)
     return key
+
+
+def _lies_still(layout: Layout, key: str, fd: int) -> bool:
+    """Wait whether a dropped file is left alone for a second. Where no lease tells, this is left of finding out whether it is
+    being written, or was renamed in within a tick of the clock after it was."""
+    before = os.fstat(fd)
+    sleep(_STILL)
+    try:
+        again = os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.fresh("drop"))
+    except OSError:
+        return False  # adopted; or no file any more
+    try:
+        now = os.fstat(again)
+    finally:
+        let_go(again)
+    return (before.st_ino, before.st_size, before.st_mtime_ns) == (now.st_ino, now.st_size, now.st_mtime_ns)
 
 
 def _not_now(name: str, error: OSError) -> str:

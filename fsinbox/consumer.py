@@ -201,8 +201,11 @@ class Consumer:
     # --- becoming the consumer ---------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        with self._sequence:
-            protocol.last_number(self._layout, self._sequence)
+        # (Where hosts share it, only if `sequence` is new or damaged: a host that died may hold the lock for long.)
+        if self._layout.sharing is None or not self._sequence.peek():
+            with self._sequence:
+                protocol.last_number(self._layout, self._sequence)
+                self._sequence.finish()
         # What the consumer before has ended must not come back after what this one ends, and what is dropped here for a
         # newer value must not be lost together with it: first of all, all that there is to be seen is there for good.
         self._flush_ended()

@@ -116,6 +116,15 @@ class Element(Waiting):
         """Whether a consumer died while this, and nothing else, was out."""
         return self._taken.alone == "died"
 
+    @property
+    def data(self) -> bytes:
+        """The payload, read now. Raises OSError, LeaseLost."""
+        try:
+            return super().data
+        except OSError:
+            self._inbox._check_lease(self._consumer)
+            raise
+
     def superseded(self) -> bool:
         """Tell whether a newer value for the key waits, so that work on this one may stop early."""
         inbox = self._inbox
@@ -163,7 +172,7 @@ class Element(Waiting):
                 )
             consumer = self._consumer
             if consumer.lost:
-                consumer.verify()
+                inbox._check_lease(consumer)
             if inbox._consumer is not consumer:
                 raise WrongState(f"inbox {inbox.path} was closed, which put back the element of key {self.key!r}")
             self._ended = how
@@ -172,7 +181,7 @@ class Element(Waiting):
             try:
                 return step(consumer)
             except LeaseLost:
-                inbox._stop_consuming()
+                inbox._stop_consuming(consumer)
                 raise
             except OSError as error:
                 inbox._check_lease(consumer)
@@ -255,8 +264,8 @@ class Inbox:
             raise ValueError("settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0")
         if scope not in ("auto", "local", "network"):
             raise ValueError(f"unknown scope {scope!r}: use 'auto', 'local' or 'network'")
-        if lease < 1:
-            raise ValueError(f"lease must be at least 1 second, not {lease}")
+        if not 1 <= lease <= 86400:
+            raise ValueError(f"lease must be 1 to 86400 seconds (a day), not {lease}")
         self._shard = shard
         if shard != "1/1":
             from .lock import parse_shard
@@ -472,7 +481,7 @@ class Inbox:
             try:
                 taken = consumer.take()
             except LeaseLost:
-                self._stop_consuming()
+                self._stop_consuming(consumer)
                 raise
             except OSError as error:
                 self._check_lease(consumer)
@@ -503,15 +512,15 @@ class Inbox:
         try:
             consumer.verify()
         except LeaseLost:
-            self._stop_consuming()
+            self._stop_consuming(consumer)
             raise
 
-    def _stop_consuming(self) -> None:
+    def _stop_consuming(self, consumer: Consumer) -> None:
         """Another consumer has taken over: the next take begins anew. What is out is not ours any more."""
-        consumer, self._consumer = self._consumer, None
-        self._elements.clear()
-        if consumer:
-            consumer.close()
+        if self._consumer is consumer:  # else the next take has been, and this is told of an element from before
+            self._consumer = None
+            self._elements.clear()
+        consumer.close()
 
     def _consume(self) -> Consumer:
         layout = self._open_layout()
@@ -674,18 +683,17 @@ class Inbox:
                 try:
                     for element in list(self._elements.values()):
                         element.nack()
+                    if self._consumer:
+                        for taken in self._consumer.out:  # what an interrupted take left, without an element to show for it
+                            try:
+                                self._consumer.put_back(taken, counted=False)
+                            except OSError as error:
+                                raise UnusableInbox(
+                                    f"cannot put back key {taken.key!r} in inbox {self.path}: {error}: "
+                                    "it comes back when a consumer starts next"
+                                ) from error
                 except LeaseLost:
                     pass  # what was out is with another consumer
-                consumer = self._consumer
-                if consumer:
-                    for taken in consumer.out:  # what an interrupted take left, without an element to show for it
-                        try:
-                            consumer.put_back(taken, counted=False)
-                        except OSError as error:
-                            raise UnusableInbox(
-                                f"cannot put back key {taken.key!r} in inbox {self.path}: {error}: "
-                                "it comes back when a consumer starts next"
-                            ) from error
         finally:
             self._closed = True
             if self._watching:

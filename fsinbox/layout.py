@@ -112,7 +112,10 @@ class Layout:
         )
 
     def folder(self, name: str) -> int:
-        """Return the descriptor of one of FOLDERS, or of a consumer's in inflight/, opened at first use. Raises UnusableInbox."""
+        """Return the descriptor of one of FOLDERS, or of a consumer's in inflight/, opened at first use.
+
+        Raises UnusableInbox; FileNotFoundError for the folder of a consumer that has ended.
+        """
         fd = self._fds.get(name)
         if fd is None:
             parent, _, last = name.rpartition("/")
@@ -121,6 +124,8 @@ class Layout:
             try:
                 fd = os.open(last, _OPEN_FOLDER, dir_fd=self.holders() if parent else self.root)
             except OSError as error:
+                if parent and error.errno in (errno.ENOENT, errno.ESTALE):  # a consumer's, which has ended since
+                    raise FileNotFoundError(error.errno, error.strerror, name) from error
                 raise UnusableInbox(
                     f"cannot open folder {self.path}/{name}: {error.strerror}: it must be a real directory (not a link) "
                     f"that this user may enter"

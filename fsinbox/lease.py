@@ -122,7 +122,6 @@ class Lease(Hold):
         self._ended = threading.Event()
         self._last_sign = monotonic()
         super().__init__(layout, shard)
-        threading.Thread(target=self._give_signs, name="fsinbox-lease", daemon=True).start()
 
     def lock(self) -> bool:
         """Take the locks, or find that whoever has them is dead; then take over."""
@@ -146,6 +145,8 @@ class Lease(Hold):
             self.lost = True  # it is another one's
             raise self.busy() from None
         try:
+            if self.layout.file_mode & 0o060:
+                os.fchmod(fd, self.layout.file_mode)  # the same: whoever comes next must be able to read it
             os.write(fd, (word() + terms).encode("utf-8", "replace"))
         finally:
             os.close(fd)
@@ -155,7 +156,8 @@ class Lease(Hold):
         return True
 
     def leave_word(self) -> None:
-        """(The word is in .lease; the lock's file may be locked by one that is cut off.)"""
+        """Begin to give signs of life. (The word is in .lease; the lock's file may be locked by one that is cut off.)"""
+        threading.Thread(target=self._give_signs, name="fsinbox-lease", daemon=True).start()
 
     def _comes_after(self, held: Held) -> bool:
         """Tell whether we are the successor of that one: of our shard, or, for the first shard, of another division."""
@@ -167,7 +169,9 @@ class Lease(Hold):
                 # Its lock is ours now: it has ended, or its host was cut off and has lost it.
                 dead = locked and held.locked
             elif held.shard.count != self.shard.count:
-                dead = held.locked and not is_locked(self.layout, held.shard.lock_file)
+                # (That of the consumer of all keys we share by now, if we have ours.)
+                free = locked if held.shard.count == 1 else not is_locked(self.layout, held.shard.lock_file)
+                dead = held.locked and free
             else:
                 continue
             if not dead and self._is_alive(held):
@@ -306,18 +310,14 @@ class Lease(Hold):
 
     # --- the end ---
 
-    def abandon(self) -> None:
-        """In a forked child: the parent goes on."""
-        self._ended.set()
-        self.unlock()
-
     def close(self) -> None:
         """Stop being the consumer; the folder goes if nothing is out. Safe to call twice."""
         folder, self._folder = self._folder, -1
         self._ended.set()
         try:
             if folder >= 0 and not self.lost and not self.layout.names_in(folder):
-                os.unlink(_FILE, dir_fd=folder)
+                with suppress(FileNotFoundError):  # it had not come so far
+                    os.unlink(_FILE, dir_fd=folder)
                 os.rmdir(self._name, dir_fd=self.layout.holders())
         except OSError:
             pass  # whoever comes next does it

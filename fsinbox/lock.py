@@ -123,9 +123,8 @@ class Hold:
 
     def busy(self, holder: str = "") -> InboxBusy:
         """Return the error that says who is the consumer."""
-        holder = holder or read_holder(self.layout, self.shard.lock_file)
-        if not holder and self.shard.count > 1:
-            holder = read_holder(self.layout)
+        # (If only the first lock was tried: it is the consumer of all keys that has it.)
+        holder = holder or read_holder(self.layout, self.shard.lock_file if len(self._fds) > 1 else "consumer.lock")
         what = f"inbox {self.layout.path}" if self.shard.count == 1 else f"shard {self.shard} of inbox {self.layout.path}"
         return InboxBusy(
             f"{what} already has a consumer ({holder or 'it left no word of itself'}): stop that one first, "

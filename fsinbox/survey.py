@@ -149,7 +149,10 @@ def consumers(layout: Layout) -> list[dict[str, object]]:
 
         now = 0
         for held in leases(layout):
-            now = now or server_clock(layout)
+            try:
+                now = now or server_clock(layout)
+            except OSError:
+                now = time_ns()  # the disk is full, or we may only look
             age = (now - held.sign) / 1e9
             lapsed = age > (held.lasts or 15.0)
             found.setdefault(

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import pty
+import re
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -65,6 +67,23 @@ def test_init_where_the_parent_is_missing_says_which_to_create(tmp_path: Path) -
     done = run("--inbox", "no/such/inbox", "init", cwd=tmp_path, status=3)
     assert f"{tmp_path}/no/such does not exist" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scope", ["local", "network"])
+def test_init_scope_says_whether_several_hosts_use_it(tmp_path: Path, scope: str) -> None:
+    run("init", "--scope", scope, cwd=tmp_path)
+    assert (tmp_path / "inbox/format").read_text() == f"fsinbox 1 {scope}\n"
+    run("add", "k", "v", cwd=tmp_path)
+    assert contents(tmp_path / "inbox") == {"k": b"v"}
+    assert len((tmp_path / "inbox/sequence").read_text().split()) == {"local": 2, "network": 4}[scope]
+    run("init", "--scope", "auto", cwd=tmp_path)  # it stays what it is
+    assert (tmp_path / "inbox/format").read_text() == f"fsinbox 1 {scope}\n"
+
+
+def test_init_shared_by_users_and_hosts_is_both(tmp_path: Path) -> None:
+    run("init", "--shared", "--scope", "network", cwd=tmp_path)
+    assert (tmp_path / "inbox/format").read_text() == "fsinbox 1 network\n"
+    assert stat.S_IMODE((tmp_path / "inbox/inflight").stat().st_mode) == 0o2770
 
 
 # --- add -----------------------------------------------------------------------------------------------------------
@@ -527,6 +546,11 @@ def test_help_is_there_for_each_command(tmp_path: Path, words: list[str]) -> Non
         ["consume", "--exec", "true", "--concurrency", "0"],
         ["consume", "--exec", "true", "--codec", "pickle"],
         ["consume", "--exec", "true", "--max-attempts", "many"],
+        ["consume", "--exec", "true", "--shard", "3/2"],
+        ["consume", "--exec", "true", "--shard", "two"],
+        ["consume", "--exec", "true", "--lease", "0.5"],
+        ["consume", "--exec", "true", "--lease", "100000"],
+        ["init", "--scope", "galaxy"],
     ],
     ids=" ".join,
 )
@@ -745,6 +769,63 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
     monkeypatch.chdir(tmp_path)
     Inbox("inbox").add("a", 1)
     return lambda *words: CliRunner().invoke(commands.cli, words, prog_name="fsinbox")
+
+
+@pytest.fixture
+def status(invoke: Callable[..., Result]) -> Callable[[], tuple[list[str], dict[str, Any]]]:
+    """What `status` says of the inbox: lines, and the JSON object."""
+
+    def ask() -> tuple[list[str], dict[str, Any]]:
+        text, members = invoke("status"), invoke("status", "--json")
+        assert (text.exit_code, members.exit_code) == (0, 0)
+        (found,) = json_lines(members.stdout)
+        return text.stdout.splitlines(), found
+
+    return ask
+
+
+def test_status_names_each_shard_and_who_consumes_it(status: Callable[[], tuple[list[str], dict[str, Any]]]) -> None:
+    us = f"pid {os.getpid()} on "
+    with Inbox("inbox", shard="2/3") as inbox:
+        inbox.become_consumer()
+        lines, found = status()
+        assert lines[1] == "consumers"
+        assert lines[2] == "  1/3     NONE: its keys wait"
+        assert lines[3].startswith(f"  2/3     {us}")
+        assert lines[4] == "  3/3     NONE: its keys wait"
+        assert found["consumer"].startswith(us)
+        assert [(one["shard"], bool(one["holder"])) for one in found["consumers"]] == [
+            ("1/3", False),
+            ("2/3", True),
+            ("3/3", False),
+        ]
+    lines, found = status()
+    assert lines[2:5] == [f"  {index}/3     NONE: its keys wait" for index in (1, 2, 3)]
+    assert found["consumer"] is None
+    with Inbox("inbox") as inbox:
+        inbox.become_consumer()
+        lines, found = status()
+        assert lines[1].startswith(f"consumer  {us}")
+        assert [one["shard"] for one in found["consumers"]] == ["1/1"]
+
+
+def test_status_tells_each_lease_of_an_inbox_that_hosts_share(
+    status: Callable[[], tuple[list[str], dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FSINBOX_DIR", "shared")
+    with Inbox("shared", shard="1/2", scope="network", lease=60) as inbox:
+        inbox.become_consumer()
+        lines, found = status()
+        assert found["scope"] == "network"
+        assert re.fullmatch(rf"  1/2     pid {os.getpid()} on \S+ since \S+  \(epoch 1, sign of life 0s ago\)", lines[2])
+        assert lines[3] == "  2/2     NONE: its keys wait"
+        (first, second) = found["consumers"]
+        assert (first["epoch"], first["lapsed"], second) == (1, False, {"shard": "2/2", "holder": None})
+        lease = Path("shared/inflight/lease-1of2-0000000001/.lease")
+        os.utime(lease, ns=(1, 1))
+        lines, found = status()
+        assert lines[2].endswith("ago, lapsed)")
+        assert found["consumers"][0]["lapsed"] is True
 
 
 def test_an_element_that_goes_while_it_is_listed_is_passed_over(

@@ -413,6 +413,33 @@ def test_a_second_consumer_is_refused_and_told_who_holds_the_inbox(place: Place)
         consumer.until(lambda: place.notes == ["a"])  # the first is none the worse for it
 
 
+def test_a_standby_says_for_whom_it_stands_by_and_a_signal_ends_it(place: Place) -> None:
+    place.jobs("def job(key, value): note(key)")
+    with Inbox(place.inbox) as active:
+        active.become_consumer()
+        with place.consumer("--handler", "jobs:job", "--standby") as standby:
+            standby.until(lambda: f"standing by: pid {os.getpid()} on " in standby.log)
+            standby.signal(signal.SIGTERM)
+            standby.end(0)
+        assert "stopped: 0 acknowledged" in standby.log
+        active.add("a", 1)
+        assert active.take() is not None  # it is none the worse for it
+
+
+def test_consumers_of_shards_divide_the_keys_between_them(place: Place) -> None:
+    place.jobs("def job(key, value): note(os.environ['WHO'], key)")
+    keys = [f"k{number}" for number in range(12)]
+    place.add(*keys)
+    done: dict[str, list[str]] = {}
+    for shard in ("1/2", "2/2"):
+        place.consume("--handler", "jobs:job", "--drain", "--shard", shard, WHO=shard)
+        done[shard] = [line.split()[1] for line in place.notes if line.startswith(shard)]
+        assert done[shard] == [key for key in keys if key in done[shard]]  # in their order
+    assert sorted(done["1/2"] + done["2/2"]) == sorted(keys)
+    assert done["1/2"] and done["2/2"]
+    assert place.left() == {}
+
+
 def test_an_inbox_that_is_removed_ends_its_consumer(place: Place) -> None:
     place.jobs("def job(key, value): note(key)")
     # With events it notices when it looks by itself, after half a minute: no event tells that an open folder is gone.

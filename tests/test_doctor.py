@@ -444,7 +444,8 @@ OLD: list[tuple[str, str, Damage]] = [
     ("litter-odd", "", lambda p: (p / "tmp/x").mkdir()),
     ("leftover", "probe", lambda p: (p / "pending/.probe-12").touch()),
     ("leftover", "format", lambda p: (p / ".format.12").touch()),
-    ("leftover", "draft", lambda p: nowhere(p / "attempts/.draft")),
+    ("leftover", "draft", lambda p: nowhere(p / "attempts/.draft-1")),
+    ("leftover", "draft-of-shard", lambda p: nowhere(p / "attempts/.draft-3")),
     ("leftover-folder", "", lambda p: (p / f"tmp/{filesystem.SCRATCH}1/inbox").mkdir(parents=True)),
 ]
 """The same, found a day later only."""
@@ -648,6 +649,90 @@ def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
         "readme~reason.txt",
     ]
     assert patient.judged() == []
+
+
+# --- an inbox that several hosts share --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(inbox_dir: Path) -> Iterator[Inbox]:
+    with Inbox(inbox_dir, codec="text", scope="network", max_inflight=2, lease=60) as inbox:
+        for key in "abc":
+            inbox.add(key, key)
+        yield inbox
+
+
+def test_a_shared_inbox_with_a_consumer_is_healthy(shared: Inbox) -> None:
+    element = shared.take()
+    assert element
+    report = examine(shared.path, pause=0)
+    assert report.findings == ()
+    assert report.facts[0].startswith("format 1, network, private; last number given out 20")
+    assert report.facts[1].startswith("2 wait, 1 out,")
+    assert report.facts[2].startswith(f"consumer: pid {os.getpid()} on ")
+    Path(shared.path, "pending", "readme").touch()
+    (line,) = repair(shared.path, pause=0)
+    assert line.startswith(f"pending/readme: left as it is: a consumer runs (pid {os.getpid()} on ")
+    element.ack()  # it is none the worse for it
+
+
+def test_what_a_dead_consumer_of_a_shared_inbox_held_is_found_and_mended(shared: Inbox) -> None:
+    """As when its host was cut off: it has given no sign of life for long, and the server has freed its lock."""
+    for _ in range(2):
+        shared.take()
+    consumer, folder = shared._consumer, Path(shared.path, shared._layout.inflight)
+    assert consumer
+    consumer._hold._ended.set()  # type: ignore[attr-defined]
+    consumer._hold._ended = threading.Event()  # type: ignore[attr-defined]
+    consumer._hold.unlock()
+    os.utime(folder / ".lease", ns=(1, 1))
+    (finding,) = examine(shared.path, pause=0).findings
+    assert (finding.kind, finding.mends) == ("orphan", True)
+    assert {sign.where for sign in finding.signs} == {f"inflight/{folder.name}/{path.name}" for path in folder.glob("[!.]*")}
+    (line,) = repair(shared.path, pause=0)
+    assert line.startswith(f"inflight/{folder.name}/")
+    assert examine(shared.path, pause=0).findings == ()
+    assert os.listdir(f"{shared.path}/inflight") == []
+    with Inbox(shared.path, codec="text") as other:
+        for key in "abc":
+            element = other.take()
+            assert element and element.key == key
+            element.ack()
+
+
+def test_what_went_with_its_consumer_while_it_was_looked_at_is_passed_over(shared: Inbox) -> None:
+    element = shared.take()
+    assert element
+
+    def end() -> None:
+        element.ack()
+        shared.close()
+
+    mine = Path(shared._layout.inflight).name
+    listed: list[str] = []
+
+    def at_the_last(name: str, *_: object) -> bool:
+        """Whose consumer it is was read from there, and what is in it listed; now that is to be looked at."""
+        listed.append(name)
+        return name == mine and listed.count(mine) == 3
+
+    with meanwhile("open", end, when=at_the_last):
+        assert examination.Look(shared.path).signs == set()
+
+
+def test_on_a_mount_that_is_refused_the_doctor_says_how_to_mount_it(shared: Inbox) -> None:
+    shared.close()
+    with (
+        mock.patch.object(examination, "mount_of", lambda path: ("nfs", "rw,vers=3,hard")),
+        pytest.raises(UnusableInbox, match=r"over NFS 3 .* mount it with -o lookupcache=none"),
+    ):
+        examine(shared.path)
+
+
+def test_a_shared_inbox_whose_consumer_cannot_be_told_is_looked_at_all_the_same(shared: Inbox) -> None:
+    shared.become_consumer()
+    with refusing(read=errno.EIO, when=lambda fd, size: size == 500):
+        assert examine(shared.path, pause=0).facts[2] == "no consumer runs"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -21,7 +23,7 @@ from fsinbox.hosts import Sharing, sharing_of
 from fsinbox.layout import Layout
 from fsinbox.names import element_name
 from fsinbox.sequence import Sequence
-from tests.shim import meanwhile, refusing
+from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
 CLIENT = Sharing("nfs", opens_first=True, touches_first=True)
@@ -221,8 +223,6 @@ def test_a_damaged_sequence_heals(shared: Inbox) -> None:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_host_whose_clock_is_an_hour_off_neither_loses_nor_reorders(shared: Inbox, hours: int) -> None:
-    import time
-
     def elsewhere() -> int:
         return time.time_ns() + hours * 3600 * 10**9
 
@@ -308,8 +308,6 @@ def test_a_rename_whose_answer_was_lost_was_done(shared: Inbox) -> None:
             call(*arguments, **more)
         return call(*arguments, **more)
 
-    from tests.shim import intercepted
-
     with intercepted(done_before):
         assert shared.add("a", "1") == "new"
     for step in ("take", "defer", "take again", "fail"):
@@ -331,6 +329,45 @@ def test_a_value_that_was_removed_before_it_was_published_is_in_doubt(shared: In
 
     with meanwhile("rename", remove), pytest.raises(AddFailed, match="may or may not"):
         shared.add("a", "1")
+
+
+def test_a_value_that_is_taken_before_its_add_has_ended_is_told_to_be_behind(shared: Inbox) -> None:
+    """The consumer needs no lock to take, and removes the hint by which the add would have known its place."""
+    with Inbox(shared.path, codec="text") as other:
+        taken: list[str] = []
+
+        def published(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+            done = call(*arguments, **more)
+            if name == "rename" and not taken:
+                taken.append("a")
+                taken.append(take(other).key)
+            return done
+
+        with intercepted(published):
+            assert shared.add("a", "1") == "behind"
+        assert taken == ["a", "a"]
+        assert names(shared, "keys") == []
+        assert shared.add("a", "2") == "behind"
+        other.commit()
+        assert drain(other) == [("a", "2")]
+
+
+def test_a_full_disk_in_the_midst_of_a_section_is_an_error_and_heals(shared: Inbox) -> None:
+    shared.add("a", "1")
+
+    def half(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+        if name != "pwrite":
+            return call(*arguments, **more)
+        fd, line, offset = arguments
+        assert isinstance(line, bytes)
+        return call(fd, line[:30], offset)
+
+    with intercepted(half), pytest.raises(AddFailed, match="only a part could be written") as caught:
+        shared.add("b", "2")
+    assert not caught.value.maybe_added
+    assert shared.add("b", "3") == "new"
+    assert shared.add("a", "4") in ("replaced", "new")
+    assert sorted(drain(shared)) == [("a", "4"), ("b", "3")]
 
 
 def test_the_lock_of_a_shared_inbox_excludes_other_descriptors(shared: Inbox) -> None:
@@ -365,6 +402,90 @@ def test_a_long_listing_is_only_done_if_there_is_something_new(inbox_dir: Path, 
         for number in range(40):
             producer.add(f"again{number}", "v")
         assert len(drain(inbox)) > 0
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_who_may_only_look_is_shown_what_this_host_knows(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """On NFS 3 a listing is only sure to be current after a change of one's own to the folder."""
+    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: CLIENT)
+    with Inbox(inbox_dir, codec="text", scope="network") as inbox:
+        inbox.add("a", "1")
+        with refusing(utime=error):
+            assert [waiting.key for waiting in inbox] == ["a"]
+            assert inbox._layout.names("keys") == ["a"]
+
+
+def test_a_listing_that_may_be_an_old_one_is_an_error(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: CLIENT)
+    with Inbox(inbox_dir, codec="text", scope="network") as inbox:
+        inbox.add("a", "1")
+        with refusing(utime=errno.EIO), pytest.raises(UnusableInbox, match="cannot look into inbox"):
+            list(inbox)
+
+
+def test_a_file_in_drop_must_lie_still_by_this_host_s_own_watch(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hosts share the inbox, the age of a file by its times is another clock's: it says nothing here."""
+    with Inbox(inbox_dir, codec="text", scope="network", drop_settle=0.1) as inbox:
+        dropped = inbox_dir / "drop" / "a"
+        dropped.write_text("1")
+        later = time.time_ns() + 3600 * 10**9
+        os.utime(dropped, ns=(later, later))  # nothing shows that it was renamed in
+        monkeypatch.setattr("fsinbox.adopt.time_ns", lambda: later)
+        assert inbox.take() is None
+        time.sleep(0.12)
+        assert drain(inbox) == [("a", "1")]
+
+
+def just_dropped(inbox: Inbox, key: str, value: str) -> Path:
+    """Drop a file whose times do not tell that it was renamed in: as when that was within a tick of the clock."""
+    path = Path(inbox.path, "drop", key)
+    path.write_text(value)
+    later = time.time_ns() + 3600 * 10**9
+    os.utime(path, ns=(later, later))
+    return path
+
+
+def test_a_drop_that_lies_still_has_come_before_an_add(shared: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsinbox.adopt._STILL", 0.01)
+    just_dropped(shared, "a", "1")
+    assert shared.add("a", "2") == "replaced"
+    assert names(shared, "drop") == []
+    assert drain(shared) == [("a", "2")]
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        lambda path: path.write_text("more of it"),
+        lambda path: (path.with_name(".new").write_text("1"), path.with_name(".new").rename(path)),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.symlink_to("/etc/hostname")),
+    ],
+    ids=["written", "replaced", "gone", "a-link"],
+)
+def test_a_drop_that_something_is_done_to_is_later_than_an_add(
+    shared: Inbox, done: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = just_dropped(shared, "a", "1")
+    monkeypatch.setattr("fsinbox.adopt.sleep", lambda seconds: done(path))
+    assert shared.add("a", "2") == "new"
+    assert len(names(shared, "pending")) == 1
+    assert next(iter(shared)).value == "2"
+
+
+def test_the_group_s_inbox_can_be_shared_by_hosts_too(inbox_dir: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with Inbox(inbox_dir, codec="text", scope="network", shared=True) as inbox:
+            (inbox_dir / "sequence").unlink()
+            assert inbox.add("a", "1") == "new"
+            assert inbox.add("a", "2") == "replaced"
+            assert stat.S_IMODE((inbox_dir / "sequence").stat().st_mode) == 0o660
+            (name,) = names(inbox, "pending")
+            assert stat.S_IMODE((inbox_dir / "pending" / name).stat().st_mode) == 0o660
+            assert drain(inbox) == [("a", "2")]
+    finally:
+        os.umask(before)
 
 
 def test_sequence_is_a_word_longer_for_hosts(shared: Inbox) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
+from helpers import wait_until
 
 import fsinbox.hosts
-from fsinbox import Inbox, InboxBusy, LeaseLost, survey
+from fsinbox import Inbox, InboxBusy, LeaseLost, UnusableInbox, survey
 from fsinbox.hosts import Sharing
+from fsinbox.layout import Layout
 from fsinbox.lease import Lease, leases
+from fsinbox.lock import WHOLE
+from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
 
@@ -89,6 +96,28 @@ def test_who_has_lost_the_lease_cannot_acknowledge(inbox_dir: Path) -> None:
         assert drain(other) == [("b", "1")]
         with pytest.raises(InboxBusy):  # it may begin anew
             one.take()
+
+
+def test_who_has_lost_the_lease_is_told_when_it_reads(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.add("a", "1")
+        element = take(one)
+        os.rename(element.path, element.path + ".away")
+        with pytest.raises(FileNotFoundError):  # removed by hand; it still is the consumer
+            _ = element.value
+        os.rename(element.path + ".away", element.path)
+        cut_off(one)
+        assert take(other).value == "1"
+        with pytest.raises(LeaseLost):
+            _ = element.value
+
+
+def test_a_host_that_died_with_the_admission_lock_keeps_no_consumer_from_starting(inbox_dir: Path) -> None:
+    """NFS 3 never takes a lock from a host that is gone."""
+    with opened(inbox_dir) as dead, opened(inbox_dir) as inbox:
+        dead.add("a", "1")
+        with dead._sequence:
+            assert drain(inbox) == [("a", "1")]
 
 
 def test_who_has_lost_the_lease_cannot_take(inbox_dir: Path) -> None:
@@ -192,6 +221,445 @@ def test_a_file_that_another_host_has_open_keeps_no_folder(inbox_dir: Path) -> N
         assert len(names(other, "inflight")) == 1
 
 
+# --- what may come in between, and what the system may refuse ------------------------------------------------------
+
+FIRST = "lease-1of1-0000000001"
+
+
+def stopped(inbox: Inbox) -> str:
+    """Have it take what waits, and be cut off; return the name of its folder."""
+    inbox.take()
+    name = lease_of(inbox)._name
+    cut_off(inbox)
+    return name
+
+
+def takes_its(name: str, *_: object) -> bool:
+    """For `when`: a call for this holder's folder."""
+    return name == FIRST
+
+
+def test_of_two_that_become_the_consumer_at_once_one_is_refused(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        with (
+            meanwhile("mkdir", lambda: (inbox_dir / "inflight" / FIRST).mkdir()),
+            pytest.raises(InboxBusy, match="already has a consumer"),
+        ):
+            one.take()
+        assert names(one, "inflight") == [FIRST]  # the other one's is left to it
+
+
+def test_of_two_that_a_file_system_let_make_the_same_folder_one_is_refused(inbox_dir: Path) -> None:
+    """GlusterFS does that now and then; .lease in it only one can make."""
+    lease = inbox_dir / "inflight" / FIRST / ".lease"
+
+    def of_lease(name: str, flags: int = 0, *_: object) -> bool:
+        return name == ".lease" and bool(flags & os.O_CREAT)
+
+    with opened(inbox_dir) as one:
+        one.add("a", "1")
+        with meanwhile("open", lambda: lease.write_text("another\n15 locked\n"), when=of_lease), pytest.raises(InboxBusy):
+            one.take()
+        assert lease.read_text() == "another\n15 locked\n"
+        assert names(one, "pending") != []
+
+
+def test_a_holder_that_has_not_yet_said_who_it_is_lives_as_long_as_its_folder_is_young(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        one.add("a", "1")
+        (inbox_dir / "inflight" / FIRST).mkdir()
+        with pytest.raises(InboxBusy):
+            one.take()
+        os.utime(inbox_dir / "inflight" / FIRST, ns=(1, 1))
+        assert drain(one) == [("a", "1")]
+        assert names(one, "inflight") == ["lease-1of1-0000000002"]
+
+
+def test_a_lease_that_says_nonsense_lasts_as_long_as_ones_own(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        (inbox_dir / "inflight" / FIRST).mkdir()
+        lease = inbox_dir / "inflight" / FIRST / ".lease"
+        lease.write_bytes(b"\x1b[31mwho\n1e9 locked")
+        (held,) = leases(one._layout)
+        assert (held.holder, held.lasts, held.locked) == ("?[31mwho", 0.0, True)
+        one.take()  # it says that it had the lock, which is free
+
+
+def test_who_has_the_lock_but_no_folder_yet_is_about_to_be_the_consumer(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.take()
+        lease_of(one).layout.hold_in("")
+        for name in os.listdir(inbox_dir / "inflight" / FIRST):
+            os.unlink(inbox_dir / "inflight" / FIRST / name)
+        os.rmdir(inbox_dir / "inflight" / FIRST)
+        with pytest.raises(InboxBusy):
+            other.take()
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOENT])
+def test_a_lease_that_goes_while_it_is_read_is_none(inbox_dir: Path, error: int) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.take()
+        with refusing(read=error):
+            assert leases(other._layout) == []
+
+
+def test_a_holder_that_ends_while_it_is_watched_is_followed_at_once(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("fuse.glusterfs", one_clock=False))
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.add("a", "1")
+        one.take()
+        hour = 3600 * 10**9
+        monkeypatch.setattr("fsinbox.lease.server_clock", lambda layout: os.stat(inbox_dir).st_mtime_ns + hour)
+        monkeypatch.setattr("fsinbox.lease.sleep", lambda seconds: one.close())
+        assert take(other).key == "a"
+
+
+def test_a_holder_that_ends_just_before_it_is_fenced_leaves_nothing_to_do(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        name = stopped(one)
+        path = inbox_dir / "inflight" / name
+
+        def end() -> None:
+            (path / ".lease").unlink()
+            path.rmdir()
+
+        def fenced(called: str, *_: object) -> bool:
+            return called == name and len(os.listdir(inbox_dir / "inflight")) == 2 and unlisted.pop() == "fenced"
+
+        unlisted = ["fenced", "listed"]  # its lease is read first
+        other.add("a", "1")
+        with meanwhile("open", end, when=fenced):
+            assert take(other).key == "a"
+        assert names(other, "inflight") == ["lease-1of1-0000000002"]
+
+
+def test_what_a_holder_takes_while_it_is_fenced_comes_along(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.add("a", "1")
+        stopped(one)
+        other.add("b", "2")
+        with meanwhile("rmdir", lambda: one._consumer and one._consumer._take_next(), when=takes_its):
+            assert [take(other).key, other.take()] == ["a", None]  # suspects, both
+        element = next(iter(other._elements.values()))
+        element.ack()
+        assert drain(other) == [("b", "2")]
+        assert names(other, "inflight") == ["lease-1of1-0000000002"]
+
+
+def test_a_folder_that_is_gone_when_it_is_to_be_removed_is_as_good(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.add("a", "1")
+        stopped(one)
+        with meanwhile("rmdir", (inbox_dir / "inflight" / FIRST).rmdir, when=takes_its):
+            assert take(other).key == "a"
+
+
+def test_a_folder_that_the_server_does_not_know_any_more_is_as_good(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.add("a", "1")
+        stopped(one)
+        with refusing(rmdir=errno.ESTALE, when=takes_its):
+            assert take(other).key == "a"
+
+
+def test_a_holder_that_cannot_be_fenced_is_not_followed(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.add("a", "1")
+        stopped(one)
+        with refusing(rmdir=errno.EIO, when=takes_its), pytest.raises(UnusableInbox, match="Input/output error"):
+            other.take()
+        assert other._consumer is None
+        os.utime(inbox_dir / "inflight" / FIRST, ns=(1, 1))  # as if it had lain there for long: it has no .lease any more
+        assert take(other).key == "a"  # of the other one nothing is lost, and this one has let go of everything
+
+
+def test_fencing_is_not_tried_for_ever(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory in it, or a file that the system brings back as long as another process of this host has it open (NFS)."""
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        stopped(one)
+        clock = iter(range(0, 100_000, 20))
+        monkeypatch.setattr("fsinbox.lease.monotonic", lambda: next(clock))
+        with refusing(rmdir=errno.ENOTEMPTY, when=takes_its), pytest.raises(UnusableInbox, match="not empty"):
+            other.take()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "listdir"])
+def test_a_consumer_that_the_system_refuses_to_begin_leaves_nothing_behind(inbox_dir: Path, call: str) -> None:
+    def concerned(name: object, *_: object) -> bool:
+        return call != "open" or name == ".lease"
+
+    with opened(inbox_dir, lease=60) as one, opened(inbox_dir, lease=60) as other:
+        one.add("a", "1")
+        with refusing(when=concerned, **{call: errno.EMFILE}), pytest.raises(UnusableInbox):
+            one.take()
+        assert one._consumer is None
+        assert names(one, "inflight") == []
+        assert take(other).key == "a"
+        with pytest.raises(InboxBusy):
+            one.take()
+
+
+def test_a_consumer_that_can_start_no_thread_leaves_no_lock_behind(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(inbox_dir) as one:
+        one.add("a", "1")
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                one.take()
+        with opened(inbox_dir) as other:
+            assert take(other).key == "a"
+
+
+def test_a_sign_of_life_that_the_system_refuses_is_given_again(inbox_dir: Path) -> None:
+    hits = threading.Event()
+
+    def signed(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name == "utime" and arguments == (".lease",) and not hits.is_set():
+            hits.set()
+            raise OSError(errno.EIO, "no")
+        return call(*arguments, **more)
+
+    with opened(inbox_dir) as one:
+        one.take()
+        with intercepted(signed):
+            assert hits.wait(5)
+        before = lease_of(one)._last_sign
+        wait_until(lambda: lease_of(one)._last_sign > before)
+        assert one.take() is None
+
+
+def test_who_has_not_given_a_sign_of_life_for_long_asks_before_it_takes(inbox_dir: Path) -> None:
+    with opened(inbox_dir, lease=60) as one:
+        one.add("a", "1")
+        one.become_consumer()
+        lease_of(one)._last_sign -= 31
+        with refusing(utime=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot renew the lease .*mend that, start anew"):
+            one.take()
+        assert names(one, "pending") != []
+        assert take(one).key == "a"
+        assert monotonic() - lease_of(one)._last_sign < 30
+
+
+def test_a_loser_that_nobody_listens_to_is_quiet(inbox_dir: Path) -> None:
+    layout = Layout(str(inbox_dir), scope="network")
+    lease = Lease(layout, WHOLE, 1)
+    try:
+        os.unlink(inbox_dir / "inflight" / FIRST / ".lease")
+        wait_until(lambda: lease.lost)
+        with pytest.raises(LeaseLost):
+            lease.verify()
+    finally:
+        lease.close()
+        layout.close()
+
+
+def test_closing_after_the_lease_was_lost_is_no_error(inbox_dir: Path) -> None:
+    """What was out is with another consumer: there is nothing to put back, and nothing to complain of."""
+    with opened(inbox_dir) as other:
+        one = opened(inbox_dir)
+        one.add("a", "1")
+        element = take(one)
+        lease_of(one).unlock()
+        again = take(other)
+        wait_until(lambda: one._consumer and one._consumer.lost)
+        one.close()
+        with pytest.raises(LeaseLost):
+            element.ack()
+        again.ack()
+        assert drain(other) == []
+
+
+def test_closing_after_the_lease_was_lost_in_the_middle_of_a_take_is_no_error(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as other:
+        one = opened(inbox_dir)
+        one.add("a", "1")
+        take(one)
+        one._elements.clear()
+        cut_off(one)
+        take(other)
+        one.close()
+
+
+def test_an_element_of_a_lost_lease_does_not_end_the_one_that_was_had_since(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        for key in "ab":
+            one.add(key, "1")
+        first, second = take(one), take(one)
+        cut_off(one)
+        with opened(inbox_dir) as other:
+            assert take(other).key == "a"
+            with pytest.raises(LeaseLost):
+                first.ack()
+        again = take(one)
+        assert again.key == "a"
+        for _ in range(2):
+            with pytest.raises(LeaseLost):
+                second.ack()
+        again.ack()
+        assert drain(one) == [("b", "1")]
+
+
+def test_a_consumer_that_cannot_clear_up_at_its_end_can_begin_again(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        one.take()
+        consumer, one._consumer = one._consumer, None
+        assert consumer
+        with refusing(open=errno.EMFILE, when=lambda name, *_: name == "."):
+            consumer.close()
+        assert names(one, "inflight") == [FIRST]
+        one.add("a", "1")
+        assert drain(one) == [("a", "1")]
+        assert names(one, "inflight") == ["lease-1of1-0000000002"]
+
+
+def test_a_listing_of_what_is_out_passes_over_a_consumer_that_has_just_ended(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        one.take()
+        path = inbox_dir / "inflight" / "lease-1of2-0000000001"
+        path.mkdir()
+        with meanwhile("open", path.rmdir, when=lambda name, *_: name == path.name):
+            assert one._layout.out() == []
+        one.add("a", "1")
+        take(one)
+        for error in (errno.ESTALE, errno.ENOENT):
+            with refusing(listdir=error, when=of_its_folder(one)):
+                assert one._layout.out() == []
+        with refusing(listdir=errno.EIO, when=of_its_folder(one)), pytest.raises(OSError, match="Input/output"):
+            one._layout.out()
+        assert [folder for folder, _ in one._layout.out()] == [f"inflight/{FIRST}"]
+
+
+def of_its_folder(inbox: Inbox) -> Callable[[int], bool]:
+    """For `when`: a listing of its consumer's folder."""
+    own = os.fstat(inbox._layout.folder("inflight"))
+    return lambda fd: os.path.samestat(os.fstat(fd), own)
+
+
+def test_what_was_out_with_a_consumer_that_has_ended_is_gone_not_an_error(inbox_dir: Path) -> None:
+    """`ls` has listed it there, and looks at it now."""
+    with opened(inbox_dir) as one, opened(inbox_dir) as looker:
+        one.add("a", "1")
+        element = take(one)
+        (row,) = survey.rows(looker._layout, ("out",))
+        assert row.folder == f"inflight/{FIRST}"
+        element.ack()
+        one.close()
+        assert row.size(looker._layout) is None
+        assert survey.find(looker._layout, "a") is None
+
+
+def test_who_consumes_can_be_told_on_a_full_disk(inbox_dir: Path) -> None:
+    def in_tmp(name: str, flags: int = 0, *_: object) -> bool:
+        return bool(flags & os.O_CREAT)
+
+    with opened(inbox_dir) as one:
+        one.take()
+        with refusing(open=errno.ENOSPC, when=in_tmp):
+            (found,) = survey.consumers(one._layout)
+        assert str(found["holder"]).startswith(f"pid {os.getpid()} on ")
+        assert not found["lapsed"]
+
+
+def test_the_group_may_take_over_whatever_the_umask(inbox_dir: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with Inbox(inbox_dir, codec="text", scope="network", shared=True) as one:
+            one.add("a", "1")
+            element = take(one)
+            folder = inbox_dir / "inflight" / FIRST
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o2770
+            assert stat.S_IMODE((folder / ".lease").stat().st_mode) == 0o660
+            assert stat.S_IMODE(os.stat(element.path).st_mode) == 0o660
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("lease", [0.5, 90_000, float("inf"), float("nan")])
+def test_a_lease_lasts_a_second_to_a_day(inbox_dir: Path, lease: float) -> None:
+    with pytest.raises(ValueError, match="1 to 86400 seconds"):
+        Inbox(inbox_dir, lease=lease)
+    assert not inbox_dir.exists()
+
+
+# --- forks -----------------------------------------------------------------------------------------------------------
+
+PARENT = """
+import os, signal, sys, time
+from fsinbox import Inbox, WrongState
+
+inbox = Inbox(sys.argv[1], codec="text", scope="network", lease=60)
+inbox.add("a", "1")
+element = inbox.take()
+child = os.fork()
+if child == 0:
+    inbox.add("b", "2")
+    try:
+        element.ack()
+    except WrongState:
+        inbox.close()
+        print("child", flush=True)
+    time.sleep(60)
+    os._exit(0)
+"""
+
+
+def test_a_forked_child_of_a_consumer_adds_and_leaves_its_lease_alone(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+    ends = """
+time.sleep(0.3)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+element.ack()
+element = inbox.take()
+print(element.key, element.value)
+element.ack()
+inbox.close()
+"""
+    assert run_python(PARENT + ends, inbox_dir).split("\n")[-1] == "b 2"
+    assert os.listdir(inbox_dir / "inflight") == []
+
+
+def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock_of_a_shared_inbox(
+    inbox_dir: Path, start_python: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # as on the server itself, like the other process
+    parent = start_python(PARENT + "print(child, flush=True)\ntime.sleep(60)\n", inbox_dir)
+    assert parent.stdout
+    lines = {parent.stdout.readline().strip() for _ in range(2)}
+    (child,) = lines - {"child"}
+    try:
+        parent.kill()
+        parent.wait()
+        with Inbox(inbox_dir, codec="text", lease=60) as other:
+            element = take(other)  # at once, not in a minute
+            assert (element.key, element.attempts) == ("a", 2)
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_fork_at_the_moment_of_a_sign_of_life_is_no_deadlock(inbox_dir: Path) -> None:
+    """The thread that gives them may be in the midst of anything; in the child it is not there to finish that."""
+    with opened(inbox_dir) as one:
+        one.add("a", "1")
+        element = take(one)
+        with lease_of(one)._ended._cond:
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+        until = monotonic() + 10
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                pytest.fail("the child hangs")
+            sleep(0.01)
+        element.ack()
+
+
 # --- as a command --------------------------------------------------------------------------------------------------
 
 CONSUME = [sys.executable, "-m", "fsinbox", "consume", "--lease", "1", "--codec", "text", "--exec", "sleep 0.05"]
@@ -248,8 +716,6 @@ def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path) 
 
 def leases_now(path: Path) -> list[str]:
     """Return who holds a lease, the latest first."""
-    from fsinbox.layout import Layout
-
     layout = Layout(str(path))
     try:
         return [held.holder for held in leases(layout)]

@@ -133,6 +133,77 @@ def test_attempts_are_kept_for_each_shard(opened: ExitStack, inbox_dir: Path) ->
         assert take(consumer(opened, inbox_dir, f"{index}/2")).attempts == 3
 
 
+def cut_off(inbox: Inbox) -> None:
+    """As if its process had died: its locks are free, and it gives no sign of life."""
+    assert inbox._consumer
+    if inbox._layout.sharing:
+        inbox._consumer._hold._ended.set()  # type: ignore[attr-defined]
+        inbox._consumer._hold._ended = threading.Event()  # type: ignore[attr-defined]
+    inbox._consumer._hold.unlock()
+
+
+def test_a_shard_is_told_that_it_is_the_consumer_of_all_keys_that_runs(opened: ExitStack, inbox_dir: Path) -> None:
+    """Not what was left in the file of its own lock by one that is long gone."""
+    (inbox_dir / "consumer-2of3.lock").write_text("pid 1 on another since long ago\n")
+    consumer(opened, inbox_dir, "1/1").become_consumer()
+    with pytest.raises(InboxBusy, match=r"shard 2/3 of inbox .* already has a consumer") as caught:
+        consumer(opened, inbox_dir, "2/3").take()
+    assert caught.value.holder.startswith(f"pid {os.getpid()} on ")
+
+
+def test_all_keys_can_be_divided_at_once_when_their_consumer_has_died(opened: ExitStack, inbox_dir: Path) -> None:
+    """Not only when its lease has run out: whoever has the lock knows that it is dead."""
+    whole = opened.enter_context(Inbox(inbox_dir, codec="text", lease=60, max_inflight=9))
+    for number in range(6):
+        whole.add(f"k{number}", str(number))
+    out = [take(whole).key for _ in range(3)]
+    cut_off(whole)
+    found = []
+    for index in (1, 2):  # (in this order: the first brings in what that one held)
+        part = opened.enter_context(Inbox(inbox_dir, codec="text", shard=f"{index}/2", lease=60, max_inflight=9))
+        found += [key for key, _ in drain(part)]
+    assert sorted(found) == [f"k{number}" for number in range(6)]
+    assert set(out) < set(found)
+
+
+def test_what_the_dead_of_another_division_held_is_brought_in_by_the_first_shard(
+    opened: ExitStack, inbox_dir: Path, scope: str
+) -> None:
+    if scope == "local":
+        pytest.skip("one host's consumers have no folders of their own")
+    with Inbox(inbox_dir, codec="text") as producer:
+        for number in range(10):
+            producer.add(f"k{number}", str(number))
+    for index in (1, 2, 3):
+        part = consumer(opened, inbox_dir, f"{index}/3")
+        take(part)
+        cut_off(part)
+    with pytest.raises(InboxBusy, match=r"was divided into 3.* start the one of shard 1/2 first"):
+        consumer(opened, inbox_dir, "2/2").take()
+    first = consumer(opened, inbox_dir, "1/2")
+    first.become_consumer()
+    assert names(first, "inflight") == ["lease-1of2-0000000001"]
+    found = [key for part in (first, consumer(opened, inbox_dir, "2/2")) for key, _ in drain(part)]
+    assert sorted(found) == [f"k{number}" for number in range(10)]
+
+
+def test_a_shard_does_not_begin_while_another_one_puts_back_what_is_of_it(opened: ExitStack, inbox_dir: Path, scope: str) -> None:
+    """Of two values of a key, one still held by that one, the newer could be delivered first."""
+    if scope == "local":
+        pytest.skip("one host's consumers have no folders of their own")
+    second = parse_shard("2/2")
+    key = next(f"k{number}" for number in range(100) if second.has(f"k{number}"))
+    first = consumer(opened, inbox_dir, "1/2")
+    first.add(key, "1")
+    first.become_consumer()
+    (name,) = names(first, "pending")
+    os.rename(inbox_dir / "pending" / name, inbox_dir / first._layout.inflight / name)
+    with pytest.raises(InboxBusy, match=r"another shard of inbox .* is putting back what is of 2/2"):
+        consumer(opened, inbox_dir, "2/2").take()
+    os.rename(inbox_dir / first._layout.inflight / name, inbox_dir / "pending" / name)
+    assert drain(consumer(opened, inbox_dir, "2/2")) == [(key, "1")]
+
+
 @pytest.mark.parametrize("text", ["", "1", "0/4", "5/4", "1/0", "1/1000", "a/b", "1/2/3", "-1/2", "1 / 2"])
 def test_what_is_no_shard_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a shard is I/N"):

@@ -251,6 +251,47 @@ def test_what_was_reported_before_the_second_signal_is_not_given_back(inbox: Inb
     assert os.listdir(f"{inbox.path}/pending") == []
 
 
+# --- standing by ---------------------------------------------------------------------------------------------------
+
+
+def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fsinbox.worker.runner._STANDBY", 0.01)
+    caplog.set_level(logging.INFO, logger="fsinbox")
+    active = Inbox(inbox.path)
+    active.add("a", 1)
+    element = active.take()
+    assert element
+    runner = Runner(inbox, FunctionHandler("f", lambda key, value: None), drain=True, standby=True)
+    looks: list[float | None] = []
+    wait = runner.inbox.waker.wait
+
+    def looked(timeout: float | None) -> bool:
+        looks.append(timeout)
+        if len(looks) == 3:
+            active.close()
+        return wait(timeout)
+
+    monkeypatch.setattr(inbox.waker, "wait", looked)
+    assert runner.run().acknowledged == 1
+    assert looks[:3] == [0.01] * 3
+    said = [record.getMessage() for record in caplog.records if "standing by" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"standing by: pid {os.getpid()} on ")
+
+
+def test_a_signal_ends_a_standby_before_it_is_the_consumer(inbox: Inbox) -> None:
+    with Inbox(inbox.path) as active:
+        active.become_consumer()
+        runner = Runner(inbox, FunctionHandler("f", lambda key, value: None), standby=True)
+        runner.waker = inbox.waker
+        runner.waker.relay = lambda: None
+        runner._on_signal(signal.SIGTERM, None)
+        runner._stand_by()
+        assert inbox._consumer is None
+        assert runner.stopped_by_signal
+
+
 def test_a_back_off_is_never_longer_than_the_longest() -> None:
     backoff = Backoff(first=1.0, longest=10.0)
     assert 0.75 <= backoff.after(1) <= 1.25

@@ -305,7 +305,7 @@ def printable(key: str) -> str:
 @click.option("--shard", metavar="I/N", default="1/1", show_default=True, help="Take the I-th of N parts of the keys only.")
 @click.option(
     "--lease",
-    type=click.FloatRange(1),
+    type=click.FloatRange(1, 86400),
     default=15.0,
     show_default=True,
     help="Shared by several hosts: without a sign of life for so long, another consumer may take over, seconds.",

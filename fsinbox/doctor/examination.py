@@ -363,7 +363,7 @@ class Look:
         for name in names:
             where = f"attempts/{name}"
             if name.startswith("."):
-                if name == ".draft" and self._older("attempts", name, _MOMENT):
+                if name.startswith(".draft") and self._older("attempts", name, _MOMENT):
                     self._see("leftover", where)
                 continue
             target = self._target("attempts", name)

@@ -574,7 +574,7 @@ ELEMENT_CASES = [
         Case(f"a note of attempts is a {name_of(put)}", all_of(there("attempts/{1}", put), there("attempts/{a}", put)))
         for put in (things.link_outside, things.fifo, things.full_directory, things.sparse_file, things.text_link("9" * 4000))
     ),
-    Case("the draft of a note is a directory", there("attempts/.draft", things.full_directory)),
+    Case("the draft of a note is a directory", there("attempts/.draft-1", things.full_directory)),
     Case(
         "a note of attempts says nonsense",
         all_of(there("attempts/{1}", things.text_link("-5.1.1.died")), there("attempts/{a}", things.text_link("\udcff.\n."))),

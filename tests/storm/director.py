@@ -53,6 +53,7 @@ class Storm:
     kills: int  # at the least
     pause: float = 0.1  # mean seconds between two kills
     in_line: bool = False  # consumers take one at a time: so the order of arrival must be kept
+    scope: str = "local"  # "network": as on a server whose clients share the inbox
     limit: float = 240.0  # seconds after which it is a failure that it has not got that far
 
     @property
@@ -73,7 +74,7 @@ class Director:
         self.running: dict[int, tuple[str, str]] = {}  # process -> its kind, its name
         (folder / "logs").mkdir()
         (folder / "heard").touch()
-        Inbox(folder / "inbox").close()
+        Inbox(folder / "inbox", scope=storm.scope).close()
         self.log = os.open(folder / "logs" / "director.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
