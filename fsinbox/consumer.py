@@ -296,6 +296,7 @@ class Consumer:
                     what = "a consumer died with key %r out: put back" if died else "key %r was half taken: put back"
                     log.warning(what, decode_key(encoded))
             except OSError as error:
+                self._hold.verify()  # else it is not that the lease was lost
                 self._stranded[encoded] = name
                 log.error("cannot put back inflight/%s: %s: it stays there until the next start", name, error.strerror)
 

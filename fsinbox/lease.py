@@ -157,6 +157,8 @@ class Lease(Hold):
 
     def leave_word(self) -> None:
         """Begin to give signs of life. (The word is in .lease; the lock's file may be locked by one that is cut off.)"""
+        with suppress(OSError):
+            os.utime(self._fds[-1])  # status tells by it which division was there last
         threading.Thread(target=self._give_signs, name="fsinbox-lease", daemon=True).start()
 
     def _comes_after(self, held: Held) -> bool:

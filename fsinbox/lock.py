@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _TRIES = 5
-"""Whoever asks if there is a consumer (is_consumed) holds the lock for an instant."""
+"""Whoever asks if there is a consumer (is_locked) holds the lock for an instant."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +216,8 @@ def clean(raw: bytes) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def is_consumed(layout: Layout) -> bool:
-    """Tell whether some process holds the consumer's lock, or a share of it, now. Raises OSError."""
-    return is_locked(layout, "consumer.lock")
-
-
 def is_locked(layout: Layout, name: str) -> bool:
-    """Tell whether some process has locked a file of the inbox. Raises OSError."""
+    """Tell whether some process has locked a file of the inbox now, or has a share of its lock. Raises OSError."""
     # For reading only: whoever may only look must be told, too. (A network file system refuses such a lock: EBADF.)
     flags = os.O_RDWR if layout.sharing else os.O_RDONLY
     try:

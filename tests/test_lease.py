@@ -602,15 +602,22 @@ if child == 0:
         element.ack()
     except WrongState:
         inbox.close()
-        print("child", flush=True)
+        with open(sys.argv[2] + ".new", "w") as word:
+            word.write(str(os.getpid()))
+        os.rename(sys.argv[2] + ".new", sys.argv[2])
     time.sleep(60)
     os._exit(0)
+until = time.monotonic() + 20
+while not os.path.exists(sys.argv[2]) and time.monotonic() < until:
+    time.sleep(0.01)
 """
+"""Its child writes its process id to the file that is the second argument when it has done what a child does."""
 
 
-def test_a_forked_child_of_a_consumer_adds_and_leaves_its_lease_alone(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+def test_a_forked_child_of_a_consumer_adds_and_leaves_its_lease_alone(
+    inbox_dir: Path, tmp_path: Path, run_python: Callable[..., str]
+) -> None:
     ends = """
-time.sleep(0.3)
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 element.ack()
@@ -619,18 +626,20 @@ print(element.key, element.value)
 element.ack()
 inbox.close()
 """
-    assert run_python(PARENT + ends, inbox_dir).split("\n")[-1] == "b 2"
+    assert run_python(PARENT + ends, inbox_dir, tmp_path / "child") == "b 2"
+    assert (tmp_path / "child").exists()
     assert os.listdir(inbox_dir / "inflight") == []
 
 
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock_of_a_shared_inbox(
-    inbox_dir: Path, start_python: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    inbox_dir: Path,
+    tmp_path: Path,
+    start_python: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()  # as on the server itself, like the other process
-    parent = start_python(PARENT + "print(child, flush=True)\ntime.sleep(60)\n", inbox_dir)
-    assert parent.stdout
-    lines = {parent.stdout.readline().strip() for _ in range(2)}
-    (child,) = lines - {"child"}
+    parent = start_python(PARENT + "time.sleep(60)\n", inbox_dir, tmp_path / "child")
+    wait_until((tmp_path / "child").exists)
     try:
         parent.kill()
         parent.wait()
@@ -638,7 +647,7 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock_of_a_sha
             element = take(other)  # at once, not in a minute
             assert (element.key, element.attempts) == ("a", 2)
     finally:
-        os.kill(int(child), signal.SIGKILL)
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 def test_a_fork_at_the_moment_of_a_sign_of_life_is_no_deadlock(inbox_dir: Path) -> None:
@@ -665,12 +674,13 @@ def test_a_fork_at_the_moment_of_a_sign_of_life_is_no_deadlock(inbox_dir: Path) 
 CONSUME = [sys.executable, "-m", "fsinbox", "consume", "--lease", "1", "--codec", "text", "--exec", "sleep 0.05"]
 
 
-def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path) -> None:
+def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path, tmp_path: Path) -> None:
     Inbox(inbox_dir, scope="network").close()
     environment = os.environ | {"FSINBOX_DIR": str(inbox_dir), "PYTHONPATH": str(Path(__file__).parents[1])}
 
-    def start(*words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*CONSUME, *words], env=environment, stderr=subprocess.PIPE, text=True)
+    def start(name: str, *words: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / name).open("wb") as log:
+            return subprocess.Popen([*CONSUME, *words], env=environment, stderr=log)
 
     def until(holds: Callable[[], bool]) -> None:
         limit = monotonic() + 20
@@ -682,11 +692,12 @@ def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path) 
         found = leases_now(inbox_dir)
         return found[0] if found else ""
 
-    active = start()
+    active = start("active")
     standby = None
     try:
         until(lambda: f"pid {active.pid} " in holder())
-        standby = start("--standby")
+        standby = start("standby", "--standby")
+        until(lambda: f"standing by: pid {active.pid} " in (tmp_path / "standby").read_text())
         with opened(inbox_dir) as producer:
             producer.add("a", "1")
             until(lambda: not names(producer, "pending"))
@@ -695,23 +706,20 @@ def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path) 
             until(lambda: f"pid {standby.pid} " in holder())
             until(lambda: not names(producer, "pending"))
             active.send_signal(signal.SIGCONT)
-            _, said = active.communicate(timeout=20)
-            assert active.returncode == 4
-            assert "another consumer has taken over" in said
+            assert active.wait(20) == 4
+            assert "another consumer has taken over" in (tmp_path / "active").read_text()
             status = subprocess.run(
                 [sys.executable, "-m", "fsinbox", "status"], env=environment, capture_output=True, text=True, check=True
             )
             assert f"consumer  pid {standby.pid} on " in status.stdout
             assert "epoch 2, sign of life " in status.stdout
         standby.terminate()
-        _, said = standby.communicate(timeout=20)
-        assert f"standing by: pid {active.pid} " in said
-        assert standby.returncode == 0
+        assert standby.wait(20) == 0
     finally:
         for process in (active, standby):
             if process and process.poll() is None:
                 process.kill()
-                process.communicate()
+                process.wait()
 
 
 def leases_now(path: Path) -> list[str]:

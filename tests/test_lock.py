@@ -10,7 +10,7 @@ import pytest
 
 from fsinbox import Inbox, InboxBusy
 from fsinbox.layout import Layout
-from fsinbox.lock import hold, is_consumed, read_holder
+from fsinbox.lock import hold, is_locked, read_holder
 from tests.shim import refusing
 
 
@@ -34,7 +34,7 @@ def test_what_is_no_file_is_no_word(layout: Layout) -> None:
     assert read_holder(layout) == ""
     lock.rmdir()
     assert read_holder(layout) == ""
-    assert is_consumed(layout) is False
+    assert is_locked(layout, "consumer.lock") is False
 
 
 def test_a_word_cannot_play_tricks_on_a_terminal(layout: Layout) -> None:
@@ -44,7 +44,7 @@ def test_a_word_cannot_play_tricks_on_a_terminal(layout: Layout) -> None:
 
 def test_a_lock_is_seen_while_it_is_held(layout: Layout) -> None:
     held = hold(layout)
-    assert is_consumed(layout) is True
+    assert is_locked(layout, "consumer.lock") is True
     assert read_holder(layout).startswith(f"pid {os.getpid()} on ")
     held.close()
-    assert is_consumed(layout) is False
+    assert is_locked(layout, "consumer.lock") is False

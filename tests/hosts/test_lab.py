@@ -2,8 +2,7 @@
 version 4.2 and 3, and GlusterFS with two clients. Nothing is missed, torn, or delivered after a newer value, whatever is
 killed, cut off or restarted, and a standby takes over from a host that died.
 
-In CI a storm of a minute each; with --long one of 100,000 adds, with clocks that differ, too. scripts/hosts-lab says what a
-lab needs; where this machine cannot, the tests are skipped and say why. They install nothing: run `scripts/hosts-lab run true`
+In CI a short storm each; with --long one of 100,000 adds, with clocks that differ, too. scripts/hosts-lab says what a lab needs; where this machine cannot, the tests are skipped and say why. They install nothing: run `scripts/hosts-lab run true`
 (or with --on gluster) once, as root, to have it installed. A failure prints how to blow the same storm again, and keeps its logs.
 """
 
@@ -64,7 +63,7 @@ def blow(*words: str, on: str, limit: float) -> str:
 @pytest.mark.timeout(900)  # (a lab waits for another one that runs beside it)
 @pytest.mark.parametrize("on", KINDS)
 def test_nothing_is_missed_in_a_storm_on_two_hosts(on: str, figure: Callable[[str], None]) -> None:
-    figure(blow("--adds", "700", "--seconds", "400", on=on, limit=850))
+    figure(blow("--adds", "400", "--seconds", "300", on=on, limit=850))
 
 
 @pytest.mark.long
