@@ -2,7 +2,8 @@
 version 4.2 and 3, and GlusterFS with two clients. Nothing is missed, torn, or delivered after a newer value, whatever is
 killed, cut off or restarted, and a standby takes over from a host that died.
 
-In CI a short storm each; with --long one of 100,000 adds, with clocks that differ, too. scripts/hosts-lab says what a lab needs; where this machine cannot, the tests are skipped and say why. They install nothing: run `scripts/hosts-lab run true`
+In CI a short storm each; with --long one of 100,000 adds, with clocks that differ, too. scripts/hosts-lab says what a lab
+needs; where this machine cannot, the tests are skipped and say why. They install nothing: run `scripts/hosts-lab run true`
 (or with --on gluster) once, as root, to have it installed. A failure prints how to blow the same storm again, and keeps its logs.
 """
 
