@@ -276,7 +276,7 @@ class World:
         for layout in (*self.layouts.values(), self.base):
             layout.end()
 
-    def _layout(self, path: str, *, create: bool, shared: bool) -> KeptLayout:
+    def _layout(self, path: str, *, create: bool, shared: bool, scope: str = "") -> KeptLayout:
         """Return the open layout of whoever opens an inbox now: opening one is no step, so it need not be done each time."""
         actor = self.actor
         who = actor.letter if actor else ""
@@ -611,7 +611,7 @@ def _memory(inbox: Inbox) -> str:
     knows = inbox._consumer
     if knows is None:
         return "nothing"
-    fixed = ("_layout", "_sequence", "_settings", "_lock", "drops")
+    fixed = ("_layout", "_sequence", "_settings", "_hold", "_mine", "drops")
     drops = [(name, value) for name, value in vars(knows.drops).items() if name not in fixed]
     return repr(([(name, value) for name, value in vars(knows).items() if name not in fixed], drops))
 
