@@ -319,7 +319,7 @@ def _names_one_by_one(layout: Layout, folder: str) -> Iterator[str]:
             for entry in entries:
                 yield entry.name
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 # --- hints: keys/<key> -> <number>.<boot> ------------------------------------------------------------------------
