@@ -38,9 +38,10 @@ from . import protocol
 from .adopt import Drops
 from .errors import UnusableInbox
 from .layout import Layout
-from .lock import WHOLE, Shard, hold
+from .lock import WHOLE, Hold, Shard
 from .names import decode_key, element_name, parse_deferred, parse_element
 from .sequence import Sequence
+from .watch import RESCAN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,10 +59,7 @@ _MOST_ENDED = 10_000
 """Keys in _ended: then they are flushed, to bound what is kept in memory."""
 
 _LONG = 1000
-"""Names in pending/: a listing of more is only done if there is something new, where that can be told."""
-
-RESCAN = 30.0
-"""Seconds after which it is listed all the same."""
+"""Names in pending/: a listing of more is only done if there is something new, where that can be told; or after RESCAN."""
 
 _DROP_INTERVAL = 0.02  # seconds between looks into drop/ while there is a backlog to work on
 
@@ -125,6 +123,15 @@ def _hashes_of_twins(names: list[str]) -> set[int]:
     return twice
 
 
+def _hold(layout: Layout, settings: Settings) -> Hold:
+    """Become the one consumer: by a lock, or where several hosts share the inbox by a lease. Raises InboxBusy, OSError."""
+    if layout.sharing is None:
+        return Hold(layout, settings.shard)
+    from .lease import Lease
+
+    return Lease(layout, settings.shard, settings.lease)
+
+
 class Consumer:
     """The one consumer of an inbox. Not safe for threads: its caller holds a lock around every call."""
 
@@ -161,7 +168,7 @@ class Consumer:
         self._long = False
         self._clock = 0  # the highest it was since deferred elements were last looked at
         self._mine = settings.shard.has
-        self._hold = hold(layout, settings.shard, settings.lease)
+        self._hold = _hold(layout, settings)
         try:
             self._recover()
         except BaseException:

@@ -153,13 +153,17 @@ class Layout:
         """Return the descriptor of inflight/ itself, wherever we hold what we have taken."""
         return self._fds["/inflight"] if "/inflight" in self._fds else self.folder("inflight")
 
+    def open_hold(self, name: str) -> int:
+        """Open a consumer's folder in inflight/ and return its descriptor. Raises OSError."""
+        return os.open(name, _OPEN_FOLDER, dir_fd=self.holders())
+
     def out(self) -> list[tuple[str, str]]:
         """Return (folder, name) of all that lies in inflight/, or in any consumer's folder there."""
         found = []
         for name in self.names_in(self.holders()):
             if self.sharing and name.startswith(HOLD):
                 try:
-                    fd = os.open(name, _OPEN_FOLDER, dir_fd=self.holders())
+                    fd = self.open_hold(name)
                 except FileNotFoundError:
                     continue  # that consumer has just ended
                 try:

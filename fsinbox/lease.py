@@ -29,7 +29,7 @@ from time import monotonic, sleep, time_ns
 from typing import NamedTuple
 
 from .errors import InboxBusy, LeaseLost, UnusableInbox
-from .layout import HOLD, Layout, let_go
+from .layout import HOLD, PRIVATE_FOLDER, SHARED_FOLDER, Layout, let_go
 from .lock import Hold, Shard, clean, is_locked, word
 from .names import parse_element
 from .protocol import create_temporary, discard_temporary
@@ -86,7 +86,7 @@ def _parse(name: str) -> Held | None:
 
 def _read(layout: Layout, held: Held) -> Held:
     """Read a lease. One without .lease (its holder has just begun, or has just ended) is as old as its folder."""
-    folder = os.open(held.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.holders())
+    folder = layout.open_hold(held.name)
     try:
         try:
             fd = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -131,13 +131,13 @@ class Lease(Hold):
         epoch = 1 + max([held.epoch for held in found if held.shard == self.shard], default=0)
         self._name = f"{HOLD}{self.shard.index}of{self.shard.count}-{epoch:010d}"
         try:
-            os.mkdir(self._name, 0o2770 if self.layout.file_mode & 0o060 else 0o700, dir_fd=self.layout.holders())
+            os.mkdir(self._name, SHARED_FOLDER if self.layout.file_mode & 0o060 else PRIVATE_FOLDER, dir_fd=self.layout.holders())
         except FileExistsError:
             raise self.busy() from None  # another one was quicker
         self.layout.hold_in(self._name)
         self._folder = self.layout.folder("inflight")
         if self.layout.file_mode & 0o060:
-            os.fchmod(self._folder, 0o2770)  # the umask has taken something
+            os.fchmod(self._folder, SHARED_FOLDER)  # the umask has taken something
         terms = f"{self._lasts:g} {'locked' if locked else 'not-locked'}\n"
         try:
             fd = os.open(_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self.layout.file_mode, dir_fd=self._folder)
@@ -220,7 +220,7 @@ class Lease(Hold):
         root = self.layout.holders()
         for held in before:
             try:
-                folder = os.open(held.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+                folder = self.layout.open_hold(held.name)
             except FileNotFoundError:
                 continue
             try:
@@ -298,13 +298,10 @@ class Lease(Hold):
     def check(self) -> None:
         """Raise LeaseLost if another consumer has taken over: asked before every take."""
         if self.lost or monotonic() - self._last_sign > self._lasts / 2:
-            self._verify()
+            self.verify()
 
     def verify(self) -> None:
         """Raise LeaseLost if another consumer has taken over."""
-        self._verify()
-
-    def _verify(self) -> None:
         try:
             self._sign()
         except OSError as error:

@@ -170,15 +170,6 @@ def word() -> str:
     return f"pid {os.getpid()} on {os.uname().nodename} since {strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
 
 
-def hold(layout: Layout, shard: Shard = WHOLE, lease: float = 15.0) -> Hold:
-    """Become the consumer of a shard. `lease` in seconds, for an inbox that several hosts share. Raises InboxBusy, OSError."""
-    if layout.sharing is None:
-        return Hold(layout, shard)
-    from .lease import Lease
-
-    return Lease(layout, shard, lease)
-
-
 def _try_lock(layout: Layout, fd: int, how: int) -> bool:
     if how == fcntl.LOCK_EX and not (layout.sharing and layout.sharing.range_locks):
         from filelock import lock_descriptor  # here, and not at the top: `ls` and `show` need no lock

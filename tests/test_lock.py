@@ -10,7 +10,7 @@ import pytest
 
 from fsinbox import Inbox, InboxBusy
 from fsinbox.layout import Layout
-from fsinbox.lock import hold, is_locked, read_holder
+from fsinbox.lock import WHOLE, Hold, is_locked, read_holder
 from tests.shim import refusing
 
 
@@ -43,7 +43,7 @@ def test_a_word_cannot_play_tricks_on_a_terminal(layout: Layout) -> None:
 
 
 def test_a_lock_is_seen_while_it_is_held(layout: Layout) -> None:
-    held = hold(layout)
+    held = Hold(layout, WHOLE)
     assert is_locked(layout, "consumer.lock") is True
     assert read_holder(layout).startswith(f"pid {os.getpid()} on ")
     held.close()

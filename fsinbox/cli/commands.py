@@ -235,12 +235,14 @@ def status(inbox: str | None, json: bool) -> None:
     click.echo(f"inbox     {found.path}")
     click.echo(f"consumer  {found.consumer or 'none'}" if len(found.consumers) == 1 else "consumers")
     for one in found.consumers:
-        sign = "" if one.get("sign") is None else f"  (epoch {one['epoch']}, sign of life {seconds(float(str(one['sign'])))} ago"
-        sign += (", lapsed)" if one.get("lapsed") else ")") if sign else ""
+        lease = ""
+        if one.get("sign") is not None:
+            lease = f"epoch {one['epoch']}, sign of life {seconds(float(str(one['sign'])))} ago"
+            lease += ", lapsed" if one["lapsed"] else ""
         if len(found.consumers) > 1:
-            click.echo(f"  {one['shard']:<6}  {one['holder'] or 'NONE: its keys wait'}{sign}")
-        elif sign:
-            click.echo(f"lease    {sign.replace('(', '').replace(')', '')}")
+            click.echo(f"  {one['shard']:<6}  {one['holder'] or 'NONE: its keys wait'}{f'  ({lease})' if lease else ''}")
+        elif lease:
+            click.echo(f"lease     {lease}")
     oldest = "" if found.oldest_waiting is None else f"  (oldest {seconds(found.oldest_waiting)})"
     click.echo(f"waiting   {found.waiting}{oldest}")
     longest = "" if found.oldest_out is None else f"  (oldest {seconds(found.oldest_out)})"

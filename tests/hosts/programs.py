@@ -27,14 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, monotonic_ns, sleep
 
-import fsinbox
-import fsinbox.batch
-import fsinbox.consumer
-import fsinbox.protocol
-import fsinbox.watch
-from fsinbox import Element, Inbox, InboxBusy, UnusableInbox
+from fsinbox import Element, Inbox, InboxBusy, LeaseLost, UnusableInbox
 from tests.driver import payload, spell, value_of
 from tests.oracle import Event
+from tests.storm.programs import end
 
 KEYS = 30
 """Keys that the producers of both hosts share at any one time, a few of them hot. Others are added once each."""
@@ -46,13 +42,6 @@ BATCH = 50
 """Elements a call of add_many."""
 
 _PR_SET_PDEATHSIG = 1
-
-
-class _NeverLost(Exception):
-    """Stands for LeaseLost where the package has no such thing."""
-
-
-LeaseLost: type[Exception] = getattr(fsinbox, "LeaseLost", _NeverLost)
 
 
 class Me:
@@ -100,11 +89,8 @@ class Me:
         return payload(value, 20_000 if self.made % 64 == 0 else 200)
 
     def open(self, **options: object) -> Inbox:
-        """Open the inbox, with the storm's lease if this package knows leases."""
-        try:
-            return Inbox(self.inbox, codec="bytes", create=False, lease=self.settings["lease"], **options)
-        except TypeError:
-            return Inbox(self.inbox, codec="bytes", create=False, **options)
+        """Open the inbox, with the storm's lease."""
+        return Inbox(self.inbox, codec="bytes", create=False, lease=self.settings["lease"], **options)
 
 
 # --- producers ----------------------------------------------------------------------------------------------------
@@ -206,10 +192,7 @@ def take(me: Me) -> None:
 def become(me: Me, inbox: Inbox) -> None:
     """Become the consumer, and announce that the one before is none any more. Raises InboxBusy."""
     began = monotonic()
-    if hasattr(inbox, "become_consumer"):
-        inbox.become_consumer()
-    else:
-        inbox._consume()
+    inbox.become_consumer()
     line = f"{me.who} {os.uname().nodename} {os.getpid()} {monotonic():.3f}\n".encode()
     fd = os.open(me.folder / "consumers", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -240,16 +223,7 @@ def _end(me: Me, element: Element, value: str) -> None:
     (how,) = me.random.choices(["ack", "nack", "defer", "release", "fail"], [84, 6, 4, 4, 2])
     me.tell("ack" if how in ("ack", "fail") else "nack", (element.key, ""))
     try:
-        if how == "ack":
-            element.ack()
-        elif how == "nack":
-            element.nack()
-        elif how == "defer":
-            element.nack(delay=me.random.random() ** 2 * 0.3)
-        elif how == "release":
-            element.release()
-        else:
-            element.fail("as luck would have it")
+        end(element, how, me.random)
     except LeaseLost:
         if how in ("ack", "fail"):
             me.note("not-acknowledged", f"{element.key} {value}")

@@ -155,12 +155,17 @@ def _end(me: Me, element: Element) -> None:
     """End an element somehow; announce it first, for it may be done without a word after it."""
     (how,) = me.random.choices(["ack", "nack", "defer", "release", "fail"], [76, 12, 8, 2, 2])
     me.tell("ack" if how in ("ack", "fail") else "nack", element.key, "")
+    end(element, how, me.random)
+
+
+def end(element: Element, how: str, chance: random.Random) -> None:
+    """End an element in one of the ways there are."""
     if how == "ack":
         element.ack()
     elif how == "nack":
         element.nack()
     elif how == "defer":
-        element.nack(delay=me.random.random() ** 2 * 0.3)
+        element.nack(delay=chance.random() ** 2 * 0.3)
     elif how == "release":
         element.release()
     else:
