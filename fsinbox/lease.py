@@ -56,6 +56,11 @@ class Held(NamedTuple):
     sign: int = 0
     """When it gave its last sign of life, in nanoseconds, by the clock that sets files' times."""
 
+    @property
+    def needs_lock(self) -> bool:
+        """Whether it counts as dead once it has not got the lock: it had it; or it died, or is paused, before it has left word."""
+        return self.locked or not self.lasts
+
 
 def leases(layout: Layout) -> list[Held]:
     """Return the consumers' folders that there are, dead ones included, the latest first. Raises OSError."""
@@ -141,7 +146,10 @@ class Lease(Hold):
         terms = f"{self._lasts:g} {'locked' if locked else 'not-locked'}\n"
         try:
             fd = os.open(_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self.layout.file_mode, dir_fd=self._folder)
-        except FileExistsError:  # (GlusterFS now and then lets two make the same folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, *_GONE):
+                raise
+            # GlusterFS now and then lets two make the same folder; or a successor has removed it before we left word.
             self.lost = True  # it is another one's
             raise self.busy() from None
         try:
@@ -169,11 +177,11 @@ class Lease(Hold):
         for held in found:
             if held.shard == self.shard:
                 # Its lock is ours now: it has ended, or its host was cut off and has lost it.
-                dead = locked and held.locked
+                dead = locked and held.needs_lock
             elif held.shard.count != self.shard.count:
                 # (That of the consumer of all keys we share by now, if we have ours.)
                 free = locked if held.shard.count == 1 else not is_locked(self.layout, held.shard.lock_file)
-                dead = held.locked and free
+                dead = free and held.needs_lock
             else:
                 continue
             if not dead and self._is_alive(held):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -264,8 +265,22 @@ def test_of_two_that_a_file_system_let_make_the_same_folder_one_is_refused(inbox
         assert names(one, "pending") != []
 
 
-def test_a_holder_that_has_not_yet_said_who_it_is_lives_as_long_as_its_folder_is_young(inbox_dir: Path) -> None:
-    with opened(inbox_dir) as one:
+def test_a_holder_that_has_not_yet_said_who_it_is_is_dead_if_the_lock_is_free(inbox_dir: Path) -> None:
+    """It was killed before it left word; or it is paused there, and finds then that it is too late."""
+    with opened(inbox_dir, lease=60) as one:
+        one.add("a", "1")
+        (inbox_dir / "inflight" / FIRST).mkdir()
+        began = monotonic()
+        assert drain(one) == [("a", "1")]
+        assert monotonic() - began < 5
+        assert names(one, "inflight") == ["lease-1of1-0000000002"]
+
+
+def test_a_holder_that_has_not_yet_said_who_it_is_lives_as_long_as_its_folder_is_young_if_somebody_has_the_lock(
+    inbox_dir: Path,
+) -> None:
+    with opened(inbox_dir) as one, (inbox_dir / "consumer.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a host that was cut off, of a server that leaves it the lock
         one.add("a", "1")
         (inbox_dir / "inflight" / FIRST).mkdir()
         with pytest.raises(InboxBusy):
@@ -273,6 +288,20 @@ def test_a_holder_that_has_not_yet_said_who_it_is_lives_as_long_as_its_folder_is
         os.utime(inbox_dir / "inflight" / FIRST, ns=(1, 1))
         assert drain(one) == [("a", "1")]
         assert names(one, "inflight") == ["lease-1of1-0000000002"]
+
+
+def test_a_holder_whose_folder_is_taken_away_before_it_left_word_is_refused(inbox_dir: Path) -> None:
+    def of_lease(name: str, flags: int = 0, *_: object) -> bool:
+        return name == ".lease" and bool(flags & os.O_CREAT)
+
+    with opened(inbox_dir) as one:
+        one.add("a", "1")
+        with (
+            meanwhile("open", lambda: (inbox_dir / "inflight" / FIRST).rmdir(), when=of_lease),
+            pytest.raises(InboxBusy),
+        ):
+            one.take()
+        assert drain(one) == [("a", "1")]
 
 
 def test_a_lease_that_says_nonsense_lasts_as_long_as_ones_own(inbox_dir: Path) -> None:
