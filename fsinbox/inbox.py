@@ -107,6 +107,15 @@ class Element(Waiting):
         return self._taken.size
 
     @property
+    def replaced(self) -> bool:
+        """Whether it stands for more than one add: this value has replaced one that waited, as the file's time tells.
+
+        (The kernel's clock for files ticks every few milliseconds: a value replaced within that time of its arrival is not
+        told. Nor is any where another host's clock sets the times.)
+        """
+        return self._inbox._layout.sharing is None and self._taken.modified > self.seq
+
+    @property
     def suspect(self) -> bool:
         """Whether a consumer died while this was out. Such an element is never out together with another."""
         return bool(self._taken.alone)
@@ -555,6 +564,11 @@ class Inbox:
                 mode, poll = self._watch_settings
                 self._watching = Watch(layout, self._moved_in, mode=mode, poll=poll)
             return self._watching
+
+    @property
+    def layout(self) -> Layout:
+        """The open folders, for what looks at them: see fsinbox.survey."""
+        return self._open_layout()
 
     @property
     def waker(self) -> Waker:

@@ -12,6 +12,12 @@
     consumer.lock   locked by the one consumer for its life; its text says who that is
     format      `fsinbox 1 local` or `fsinbox 1 network`: written last, so an inbox without it is unfinished
 
+Made when they are first needed (OPTIONAL); a version of fsinbox that does not know them leaves them alone:
+
+    control/    what people ask of the consumer: see control
+    stats/      what each consumer says of its work: see record
+    done/       the last elements that were acknowledged, if the consumer is asked to keep some
+
 Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice, and a folder
 that somebody replaces by a symlink is refused when it is opened.
 """
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 VERSION = 1
 FOLDERS = ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts")
 FILES = ("sequence", "consumer.lock", "format")
+OPTIONAL = ("control", "stats", "done")
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 SHARED_FOLDER, SHARED_FILE = 0o2770, 0o660  # new files belong to the folder's group
@@ -132,6 +139,16 @@ class Layout:
                 ) from error
             self._fds[name] = fd
         return fd
+
+    def has(self, name: str) -> bool:
+        """Tell whether one of the OPTIONAL folders is there."""
+        return name in self._fds or _has(self.root, name)
+
+    def make(self, name: str) -> None:
+        """Make one of the OPTIONAL folders, durably, if it is not there. Raises OSError."""
+        if not self.has(name):
+            make_folder(self.root, name, shared=bool(self.file_mode & 0o060))
+            os.fsync(self.root)
 
     def fresh(self, folder: str) -> int:
         """Return the descriptor of a folder in which a name is to be looked up: what it says then is how it is now."""
@@ -259,7 +276,8 @@ class Layout:
 
     def _fill(self, fd: int, *, create: bool, shared: bool, scope: str) -> None:
         """Make the folders, durably, and `format` last. Another process may be doing the same."""
-        foreign = [name for name in os.listdir(fd) if name not in FOLDERS + FILES and not name.startswith(".format.")]
+        known = FOLDERS + FILES + OPTIONAL
+        foreign = [name for name in os.listdir(fd) if name not in known and not name.startswith(".format.")]
         if foreign:
             raise UnusableInbox(
                 f"{self.path} is not an inbox and not empty (it holds {sorted(foreign)[0]!r}): "

@@ -58,7 +58,7 @@ class Held(NamedTuple):
 
     @property
     def needs_lock(self) -> bool:
-        """Whether it counts as dead once it has not got the lock: it had it; or it died, or is paused, before it has left word."""
+        """Whether it counts as dead without the lock: it had it; or it died, or is paused, before it has left word."""
         return self.locked or not self.lasts
 
 

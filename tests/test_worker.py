@@ -244,7 +244,7 @@ def test_what_was_reported_before_the_second_signal_is_not_given_back(inbox: Inb
     element = inbox.take()
     assert element
     runner._running.add(element)
-    runner._reports.put((element, DONE))
+    runner._reports.put((element, DONE, 0.0))
     with pytest.raises(Ended):
         runner._give_back()
     assert runner.tally.acknowledged == 1

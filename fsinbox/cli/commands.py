@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import click
 
 from ..errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
 from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
+from .options import Failure, chosen, inbox_option, json_option, printable
 
-Command = Callable[..., Any]
-
-
-class Failure(click.ClickException):
-    """An error of ours, with our exit status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.exit_code = status  # type: ignore[misc]
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"fsinbox: {self.message}", err=True)
+_ELSEWHERE = {
+    "status": "seeing",
+}
+"""Commands that stand in a module of their own, imported when one is run, or help asks."""
 
 
 def _give_up_output() -> None:
@@ -35,7 +28,17 @@ def _give_up_output() -> None:
 
 
 class Commands(click.Group):
-    """Turns the package's errors into messages and exit statuses, in one place."""
+    """Finds the commands, and turns the package's errors into messages and exit statuses, in one place."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        home = _ELSEWHERE.get(cmd_name)
+        if home is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(f".{home}", __package__), cmd_name.replace("import", "import_"))
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -56,32 +59,6 @@ class Commands(click.Group):
             _give_up_output()  # it may be what cannot be written
             text = f"the system refused, at the inbox or at the output: {error}: mend that, and try again"
             raise Failure(text, EXIT_UNUSABLE) from error
-
-
-def inbox_option(command: Command) -> Command:
-    """Add --inbox to a command, so that it may stand behind the command's name as well as before it."""
-    return click.option(
-        "--inbox",
-        metavar="DIR",
-        envvar="FSINBOX_DIR",
-        allow_from_autoenv=False,  # one variable for it, whatever the command
-        help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]",
-    )(command)
-
-
-def json_option(command: Command) -> Command:
-    """Add --json to a command."""
-    return click.option("--json", is_flag=True, help="Print JSON, one object a line; ignore members you do not know.")(command)
-
-
-def chosen(inbox: str | None) -> str:
-    """Return the inbox that the line names: behind the command, before it, in the environment, or ./inbox."""
-    ctx = click.get_current_context()
-    source = ctx.get_parameter_source("inbox")
-    before = ctx.find_root().params.get("inbox")
-    if source == click.core.ParameterSource.COMMANDLINE:
-        return inbox or "inbox"
-    return before or inbox or "inbox"
 
 
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]})
@@ -215,47 +192,6 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     if why:
         members["reason"] = why
     say(**members)
-
-
-@cli.command()
-@inbox_option
-@json_option
-def status(inbox: str | None, json: bool) -> None:
-    """Count what waits, is out, is deferred and has failed; tell who consumes, and how old the oldest is."""
-    from dataclasses import asdict
-
-    from .. import survey
-    from ..layout import Layout
-    from .text import say, seconds
-
-    found = survey.summary(Layout(chosen(inbox), create=False))
-    if json:
-        say(**asdict(found))
-        return
-    click.echo(f"inbox     {found.path}")
-    click.echo(f"consumer  {found.consumer or 'none'}" if len(found.consumers) == 1 else "consumers")
-    for one in found.consumers:
-        lease = ""
-        if one.get("sign") is not None:
-            lease = f"epoch {one['epoch']}, sign of life {seconds(float(str(one['sign'])))} ago"
-            lease += ", lapsed" if one["lapsed"] else ""
-        if len(found.consumers) > 1:
-            click.echo(f"  {one['shard']:<6}  {one['holder'] or 'NONE: its keys wait'}{f'  ({lease})' if lease else ''}")
-        elif lease:
-            click.echo(f"lease     {lease}")
-    oldest = "" if found.oldest_waiting is None else f"  (oldest {seconds(found.oldest_waiting)})"
-    click.echo(f"waiting   {found.waiting}{oldest}")
-    longest = "" if found.oldest_out is None else f"  (oldest {seconds(found.oldest_out)})"
-    click.echo(f"out       {found.out}{longest}")
-    click.echo(f"deferred  {found.deferred}")
-    click.echo(f"failed    {found.failed}")
-    if found.dropped:
-        click.echo(f"dropped   {found.dropped}  (not adopted yet)")
-
-
-def printable(key: str) -> str:
-    """Return a key so that it cannot play tricks on a terminal."""
-    return key if key.isprintable() else repr(key)
 
 
 @cli.command()

@@ -10,6 +10,7 @@ import click
 from ..inbox import Inbox
 from ..lock import parse_shard
 from ..worker.backoff import Backoff
+from ..worker.observer import Keeper
 from ..worker.outcome import Handler, HandlerError
 from ..worker.runner import Runner, Tally
 from . import EXIT_FAILED
@@ -25,7 +26,7 @@ def consume(path: str, **options: Any) -> int:
     logging.raiseExceptions = False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
     handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
     try:
-        parse_shard(options["shard"])
+        shard = parse_shard(options["shard"])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     new = not os.path.exists(path)
@@ -53,6 +54,7 @@ def consume(path: str, **options: Any) -> int:
             drain=options["drain"],
             once=options["once"],
             standby=options["standby"],
+            observers=[Keeper(inbox.layout, shard, handler.name, options["concurrency"])],
         )
         log.info("consuming %s with %s (pid %d)", inbox.path, handler.name, os.getpid())
         tally = run_with_progress(runner) if options["drain"] and sys.stderr.isatty() else runner.run()

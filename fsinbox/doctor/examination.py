@@ -25,7 +25,7 @@ from ..adopt import DRAFTS, has_writer, open_drop
 from ..consumer import LITTER_AGE, MAX_DELAY
 from ..errors import InvalidKey, UnusableInbox
 from ..hosts import sharing_of
-from ..layout import FILES, FOLDERS, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER, VERSION, Layout, mount_of
+from ..layout import FILES, FOLDERS, OPTIONAL, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER, VERSION, Layout, mount_of
 from ..lock import read_holder
 from ..names import REASON, decode_key, element_name, encode_key, is_element, parse_deferred, parse_element
 from ..protocol import FUTURE
@@ -162,7 +162,7 @@ class Look:
         self.owner = root.st_uid
         status = {name: os.lstat(name, dir_fd=layout.root) for name in (*FOLDERS, *FILES) if name in entries}
         ours = [name for name in FOLDERS if name in status and stat.S_ISDIR(status[name].st_mode)]
-        foreign = [name for name in entries if name not in (*FOLDERS, *FILES) and not name.startswith(".")]
+        foreign = [name for name in entries if name not in (*FOLDERS, *FILES, *OPTIONAL) and not name.startswith(".")]
         self._format(status.get("format"), plain=len(ours) >= _MOST_OF or bool(ours and not foreign))
         for name in foreign:
             self._see("foreign-root", name)

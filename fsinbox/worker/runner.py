@@ -12,18 +12,24 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, time_ns
 from types import FrameType
 
 from ..errors import InboxBusy, LeaseLost
 from ..inbox import Element, Inbox
 from .backoff import Backoff
+from .observer import Observer
 from .outcome import Handler, Outcome
 
 log = logging.getLogger("fsinbox")
 
 _STANDBY = 1.0
 """Seconds between two looks whether there still is another consumer."""
+
+
+def about(element: Element, event: str, **more: object) -> dict[str, object]:
+    """Return what a structured log says of an element, for `extra`."""
+    return {"event": event, "key": element.key, "seq": element.seq, "attempts": element.attempts, **more}
 
 
 @dataclass(slots=True)
@@ -59,11 +65,15 @@ class Runner:
     """While there is another consumer, wait until it ends or is dead."""
     progress: Callable[[Tally], object] | None = None
     """Called after each element."""
+    observers: list[Observer] = field(default_factory=list)
+    """Told of all that happens."""
 
     def __post_init__(self) -> None:
         self.tally = Tally()
         self._jobs: SimpleQueue[Element] = SimpleQueue()
-        self._reports: SimpleQueue[tuple[Element, Outcome]] = SimpleQueue()
+        self._reports: SimpleQueue[tuple[Element, Outcome, float]] = SimpleQueue()
+        self._asleep_since: int | None = None
+        self._complained: set[Observer] = set()
         self._running: set[Element] = set()
         self._threads = 0
         self._signals = 0
@@ -81,20 +91,24 @@ class Runner:
         try:
             if self.standby:
                 self._stand_by()
+            self._tell(lambda observer: observer.began())
             while not self._finished():
                 if self._work() or self._finished():
                     continue
                 if self._wants_more():
                     with self.inbox.listening() as watch:
                         if not self._work() and not self._finished():
-                            watch.sleep(self.inbox.next_look_in())
+                            self._asleep_since = time_ns()
+                            watch.sleep(self._until_tick(self.inbox.next_look_in()))
                             self._work()  # at once: to leave the watch takes longer than a take
+                            self._asleep_since = None
                 else:
-                    self.waker.wait(None)
+                    self.waker.wait(self._until_tick(None))
         except LeaseLost:
             self.handler.stop_now()  # its elements are another consumer's now
             raise
         finally:
+            self._tell(lambda observer: observer.stopped())
             if not self._signals:  # else a further one must not end us while the inbox is being closed
                 for number, handler in previous.items():
                     signal.signal(number, handler)
@@ -145,7 +159,11 @@ class Runner:
     def _work(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""
         self.waker.clear()
+        self._tick()
         self.inbox.check_lease()
+        if self._signals and not self._told_stopping:
+            self._told_stopping = True
+            self._tell(lambda observer: observer.stopping())
         if self._signals > 1:  # asked only after clear(): a signal that comes later wakes
             self._give_back()
         busy = False
@@ -171,6 +189,32 @@ class Runner:
         return self.drain and self._drained
 
     _drained = False
+    _told_stopping = False
+
+    def _tick(self) -> None:
+        now = monotonic()
+        for observer in self.observers:
+            due = observer.due()
+            if due is not None and due <= now:
+                self._tell(lambda observer: observer.tick(), [observer])
+
+    def _until_tick(self, limit: float | None) -> float | None:
+        """Return how long to sleep at most, given another limit (seconds): until an observer wants to be called."""
+        times = [due for due in (observer.due() for observer in self.observers) if due is not None]
+        if not times:
+            return limit
+        left = max(0.0, min(times) - monotonic())
+        return left if limit is None else min(limit, left)
+
+    def _tell(self, what: Callable[[Observer], object], observers: list[Observer] | None = None) -> None:
+        """Tell the observers. That one of them fails (a full disk) must not stop the work."""
+        for observer in self.observers if observers is None else observers:
+            try:
+                what(observer)
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                if observer not in self._complained:
+                    log.warning("%s: %s: the work goes on; this is only said once", type(observer).__name__, error)
+                self._complained.add(observer)
 
     def _start_one(self) -> bool:
         element = self.inbox.take()
@@ -181,8 +225,15 @@ class Runner:
         if element.culprit and element.attempts > self.max_attempts:
             died = element.attempts - 1
             reason = f"a consumer died {died} times while it was being handled, the last time with nothing else out"
-            self._count_failure(element, Outcome("reject", reason, reason))
+            outcome = Outcome("reject", reason, reason)
+            became = self._count_failure(element, outcome)
+            self._tell(lambda observer: observer.ended(element, outcome, became, 0.0))
             return True
+        asleep_since, self._asleep_since = self._asleep_since, None
+        latency = None
+        if asleep_since is not None and element.attempts == 1 and element.seq >= asleep_since:
+            latency = max(0, time_ns() - element.seq) / 1e9
+        self._tell(lambda observer: observer.started(element, latency))
         self._running.add(element)
         if self._threads < len(self._running):
             self._threads += 1
@@ -195,21 +246,31 @@ class Runner:
             element = self._jobs.get()
             started = monotonic()
             outcome = self.handler.handle(element)
-            log.debug("key %r: %s after %.3f s", element.key, outcome.kind, monotonic() - started)
-            self._reports.put((element, outcome))
+            seconds = monotonic() - started
+            log.debug(
+                "key %r: %s after %.3f s", element.key, outcome.kind, seconds, extra=about(element, "handled", seconds=seconds)
+            )
+            self._reports.put((element, outcome, seconds))
             self.waker.set()
 
-    def _end(self, element: Element, outcome: Outcome) -> None:
+    def _end(self, element: Element, outcome: Outcome, seconds: float) -> None:
         self._running.discard(element)
         if outcome.kind == "done":
             element.ack()
             self.tally.acknowledged += 1
+            became = "acknowledged"
         elif outcome.kind == "later":
             delay = self.backoff.by_age(element.seq / 1e9)
-            log.info("key %r: %s; again in %.1f s, uncounted", element.key, outcome.summary, delay)
-            self._count_retry(element.release(delay))
+            log.info(
+                "key %r: %s; again in %.1f s, uncounted",
+                element.key,
+                outcome.summary,
+                delay,
+                extra=about(element, "later", delay=delay, reason=outcome.summary),
+            )
+            became = self._count_retry(element.release(delay))
         elif outcome.kind == "reject" or element.attempts >= self.max_attempts:
-            self._count_failure(element, outcome)
+            became = self._count_failure(element, outcome)
         else:
             delay = self.backoff.after(element.attempts)
             log.warning(
@@ -219,23 +280,33 @@ class Runner:
                 self.max_attempts,
                 outcome.summary,
                 delay,
+                extra=about(element, "retry", delay=delay, reason=outcome.summary),
             )
-            self._count_retry(element.nack(delay))
+            became = self._count_retry(element.nack(delay))
+        self._tell(lambda observer: observer.ended(element, outcome, became, seconds))
         if self.progress:
             self.progress(self.tally)
 
-    def _count_retry(self, waits: bool) -> None:
+    def _count_retry(self, waits: bool) -> str:
         if waits:
             self.tally.retried += 1
-        else:
-            self.tally.superseded += 1
+            return "retried"
+        self.tally.superseded += 1
+        return "superseded"
 
-    def _count_failure(self, element: Element, outcome: Outcome) -> None:
+    def _count_failure(self, element: Element, outcome: Outcome) -> str:
         if element.fail(outcome.detail):
             self.tally.failed += 1
-            log.error("key %r went to failed/ after attempt %d: %s", element.key, element.attempts, outcome.summary)
-        else:
-            self.tally.superseded += 1
+            log.error(
+                "key %r went to failed/ after attempt %d: %s",
+                element.key,
+                element.attempts,
+                outcome.summary,
+                extra=about(element, "failed", reason=outcome.summary),
+            )
+            return "failed"
+        self.tally.superseded += 1
+        return "superseded"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -253,6 +324,7 @@ class Runner:
         self.handler.stop_now()
         for element in self._running:
             element.release()
+        self._tell(lambda observer: observer.stopped())
         self.inbox.close()
         log.warning("gave back %d at the second signal", len(self._running))
         logging.shutdown()

@@ -1,0 +1,102 @@
+"""What people ask of the consumer: control/, which it looks at before it takes.
+
+    control/pause           a symlink, `<until>.<who>`: take nothing until then (ns since the epoch; 0: until resumed)
+    control/hold-<key>      a symlink, `<since>.<who>`: leave this key alone; what is added for it replaces and waits as always
+
+Nothing is moved for a hold, so nothing can be lost by one. An fsinbox that does not know these takes as if they were not there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from time import time_ns
+
+from .layout import Layout
+from .lock import clean
+from .names import decode_key
+from .protocol import flush
+
+_PAUSE = "pause"
+_HOLD = "hold-"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for. Times in nanoseconds since the epoch."""
+
+    paused: bool = False
+    until: int = 0
+    """When the pause ends by itself; 0: it does not."""
+    by: str = ""
+    """Who has paused it."""
+    held: frozenset[str] = frozenset()
+    """The keys on hold, encoded."""
+
+
+NONE = Wishes()
+
+
+def wishes(layout: Layout) -> Wishes:
+    """Return what is asked for now. Raises OSError."""
+    if not layout.has("control"):
+        return NONE
+    held = set()
+    paused, until, by = False, 0, ""
+    for name in layout.names("control"):
+        if name == _PAUSE:
+            when, by = _read(layout, name)
+            until = when
+            paused = until == 0 or until > time_ns()
+        elif name.startswith(_HOLD) and decode_key(name[len(_HOLD) :]) is not None:
+            held.add(name[len(_HOLD) :])
+    return Wishes(paused, until, by, frozenset(held))
+
+
+def pause(layout: Layout, until: int = 0) -> None:
+    """Have consumers take nothing until then (ns since the epoch; 0: until `resume`). Durable. Raises OSError."""
+    _write(layout, _PAUSE, until)
+
+
+def resume(layout: Layout) -> bool:
+    """End a pause; tell whether there was one. Raises OSError."""
+    return _remove(layout, _PAUSE)
+
+
+def hold(layout: Layout, encoded: str) -> None:
+    """Have consumers leave a key alone. Durable. Raises OSError."""
+    _write(layout, _HOLD + encoded, time_ns())
+
+
+def release(layout: Layout, encoded: str) -> bool:
+    """End a hold; tell whether there was one. Raises OSError."""
+    return _remove(layout, _HOLD + encoded)
+
+
+def _read(layout: Layout, name: str) -> tuple[int, str]:
+    """Return (time, who). What is no wish of ours is one without end, by nobody: better a pause too many."""
+    try:
+        digits, _, who = os.readlink(name, dir_fd=layout.folder("control")).partition(".")
+    except OSError:
+        return 0, ""
+    return (int(digits) if digits.isdecimal() and digits.isascii() else 0), clean(os.fsencode(who))
+
+
+def _write(layout: Layout, name: str, when: int) -> None:
+    layout.make("control")
+    folder = layout.folder("control")
+    draft = f".{layout.token}.{next(layout.serial)}"
+    os.symlink(f"{when}.pid {os.getpid()} of user {os.getuid()} on {os.uname().nodename}", draft, dir_fd=folder)
+    os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+    flush(folder)
+
+
+def _remove(layout: Layout, name: str) -> bool:
+    if not layout.has("control"):
+        return False
+    try:
+        os.unlink(name, dir_fd=layout.folder("control"))
+    except FileNotFoundError:
+        return False
+    flush(layout.folder("control"))
+    return True

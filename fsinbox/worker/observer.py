@@ -1,0 +1,77 @@
+"""Who is told what a run of the consumer does: the account in stats/, metrics, the service manager."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..layout import Layout
+from ..lock import Shard
+from ..record import Account
+from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from ..inbox import Element
+
+log = logging.getLogger("fsinbox")
+
+_INTERVAL = 1.0
+"""Seconds between two writes of the account at least."""
+
+
+class Observer:
+    """Told of what happens, in the main thread. What it raises is logged, once, and stops nothing."""
+
+    def began(self) -> None:
+        """This process is the consumer now, or is about to be with the first element."""
+
+    def started(self, element: Element, latency: float | None) -> None:
+        """An element is handed to a handler. `latency`: seconds since it was queued, if it woke an idle consumer."""
+
+    def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
+        """It was handled, in `seconds`, and has become "acknowledged", "retried", "superseded" or "failed"."""
+
+    def due(self) -> float | None:
+        """Return when (monotonic seconds) `tick` is to be called next; None if it need not be."""
+        return None
+
+    def tick(self) -> None:
+        """It is due."""
+
+    def stopping(self) -> None:
+        """No more elements are taken; what runs is finished."""
+
+    def stopped(self) -> None:
+        """The run has come to an end."""
+
+
+class Keeper(Observer):
+    """Keeps the account in stats/."""
+
+    def __init__(self, layout: Layout, shard: Shard, handler: str, concurrency: int) -> None:
+        self.account = Account(layout, shard, handler, concurrency)
+        self._next = 0.0
+        self._dirty = False
+
+    def began(self) -> None:
+        self._dirty = True
+
+    def started(self, element: Element, latency: float | None) -> None:
+        self.account.started(element.key, element.seq, element.attempts, replaced=element.replaced, latency=latency)
+        self._dirty = True
+
+    def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
+        self.account.ended(element.key, element.seq, became, outcome.summary, seconds)
+        self._dirty = True
+
+    def due(self) -> float | None:
+        return self._next if self._dirty else None
+
+    def tick(self) -> None:
+        self._dirty = False
+        self._next = monotonic() + _INTERVAL
+        self.account.write()
+
+    def stopped(self) -> None:
+        self.account.write(stopped=True)
