@@ -76,8 +76,8 @@ class Drops:
         """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
         self.look_again: float | None = None
         """When a file will have settled (monotonic seconds), or None."""
-        self.messages: list[str] = []
-        """What happened that a log should tell; whoever logs empties it."""
+        self.messages: list[tuple[str, str, str]] = []
+        """What happened that a log should tell: (event, name, message). Whoever logs empties it."""
 
     def adopt(self) -> int:
         """Adopt finished files, in order of arrival, up to a batch of them. Return how many."""
@@ -233,12 +233,12 @@ class Drops:
         except OSError as error:
             self._leave(name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}")
             return
-        self.messages.append(f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
+        self.messages.append(("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})"))
 
     def _leave(self, name: str, message: str) -> None:
         if name not in self._stuck:
             self._stuck.add(name)
-            self.messages.append(message)
+            self.messages.append(("left", name, message))
 
 
 def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:

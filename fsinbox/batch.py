@@ -23,6 +23,9 @@ def add_batch(layout: Layout, sequence: Sequence, batch: list[tuple[str, str, by
             temporaries.append(protocol.write_payload(layout, data, durable=False))
         if durable:
             protocol.flush_all(layout, "tmp", temporaries)
+        if protocol.label is not None:
+            for temporary in temporaries:
+                protocol.label(layout, temporary)
         for (key, encoded, _), temporary in zip(batch, temporaries, strict=True):
             outcomes.append(_publish(layout, sequence, key, encoded, temporary))
     finally:

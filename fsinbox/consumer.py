@@ -14,6 +14,9 @@ what holds of it:
              key is taken, they are flushed, so that a power cut cannot bring back the older one when the newer is gone
  _stranded   key -> a name in inflight/ that cannot be put back; what is newer supersedes it
  _in_doubt   a take failed halfway: the view is made anew before the next one
+ _wishes     what people ask for (control/): a pause, keys on hold
+ _held       names of deferred elements that are due, of keys on hold
+ _done       with keep_done: the names in done/, oldest first, of which only the last so many are kept
  _notes      name -> how often it was taken (attempts/), only for those that came back or were out when a consumer died
 
 Attempts. A note is believed only for the very file it was written for (inode and modification time): a newer value in the
@@ -36,6 +39,7 @@ from time import monotonic, time_ns
 
 from . import protocol
 from .adopt import Drops
+from .control import NONE, Wishes, wishes
 from .errors import UnusableInbox
 from .layout import Layout
 from .lock import WHOLE, Hold, Shard
@@ -61,7 +65,10 @@ _MOST_ENDED = 10_000
 _LONG = 1000
 """Names in pending/: a listing of more is only done if there is something new, where that can be told; or after RESCAN."""
 
-_DROP_INTERVAL = 0.02  # seconds between looks into drop/ while there is a backlog to work on
+_DROP_INTERVAL = 0.02  # seconds between looks into drop/, and into control/, while there is a backlog to work on
+
+_WISH_INTERVAL = 1.0
+"""Seconds between looks into control/ where each look is a question to a server, and while nothing may be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,7 @@ class Settings:
     durable: bool = True
     shard: Shard = WHOLE
     lease: float = 15.0
+    keep_done: int = 0
 
 
 _encoded_key = itemgetter(slice(20, None))
@@ -121,6 +129,13 @@ def _hashes_of_twins(names: list[str]) -> set[int]:
             for number in compress(hashes, is_in_part):
                 (twice if number in seen else seen).add(number)
     return twice
+
+
+def _about(event: str, name: str) -> dict[str, object]:
+    """Return what a structured log says of the element of this name, for `extra`."""
+    number, encoded = parse_element(name) or (None, "")
+    key = decode_key(encoded)
+    return {"event": event} if key is None else {"event": event, "key": key, "seq": number}
 
 
 def _hold(layout: Layout, settings: Settings) -> Hold:
@@ -163,6 +178,10 @@ class Consumer:
         self._more = False
         self._listed = False
         self._next_drop_look = 0.0
+        self._next_wish_look = 0.0
+        self._wishes: Wishes = NONE
+        self._held: list[str] = []
+        self._done_names: dict[str, None] | None = None
         self._line = b""
         self._list_anew = 0.0
         self._long = False
@@ -226,7 +245,7 @@ class Consumer:
 
         `died`: a dead consumer left it there; else a take that failed.
         """
-        self._waiting, self._again, self._due, self._settling, self._deferred = [], [], [], [], {}
+        self._waiting, self._again, self._due, self._settling, self._held, self._deferred = [], [], [], [], [], {}
         orphans = [orphan for orphan in self._list_inflight() if orphan[1] not in self._out]
         deferred = self._list_deferred()
         returning = {encoded for _, encoded in orphans} | deferred.keys()
@@ -292,7 +311,11 @@ class Consumer:
             name = element_name(number, encoded)
             if waiting.get(encoded, -1) > number:
                 protocol.acknowledge(self._layout, name)
-                log.info("dropped what a dead consumer held of key %r: a newer value waits", decode_key(encoded))
+                log.info(
+                    "dropped what a dead consumer held of key %r: a newer value waits",
+                    decode_key(encoded),
+                    extra=_about("superseded", name),
+                )
                 continue
             if died:
                 status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
@@ -301,11 +324,16 @@ class Consumer:
             try:
                 if protocol.put_back(self._layout, name, number, encoded):
                     what = "a consumer died with key %r out: put back" if died else "key %r was half taken: put back"
-                    log.warning(what, decode_key(encoded))
+                    log.warning(what, decode_key(encoded), extra=_about("recovered", name))
             except OSError as error:
                 self._hold.verify()  # else it is not that the lease was lost
                 self._stranded[encoded] = name
-                log.error("cannot put back inflight/%s: %s: it stays there until the next start", name, error.strerror)
+                log.error(
+                    "cannot put back inflight/%s: %s: it stays there until the next start",
+                    name,
+                    error.strerror,
+                    extra=_about("stranded", name),
+                )
 
     def _sweep_litter(self) -> None:
         """Remove what dead writers left in tmp/. Never what is young: its writer may live, and need it."""
@@ -348,10 +376,14 @@ class Consumer:
             raise
 
     def _take_next(self) -> Taken | None:
-        if self._waiting and monotonic() >= self._next_drop_look:
-            self.drops.adopt()
-            self._log_drops()
+        if monotonic() >= self._next_drop_look:
+            self._heed_wishes()
+            if self._waiting and not self._wishes.paused:
+                self.drops.adopt()
+                self._log_drops()
             self._next_drop_look = monotonic() + _DROP_INTERVAL
+        if self._wishes.paused:
+            return None
         listed = False
         while True:
             self._wake_up_deferred()
@@ -371,11 +403,43 @@ class Consumer:
             if taken:
                 return taken
 
+    def _heed_wishes(self) -> None:
+        """Look at what people ask for (control/)."""
+        now = monotonic()
+        if now < self._next_wish_look:
+            return
+        if self._layout.sharing:
+            self._next_wish_look = now + _WISH_INTERVAL
+        before, self._wishes = self._wishes, wishes(self._layout)
+        if before.paused != self._wishes.paused:
+            if self._wishes.paused:
+                log.warning("paused by %s: nothing is taken", self._wishes.by or "somebody", extra={"event": "paused"})
+            else:
+                log.warning("resumed", extra={"event": "resumed"})
+        if before.held - self._wishes.held:  # what was passed over is in no view: make it anew
+            self._listed = False
+            self._again += self._held
+            heapq.heapify(self._again)
+            self._held.clear()
+
+    @property
+    def paused(self) -> bool:
+        """Whether people asked, when last looked at, that nothing be taken."""
+        return self._wishes.paused
+
+    def next_wish(self) -> float | None:
+        """Return when (monotonic seconds) to look at control/ again; None if nothing is asked for."""
+        return monotonic() + _WISH_INTERVAL if self._wishes.paused or self._wishes.held else None
+
     def next_look(self) -> float | None:
         """Return when (monotonic seconds) something may become takeable without any event; None if nothing will."""
+        if self._wishes.paused:
+            return None
         times = [] if self.drops.look_again is None else [self.drops.look_again]
         if self._settling:
             times.append(self._settling[0][0])
+        while self._due and not self._is_deferred(self._due[0][1]):
+            heapq.heappop(self._due)  # superseded, or moved by hand
         if self._due:
             times.append(monotonic() + max(0.0, (self._due[0][0] - self._now()) / 1e9))
         return min(times, default=None)
@@ -407,12 +471,14 @@ class Consumer:
         self._clock = now
         while self._due and self._due[0][0] <= now:
             _, deferred = heapq.heappop(self._due)
-            split = parse_deferred(deferred)
-            parsed = split and parse_element(split[1])
-            if split and parsed and self._deferred.get(parsed[1]) == deferred:
-                heapq.heappush(self._again, split[1])
+            if self._is_deferred(deferred):
+                heapq.heappush(self._again, deferred[20:])
         while self._settling and self._settling[0][0] <= monotonic():
             heapq.heappush(self._again, heapq.heappop(self._settling)[1])
+
+    def _is_deferred(self, deferred: str) -> bool:
+        """Tell whether this view still knows of an element under this name in deferred/."""
+        return self._deferred.get(deferred[40:]) == deferred
 
     def _take(self, name: str, deferred: str | None) -> Taken | None:
         """Try to take `name`; None if that did not give an element."""
@@ -424,6 +490,10 @@ class Consumer:
         number, encoded = parsed
         if self._is_late(name, encoded):
             protocol.drop_late(self._layout, name)
+            return None
+        if encoded in self._wishes.held:
+            if deferred:
+                self._held.append(name)  # (what waits in pending/ is found there again)
             return None
         if encoded in self._out:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
@@ -602,10 +672,16 @@ class Consumer:
             if waits:  # it must not overwrite what was added properly, and there is no telling which is newer
                 self._set_aside("pending", name, "its number was never given out, and a proper value of its key waits")
                 return False
-            log.warning("pending/%s has a number that was never given out: it is queued as if it came now", name)
+            log.warning(
+                "pending/%s has a number that was never given out: it is queued as if it came now",
+                name,
+                extra=_about("renumbered", name) | {"seq": number},
+            )
             return protocol.move_drop(self._layout, self._sequence, "pending", name, number, parsed[1])
         except OSError as error:
-            log.warning("cannot queue pending/%s: %s: it is tried again", name, error.strerror)
+            log.warning(
+                "cannot queue pending/%s: %s: it is tried again", name, error.strerror, extra=_about("not_renumbered", name)
+            )
             return False
 
     def _fold_all(self, names: list[str]) -> list[str]:
@@ -659,10 +735,36 @@ class Consumer:
 
     def acknowledge(self, taken: Taken) -> None:
         """The element is done."""
-        if not protocol.acknowledge(self._layout, taken.name):
+        keep = self._settings.keep_done
+        if not (self._keep_done(taken.name, keep) if keep else protocol.acknowledge(self._layout, taken.name)):
             self._hold.verify()
         self._forget_note(taken.name)
         self._done(taken)
+
+    def _keep_done(self, name: str, most: int) -> bool:
+        """Acknowledge an element by moving it to done/, and remove the oldest there above so many."""
+        if self._done_names is None:
+            self._layout.make("done")
+            found = protocol.oldest_first(self._layout, "done")
+            self._done_names = dict.fromkeys(name for name in found if self._mine(name[20:]))
+        try:
+            if not protocol.keep_done(self._layout, name):
+                return False
+        except OSError as error:
+            log.warning(
+                "cannot keep %s in done/: %s: it is acknowledged, and removed",
+                name,
+                error.strerror,
+                extra=_about("not_kept", name),
+            )
+            return protocol.acknowledge(self._layout, name)
+        self._done_names.pop(name, None)  # from before it was replayed
+        self._done_names[name] = None
+        while len(self._done_names) > most:
+            oldest = next(iter(self._done_names))
+            del self._done_names[oldest]
+            protocol.remove_leftover(self._layout, "done", oldest)
+        return True
 
     def put_back(self, taken: Taken, *, counted: bool) -> bool:
         """Return the element to its place. False if a newer value waits and it was dropped."""
@@ -755,7 +857,12 @@ class Consumer:
             os.symlink(f"{note.attempts}.{note.inode}.{note.modified}.{note.alone}", draft, dir_fd=folder)
             os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
-            log.warning("cannot note the attempts at %s on disk: %s: a restart will not know of them", name, error.strerror)
+            log.warning(
+                "cannot note the attempts at %s on disk: %s: a restart will not know of them",
+                name,
+                error.strerror,
+                extra=_about("not_noted", name),
+            )
 
     def _forget_note(self, name: str) -> None:
         if self._notes.pop(name, None) is None:
@@ -813,11 +920,25 @@ class Consumer:
         try:
             aside = protocol.set_aside(self._layout, folder, name, f"{folder}/{name} was set aside: {reason}\n")
         except OSError as error:
-            log.warning("%s/%s is no element (%s) and cannot be moved: %s", folder, name, reason, error.strerror)
+            log.warning(
+                "%s/%s is no element (%s) and cannot be moved: %s",
+                folder,
+                name,
+                reason,
+                error.strerror,
+                extra=_about("not_set_aside", name),
+            )
         else:
-            log.warning("set aside %s/%s: %s (it is now failed/%s)", folder, name, reason, aside)
+            log.warning(
+                "set aside %s/%s: %s (it is now failed/%s)",
+                folder,
+                name,
+                reason,
+                aside,
+                extra=_about("set_aside", name) | {"folder": folder, "file": name, "reason": reason, "aside": aside},
+            )
 
     def _log_drops(self) -> None:
-        for message in self.drops.messages:
-            log.warning("%s", message)
+        for event, name, message in self.drops.messages:
+            log.warning("%s", message, extra={"event": event, "key": name, "folder": "drop"})
         self.drops.messages.clear()

@@ -241,6 +241,7 @@ class Inbox:
         shard: str = "1/1",
         lease: float = 15.0,
         scope: str = "auto",
+        keep_done: int = 0,
     ) -> None:
         """Open the inbox at `path`, and create it, durably, if it is not there.
 
@@ -259,6 +260,7 @@ class Inbox:
         shard          "I/N": consume only the I-th of N parts of the keys; one consumer for each
         lease          seconds without a sign of life after which another host's consumer takes over, in a shared inbox
         scope          when creating: "local" or "network", whether several hosts share it; "auto": as the file system is
+        keep_done      how many acknowledged elements to keep in done/, the last ones, to look at or to replay
 
         Raises UnusableInbox, ValueError.
         """
@@ -273,6 +275,8 @@ class Inbox:
             raise ValueError("settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0")
         if scope not in ("auto", "local", "network"):
             raise ValueError(f"unknown scope {scope!r}: use 'auto', 'local' or 'network'")
+        if keep_done < 0:
+            raise ValueError(f"keep_done must be 0 or more, not {keep_done}")
         if not 1 <= lease <= 86400:
             raise ValueError(f"lease must be 1 to 86400 seconds (a day), not {lease}")
         self._shard = shard
@@ -282,6 +286,7 @@ class Inbox:
             parse_shard(shard)
         self._settings = (settle, max_settle, drop_settle, max_drop_size, durable)
         self._lease = lease
+        self._keep_done = keep_done
         self._watch_settings = (watch, poll_interval)
         self._mutex = RLock()
         self._sleeper = allocate_lock()
@@ -388,6 +393,8 @@ class Inbox:
             else:
                 temporary = payload.write(layout, durable=durable)
             try:
+                if protocol.label is not None:
+                    protocol.label(layout, temporary)
                 dropped = adopt.finished_drop(layout, key)
                 if layout.sharing:
                     waits = protocol.add_shared(layout, self._sequence, temporary, encoded, dropped)
@@ -537,7 +544,7 @@ class Inbox:
             from .consumer import Consumer, Settings
             from .lock import parse_shard
 
-            settings = Settings(*self._settings, parse_shard(self._shard), self._lease)
+            settings = Settings(*self._settings, parse_shard(self._shard), self._lease, self._keep_done)
             try:
                 self._consumer = Consumer(layout, self._sequence, settings)
                 self._consumer.when_lost(self._wake)
@@ -580,8 +587,21 @@ class Inbox:
             self._watching.waker.set()
 
     def next_look_in(self) -> float | None:
-        """Return in how many seconds something may become takeable by itself (a back-off, a settle time), or None."""
+        """Return in how many seconds something may become takeable by itself (a back-off, a settle time), or None.
+
+        None, too, while people have paused it, and for what they hold: that is for them to end.
+        """
+        look = self._consumer.next_look() if self._consumer else None
+        return None if look is None else max(0.0, look - monotonic())
+
+    def sleep_limit(self) -> float | None:
+        """Return for how many seconds to sleep at most before the next look, or None: until something arrives."""
         return self._limit(None)
+
+    @property
+    def paused(self) -> bool:
+        """Whether people have paused the consumer that this is (`fsinbox pause`): then `take` gives nothing."""
+        return bool(self._consumer and self._consumer.paused)
 
     def _moved_in(self, name: str) -> None:
         consumer = self._consumer
@@ -591,11 +611,10 @@ class Inbox:
     def _limit(self, left: float | None) -> float | None:
         """Return how long the consumer may sleep, given the caller's own limit (seconds)."""
         consumer = self._consumer
-        look = consumer.next_look() if consumer else None
-        if look is None:
-            return left
-        due = max(0.0, look - monotonic())
-        return due if left is None else min(left, due)
+        now = monotonic()
+        looks = (consumer.next_look(), consumer.next_wish()) if consumer else ()
+        limits = [max(0.0, look - now) for look in looks if look is not None]
+        return min(limits if left is None else [left, *limits], default=None)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds. Takes nothing."""

@@ -43,7 +43,7 @@ from .sequence import HIGHEST, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NEW = "new"
 REPLACED = "replaced"
@@ -64,6 +64,9 @@ _FEW = 4
 
 
 # --- a producer: write, admit, publish ---------------------------------------------------------------------------
+
+label: Callable[[Layout, str], object] | None = None
+"""Called with each file in tmp/ that is about to be published: fsinbox.tracing leaves a producer's trace on it."""
 
 
 def unused_temporary(layout: Layout) -> str:
@@ -468,6 +471,26 @@ def acknowledge(layout: Layout, name: str) -> bool:
     return True
 
 
+def keep_done(layout: Layout, name: str) -> bool:
+    """Acknowledge, and keep what was done: to done/, in place of an earlier delivery of the same. False as in acknowledge."""
+    try:
+        _rename(layout, "inflight", name, "done", name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def oldest_first(layout: Layout, folder: str) -> list[str]:
+    """Return the names of the elements in a folder, in the order in which they came there (by the times of their inodes)."""
+    times = []
+    for name in layout.names(folder):
+        try:
+            times.append((os.lstat(name, dir_fd=layout.folder(folder)).st_ctime_ns, name))
+        except FileNotFoundError:
+            continue
+    return [name for _, name in sorted(times) if is_element(name)]
+
+
 def flush_ended(layout: Layout) -> None:
     """Make the end of every element that was out or deferred survive a power cut.
 
@@ -544,7 +567,15 @@ def release_twin(layout: Layout, name: str) -> bool:
 
 
 def rename_if_free(layout: Layout, name: str) -> bool:
-    """Move an element from inflight/ to pending/ unless one is there; tell whether it was moved. Raises OSError.
+    """Move an element from inflight/ to pending/ unless one is there; tell whether it was moved. Raises OSError."""
+    try:
+        return _rename_if_free(layout, "inflight", name, "pending", name)
+    except FileNotFoundError:
+        return False  # removed by hand
+
+
+def _rename_if_free(layout: Layout, folder: str, name: str, to: str, new: str) -> bool:
+    """Rename from folder to folder unless the new name is there; tell whether it was done. Raises OSError.
 
     By renameat2(2), which Python has no call for, and not every file system (NFS, for one) has either.
     """
@@ -554,11 +585,10 @@ def rename_if_free(layout: Layout, name: str) -> bool:
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, "another user's file cannot be put back on this system", name)
     noreplace = 1
-    raw = os.fsencode(name)
-    if libc.renameat2(layout.folder("inflight"), raw, layout.folder("pending"), raw, noreplace) == 0:
+    if libc.renameat2(layout.folder(folder), os.fsencode(name), layout.folder(to), os.fsencode(new), noreplace) == 0:
         return True
     error = ctypes.get_errno()
-    if error in (errno.EEXIST, errno.ENOENT):  # a newer value waits there; it was removed by hand
+    if error == errno.EEXIST:  # a newer value waits there
         return False
     raise OSError(error, os.strerror(error), name)
 
@@ -654,6 +684,66 @@ def _fold_by_taking(layout: Layout, name: str, lowest: str) -> None:
     """
     _rename(layout, "pending", name, "inflight", name)
     os.rename(name, lowest, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"))
+
+
+# --- people: what failed, was laid aside, or is done, goes back to its place --------------------------------------
+
+
+def return_to_place(layout: Layout, folder: str, file: str, number: int, encoded: str) -> str:
+    """Queue what lies in failed/, deferred/ or tmp/ again, at its old number: "queued", "newer" or "gone". Raises OSError.
+
+    "newer": nothing was done, for a newer value of its key waits, is out, or was deferred. No lock is needed, and nothing newer
+    can be lost, whenever one comes: every newer value has a higher number, or is at this very place, which is not overwritten
+    (I2, I4). What finds itself below a newer one that is out is dropped by the consumer. (A new number would be wrong: it would
+    put an old value above one that was put back meanwhile.) The caller flushes.
+    """
+    if newer_waits(layout, number, encoded):
+        return "newer"
+    name = element_name(number, encoded)
+    try:
+        if not _move_if_free(layout, folder, file, "pending", name):
+            return "newer"
+    except FileNotFoundError:
+        return "gone"
+    note_given_back(layout, encoded, number)
+    return "queued"
+
+
+def _move_if_free(layout: Layout, folder: str, name: str, to: str, new: str) -> bool:
+    """_rename_if_free; where the file system has no such call, by a link, which a consumer may find before the old name goes."""
+    try:
+        return _rename_if_free(layout, folder, name, to, new)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+    try:
+        os.link(name, new, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder(to), follow_symlinks=False)
+    except FileExistsError:
+        return False
+    remove_leftover(layout, folder, name)
+    return True
+
+
+def add_if_none_waits(layout: Layout, sequence: Sequence, temporary: str, encoded: str) -> bool:
+    """Publish a file in tmp/ as its key's value unless one waits; tell whether it was done. It stays in tmp/ if not."""
+    with sequence:
+        number, waits = admit(layout, sequence, encoded)
+        name = element_name(number, encoded)
+        # (Where none is there yet, but a producer is about to publish its own there: that one replaces this.)
+        free = not waits and _move_if_free(layout, "tmp", temporary, "pending", name)
+        if free and read_hint(layout, encoded) != (number, sequence.boot):
+            _leave_place(layout, sequence, name, number, encoded)
+        sequence.finish()
+    return free
+
+
+def put_into_failed(layout: Layout, temporary: str, number: int, encoded: str, reason: str) -> bool:
+    """Lay a file in tmp/ into failed/, its reason beside it, unless one of its name is there; tell whether it was done."""
+    name = element_name(number, encoded)
+    if not _move_if_free(layout, "tmp", temporary, "failed", name):
+        return False
+    _write_reason(layout, name, reason)
+    return True
 
 
 # --- drop/ --------------------------------------------------------------------------------------------------------

@@ -1,16 +1,28 @@
-"""What is in the folders, for people: a look at names and sizes that changes nothing and needs no lock."""
+"""What is in the folders, and how the work goes, for people: a look that changes nothing and needs no lock.
+
+It goes by the names alone, one listing a folder: it is quick with a million waiting.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import time_ns
+from time import time, time_ns
 
+from .errors import InvalidKey
 from .layout import Layout
 from .lock import WHOLE, Shard, is_locked, read_holder, shard_of_lock
-from .names import REASON, decode_key, encode_key, parse_deferred, parse_element
+from .names import DIGITS, REASON, decode_key, encode_key, parse_deferred, parse_element
 from .protocol import open_for_reading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .control import Wishes
+    from .record import Record, Totals
 
 STATES = {"out": "inflight", "waiting": "pending", "deferred": "deferred", "failed": "failed"}
 """State of an element -> the folder it lies in then."""
@@ -39,7 +51,10 @@ class Row:
 
 
 def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Row]:
-    """Go through the elements, state by state, the oldest of each first. A key with several places shows each."""
+    """Go through the elements, state by state, the oldest of each first. A key with several places shows each.
+
+    `states`: of STATES, or "done".
+    """
     for state in states:
         found = []
         for folder, file in _files(layout, state):
@@ -60,8 +75,12 @@ def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Ro
 
 def _files(layout: Layout, state: str) -> list[tuple[str, str]]:
     """Return (folder, name) of what lies where elements of a state do."""
-    folder = STATES[state]
-    return layout.out() if state == "out" else [(folder, name) for name in layout.names(folder)]
+    if state == "out":
+        return layout.out()
+    folder = STATES.get(state, state)
+    if folder == "done" and not layout.has("done"):
+        return []
+    return [(folder, name) for name in layout.names(folder)]
 
 
 def find(layout: Layout, key: str) -> Row | None:
@@ -84,6 +103,49 @@ def reason(layout: Layout, row: Row) -> str | None:
         return file.read(_LONGEST_REASON)
 
 
+AGES = tuple(300 << doubled for doubled in range(9))
+"""Limits of the columns of an age histogram, in seconds: 5, 10, 20 ... 1280 minutes, those of Postfix's qshape."""
+
+PREFIXES = 8
+"""The commonest prefixes of keys that an age histogram has."""
+
+_PREFIX = re.compile(r"(?:[-.]|%2F|%3A)*[^-.%]*(?:%(?!2F|3A)[^-.%]*)*")
+"""What an encoded key begins with, up to the first `/`, `:`, `-` or `.` behind another character."""
+
+RATE_MINUTES = 5
+"""Minutes over which a rate is taken."""
+
+_STEADY = 10.0
+"""Seconds of work without a pause from which it may be told how long the rest takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """How long what waits has waited. A row is counts by age: up to limits[0], up to limits[1] ..., older than all of them."""
+
+    limits: tuple[int, ...]
+    """In seconds."""
+    total: list[int]
+    prefixes: dict[str, list[int]]
+    """The same for the commonest beginnings of keys, those of two keys or more, the commonest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How quickly the work goes, by the accounts that consumers keep (see record). Times in seconds since the epoch."""
+
+    rate: float | None
+    """Acknowledged a minute; None if the consumer keeps no account."""
+    window: float
+    """The seconds over which that was so."""
+    last: float | None
+    """When something was last acknowledged: the minute's beginning."""
+    to_empty: float | None
+    """Seconds until all that waits now is done, if it goes on like this. None if that cannot be told ..."""
+    why: str
+    """... and why not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How an inbox stands. Ages in seconds."""
@@ -99,42 +161,203 @@ class Summary:
     consumer: str | None
     consumers: list[dict[str, object]]
     scope: str
+    oldest_deferred: float | None
+    """Since it arrived."""
+    held: list[str]
+    """Keys on hold."""
+    paused: bool
+    paused_until: float | None
+    """When the pause ends by itself, in seconds since the epoch."""
+    paused_by: str | None
+    ages: Ages
+    pace: Pace
+    totals: Totals
+    """Of all consumers there have been."""
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many elements of each state there are, and when the oldest arrived (ns since the epoch)."""
+
+    count: dict[str, int]
+    """Of STATES, and "dropped": files in drop/ that are not adopted yet."""
+    oldest: dict[str, int]
+    """Of those STATES of which there are any."""
+    places: dict[str, str]
+    """Of what waits: encoded key -> its number, as text."""
+
+
+def census(layout: Layout, shard: Shard = WHOLE) -> Census:
+    """Count what is there of a shard. A key that waits in several places is one. Raises OSError."""
+    count, oldest = {}, {}
+    places: dict[str, str] = {}
+    for state in STATES:
+        found = _places(layout, state, shard)
+        if state == "waiting":
+            for digits, encoded in found:
+                if digits < places.get(encoded, "a"):
+                    places[encoded] = digits
+        numbers = list(places.values()) if state == "waiting" else [digits for digits, _ in found]
+        count[state] = len(numbers)
+        if numbers:
+            oldest[state] = int(min(numbers))
+    drops = layout.names("drop")
+    count["dropped"] = len(drops) if shard == WHOLE else sum(map(shard.has, map(_encoded, drops)))
+    return Census(count, oldest, places)
+
+
+def _places(layout: Layout, state: str, shard: Shard) -> Iterator[tuple[str, str]]:
+    """Go through (number as text, encoded key) of the elements of a state, in no order."""
+    names = [name for _, name in layout.out()] if state == "out" else layout.names(STATES[state])
+    if state == "deferred":
+        names = [name[DIGITS + 1 :] for name in names]
+    for name in names:
+        digits, encoded = name[:DIGITS], name[DIGITS + 1 :]
+        # As parse_element has it, but in half the time: this goes through millions.
+        if (
+            encoded
+            and name[DIGITS] == "-"
+            and digits.isdecimal()
+            and digits.isascii()
+            and "~" not in encoded
+            and shard.has(encoded)
+        ):
+            yield digits, encoded
+
+
+def _encoded(name: str) -> str:
+    """Return the encoded key of a file in drop/, "" if it has none: shards divide them by it."""
+    try:
+        return encode_key(name)
+    except InvalidKey:
+        return ""
 
 
 def summary(layout: Layout) -> Summary:
-    """Count what is there. `dropped`: files in drop/ that are not adopted yet; `consumer`: who holds it now, if anyone."""
-    count = dict.fromkeys(STATES, 0)
-    oldest: dict[str, int] = {}
-    for state in STATES:
-        keys = set()
-        for _, file in _files(layout, state):
-            name = file[20:] if state == "deferred" else file
-            parsed = parse_element(name)
-            if parsed and "~" not in parsed[1]:
-                keys.add(parsed[1])
-                oldest[state] = min(parsed[0], oldest.get(state, parsed[0]))
-                count[state] += 1
-        if state == "waiting":
-            count[state] = len(keys)
+    """Tell how the inbox stands. `dropped`: files in drop/ that are not adopted yet; `consumer`: who holds it now, if anyone."""
+    from .control import wishes
+    from .record import records
+
     now = time_ns()
-    found = consumers(layout)
+    found = census(layout)
+    holders = consumers(layout)
+    accounts = records(layout)
+    asked = wishes(layout)
 
     def age(state: str) -> float | None:
-        return max(0, now - oldest[state]) / 1e9 if state in oldest else None
+        return max(0, now - found.oldest[state]) / 1e9 if state in found.oldest else None
 
     return Summary(
         path=layout.path,
-        waiting=count["waiting"],
-        out=count["out"],
-        deferred=count["deferred"],
-        failed=count["failed"],
-        dropped=len(layout.names("drop")),
+        waiting=found.count["waiting"],
+        out=found.count["out"],
+        deferred=found.count["deferred"],
+        failed=found.count["failed"],
+        dropped=found.count["dropped"],
         oldest_waiting=age("waiting"),
         oldest_out=age("out"),
-        consumer="; ".join(str(one["holder"]) for one in found if one["holder"]) or None,
-        consumers=found,
+        consumer="; ".join(str(one["holder"]) for one in holders if one["holder"]) or None,
+        consumers=holders,
         scope=layout.scope,
+        oldest_deferred=age("deferred"),
+        held=sorted(filter(None, map(decode_key, asked.held))),
+        paused=asked.paused,
+        paused_until=asked.until / 1e9 if asked.paused and asked.until else None,
+        paused_by=asked.by or None if asked.paused else None,
+        ages=ages(found.places, now),
+        pace=_pace(found, accounts, holders, asked),
+        totals=_sum(accounts),
     )
+
+
+def ages(places: dict[str, str], now: int) -> Ages:
+    """Return the age histogram of what waits (see Census.places), at a time in nanoseconds since the epoch."""
+    limits = [f"{max(0, now - limit * 10**9):0{DIGITS}d}" for limit in reversed(AGES)]
+    total = Counter(bisect(limits, digits) for digits in places.values())
+    common = Counter(map(_prefix, places))
+    top = [name for name, count in common.most_common(PREFIXES) if count > 1]
+    wanted = set(top)
+    cells = Counter(
+        (prefix, bisect(limits, digits)) for encoded, digits in places.items() if (prefix := _prefix(encoded)) in wanted
+    )
+    newest_first = range(len(limits), -1, -1)
+    return Ages(
+        AGES,
+        [total[column] for column in newest_first],
+        {decode_key(name) or name: [cells[name, column] for column in newest_first] for name in top},
+    )
+
+
+def _prefix(encoded: str) -> str:
+    """Return what an encoded key begins with, up to the first `/`, `:`, `-` or `.` behind another character."""
+    match = _PREFIX.match(encoded)
+    return match[0] if match else encoded
+
+
+def account_of(one: dict[str, object], accounts: list[Record]) -> Record | None:
+    """Return the account of a consumer (one of `consumers`); None if nobody is, or it keeps none."""
+    for account in accounts:
+        if account.shard == one["shard"] and f"pid {account.pid} on {account.host} " in str(one["holder"]):
+            return account
+    return None
+
+
+def last_acknowledged(accounts: list[Record]) -> float | None:
+    """Return the beginning of the minute in which something was last acknowledged, in seconds since the epoch."""
+    return max((minute[0] * 60.0 for account in accounts for minute in account.minutes if minute[1]), default=None)
+
+
+def _sum(accounts: list[Record]) -> Totals:
+    from .record import Totals
+
+    total = Totals()
+    for account in accounts:
+        for name in Totals.__slots__:
+            setattr(total, name, getattr(total, name) + getattr(account.totals, name))
+    return total
+
+
+def _pace(found: Census, accounts: list[Record], holders: list[dict[str, object]], asked: Wishes) -> Pace:
+    now = time()
+    latest = (now // 60 - RATE_MINUTES + 1) * 60
+    start = max(latest, min(map(_first, accounts), default=now))
+    window = max(now - start, 1.0)
+    at_work = [account for one in holders if one["holder"] and (account := account_of(one, accounts))]
+    known = bool(accounts) and len(at_work) == sum(1 for one in holders if one["holder"])
+    rate = _acknowledged(accounts, start) * 60 / window if known else None
+
+    to_empty, why = None, ""
+    for_work = [digits for encoded, digits in found.places.items() if encoded not in asked.held]
+    if not for_work:
+        to_empty = 0.0
+    elif not all(one["holder"] for one in holders):
+        why = "nobody consumes" if not at_work else "a shard has no consumer"
+    elif asked.paused:
+        why = "it is paused"
+    elif not known:
+        why = "the consumer keeps no account: only `fsinbox consume` does"
+    else:
+        # Only while something waited the consumers were surely at work all the time: a rate with their rests in it would lie.
+        busy_since = max(int(min(for_work)) / 1e9, *(account.since for account in at_work))
+        begin = max(latest, -(-busy_since // 60) * 60)  # the minute in which that was may hold what was done before
+        count = _acknowledged(accounts, begin)
+        if now - begin < _STEADY:
+            why = "the work has only just begun"
+        elif not count:
+            why = f"nothing was acknowledged for {int(now - begin)} s"
+        else:
+            to_empty = len(for_work) * (now - begin) / count
+    return Pace(rate, window, last_acknowledged(accounts), to_empty, why)
+
+
+def _acknowledged(accounts: list[Record], since: float) -> int:
+    """Return how many were acknowledged in the minutes from `since` on (seconds since the epoch)."""
+    return sum(minute[1] for account in accounts for minute in account.minutes if minute[0] >= since // 60)
+
+
+def _first(account: Record) -> float:
+    """Return since when an account tells all (seconds since the epoch)."""
+    return min(account.since, *(minute[0] * 60.0 for minute in account.minutes[:1]))
 
 
 def consumers(layout: Layout) -> list[dict[str, object]]:

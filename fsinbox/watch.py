@@ -34,6 +34,8 @@ PROBE_PATIENCE = 0.2
 
 _SHORTEST_POLL = 0.02
 
+_POLLING = {"event": "polling"}
+
 
 class Waker:
     """Wakes one sleeper, from any thread or signal handler (SimpleQueue.put is reentrant; an Event's lock is not)."""
@@ -112,7 +114,7 @@ class Watch:
             try:
                 self._source.arm()
             except OSError as error:
-                log.warning("no file system events for %s (%s): polling", self._layout.path, error)
+                self._say_polling(error)
                 source, self._source = self._source, None
                 source.close()
         self._armed = True
@@ -154,12 +156,16 @@ class Watch:
             return
         sharing = self._layout.sharing
         if self._mode == "auto" and sharing and not sharing.local:
-            log.info("%s is on a network file system, where other hosts' changes send no events: polling", self._layout.path)
+            log.info(
+                "%s is on a network file system, where other hosts' changes send no events: polling",
+                self._layout.path,
+                extra=_POLLING,
+            )
             return
         try:
             source: Source = make_source(self._layout, self.waker.set, self._moved_in)
         except (OSError, ImportError) as error:
-            log.warning("no file system events for %s (%s): polling", self._layout.path, error)
+            self._say_polling(error)
             return
         if probe(self._layout, source, self.waker):
             self._source = source
@@ -169,7 +175,11 @@ class Watch:
                 "the file system of %s sends no events (a probe was not seen within %s s): polling",
                 self._layout.path,
                 PROBE_PATIENCE,
+                extra=_POLLING,
             )
+
+    def _say_polling(self, error: Exception) -> None:
+        log.warning("no file system events for %s (%s): polling", self._layout.path, error, extra=_POLLING)
 
 
 def make_source(layout: Layout, wake: Callable[[], object], moved_in: Callable[[str], object]) -> Source:
@@ -195,7 +205,7 @@ def probe(layout: Layout, source: Source, waker: Waker) -> bool:
         seen = waker.wait(PROBE_PATIENCE)
         os.unlink(name, dir_fd=layout.folder("pending"))
     except OSError as error:
-        log.warning("cannot probe %s for events: %s", layout.path, error)
+        log.warning("cannot probe %s for events: %s", layout.path, error, extra={"event": "probe_failed"})
         return False
     finally:
         source.disarm()

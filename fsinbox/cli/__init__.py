@@ -14,6 +14,9 @@ EXIT_USAGE = 2
 EXIT_UNUSABLE = 3
 EXIT_BUSY = 4
 
+_LARGEST = 1 << 20
+"""Bytes of a pyproject.toml that are looked at."""
+
 
 def main() -> None:
     """Run the command line of this process; ends it."""
@@ -28,6 +31,40 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def settings_file() -> str | None:
+    """Return the path of the pyproject.toml that has our settings: the nearest one upwards from the working directory.
+
+    $FSINBOX_SETTINGS names another; if it is empty, there are none. One that may not be read is passed over.
+    """
+    named = os.environ.get("FSINBOX_SETTINGS")
+    if named is not None:
+        return named or None
+    try:
+        folder = os.getcwd()
+    except OSError:
+        return None  # it was removed
+    while True:
+        path = f"{folder.rstrip('/')}/pyproject.toml"
+        if _has_settings(path):
+            return path
+        if folder == "/":
+            return None
+        folder = os.path.dirname(folder)
+
+
+def _has_settings(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return b"[tool.fsinbox" in os.read(fd, _LARGEST)
+    except OSError:
+        return False  # a folder of that name
+    finally:
+        os.close(fd)
 
 
 def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | None:
@@ -57,5 +94,7 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
         else:
             found["value"] = word
     if found["key"] is None or (found["value"] is not None and found["file"] is not None):
+        return None
+    if settings_file() is not None:
         return None
     return found["key"], found["value"], found["file"], found["inbox"] or "inbox"

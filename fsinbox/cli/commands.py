@@ -10,11 +10,30 @@ from typing import Any
 import click
 
 from ..errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
-from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
-from .options import Failure, chosen, inbox_option, json_option, printable
+from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
+from .options import Failure, chosen, inbox_option, json_option, key_argument, outranked, printable
 
 _ELSEWHERE = {
+    "failed": "steering",
+    "retry": "steering",
+    "discard": "steering",
+    "requeue": "steering",
+    "replay": "steering",
+    "purge": "steering",
+    "hold": "steering",
+    "release": "steering",
+    "pause": "steering",
+    "resume": "steering",
+    "wait": "steering",
+    "export": "archiving",
+    "import": "archiving",
     "status": "seeing",
+    "metrics": "seeing",
+    "top": "top",
+    "settings": "settings",
+    "completion": "completion",
+    "migrate": "migrating",
+    "web": "serving",
 }
 """Commands that stand in a module of their own, imported when one is run, or help asks."""
 
@@ -39,6 +58,28 @@ class Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         command: click.Command = getattr(import_module(f".{home}", __package__), cmd_name.replace("import", "import_"))
         return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        path = settings_file()
+        if path is not None:
+            from .settings import Settings
+
+            try:
+                extra["default_map"] = Settings(path, self.list_commands(click.Context(self)))
+            except Failure:
+                if not extra.get("resilient_parsing"):  # completion goes on without
+                    raise
+        return super().make_context(info_name, args, parent, **extra)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if ctx.default_map and name and command and not ctx.resilient_parsing:
+            ctx.default_map.check(name, command)  # type: ignore[attr-defined]  # Settings
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -103,7 +144,7 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 @click.option("--file", "file", metavar="FILE", help="Take the value from FILE; - is standard input.")
 @click.option("--move", is_flag=True, help="With --file: hand FILE over instead of copying it.")
 @click.option("--durable/--not-durable", default=True, help="Wait until a power cut can no longer lose it.  [default: durable]")
-@click.argument("key")
+@key_argument
 @click.argument("value", required=False)
 def add(inbox: str | None, json: bool, file: str | None, move: bool, durable: bool, key: str, value: str | None) -> None:
     """Queue VALUE for KEY, in place of a value of that key that waits.
@@ -125,8 +166,8 @@ def add(inbox: str | None, json: bool, file: str | None, move: bool, durable: bo
 @click.option(
     "--state",
     multiple=True,
-    type=click.Choice(["out", "waiting", "deferred", "failed"]),
-    help="Only these; may be repeated.  [default: all]",
+    type=click.Choice(["out", "waiting", "deferred", "failed", "done"]),
+    help="Only these; may be repeated.  [default: all but done]",
 )
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
     """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
@@ -149,7 +190,7 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
 @cli.command()
 @inbox_option
 @json_option
-@click.argument("key")
+@key_argument
 def show(inbox: str | None, json: bool, key: str) -> None:
     """Print the payload of KEY: the one that waits, else the one that is out, is deferred or has failed."""
     import base64
@@ -203,6 +244,9 @@ def show(inbox: str | None, json: bool, key: str) -> None:
 @click.option("--concurrency", "-c", type=click.IntRange(1), default=1, show_default=True, help="Handlers at once.")
 @click.option("--drain", "--burst", "drain", is_flag=True, help="Stop when nothing waits, back-offs included.")
 @click.option("--once", is_flag=True, help="Stop after one element.")
+@click.option(
+    "--keep-done", type=click.IntRange(0), default=0, show_default=True, help="Keep the last N acknowledged in done/, to replay."
+)
 @click.option("--max-attempts", type=click.IntRange(1), default=5, show_default=True, help="Then it goes to failed/.")
 @click.option(
     "--retry-delay", type=click.FloatRange(0.001, 604800), default=1.0, show_default=True, help="First back-off, seconds."
@@ -251,6 +295,12 @@ def show(inbox: str | None, json: bool, key: str) -> None:
 @click.option("--standby", is_flag=True, help="If there is a consumer, wait until it ends or is dead, then take over.")
 @click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong.")
 @click.option("--verbose", "-v", is_flag=True, help="Say what happens to each element.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What the log on stderr is."
+)
+@click.option("--metrics", metavar="[HOST:]PORT", help="Serve metrics for Prometheus there; HOST is the loopback unless given.")
+@click.option("--metrics-file", metavar="FILE", help="Keep metrics in FILE, for node_exporter: every 15 seconds, and at the end.")
+@click.option("--trace", is_flag=True, help="Make an OpenTelemetry span for each element, in its producer's trace.")
 def consume(inbox: str | None, **options: Any) -> None:
     """Be the consumer: take elements and have them handled, until stopped.
 
@@ -264,6 +314,7 @@ def consume(inbox: str | None, **options: Any) -> None:
     """
     from .consuming import consume as run_consumer
 
+    options |= dict.fromkeys(outranked("handler", "exec"))
     sys.exit(run_consumer(chosen(inbox), **options))
 
 
@@ -284,4 +335,6 @@ def doctor(inbox: str | None, json: bool, repair: bool) -> None:
 
 def run() -> None:
     """Run the command line of this process."""
+    if "_FSINBOX_COMPLETE" in os.environ:
+        from . import shells  # noqa: F401 - tells click of them
     cli(prog_name="fsinbox")

@@ -3,17 +3,19 @@
 import logging
 import os
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ..inbox import Inbox
-from ..lock import parse_shard
+from ..lock import Shard, parse_shard
+from ..worker import service
 from ..worker.backoff import Backoff
-from ..worker.observer import Keeper
+from ..worker.observer import Keeper, Observer
 from ..worker.outcome import Handler, HandlerError
 from ..worker.runner import Runner, Tally
-from . import EXIT_FAILED
+from . import EXIT_FAILED, logs
 
 log = logging.getLogger("fsinbox")
 
@@ -21,10 +23,11 @@ log = logging.getLogger("fsinbox")
 def consume(path: str, **options: Any) -> int:
     """Run a consumer; return the exit status. Raises click.UsageError, InboxError."""
     level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    log.setLevel(level)
-    logging.raiseExceptions = False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
+    form = options["log_format"]
+    logs.set_up(form, level)
     handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
+    if options["trace"]:
+        handler = traced(handler, path)
     try:
         shard = parse_shard(options["shard"])
     except ValueError as error:
@@ -42,9 +45,11 @@ def consume(path: str, **options: Any) -> int:
         poll_interval=options["poll_interval"],
         shard=options["shard"],
         lease=options["lease"],
+        keep_done=options["keep_done"],
     ) as inbox:
         if new:
-            log.info("created inbox %s", inbox.path)
+            log.info("created inbox %s", inbox.path, extra={"event": "created"})
+        keeper = Keeper(inbox.layout, shard, handler.name, options["concurrency"])
         runner = Runner(
             inbox,
             handler,
@@ -54,11 +59,22 @@ def consume(path: str, **options: Any) -> int:
             drain=options["drain"],
             once=options["once"],
             standby=options["standby"],
-            observers=[Keeper(inbox.layout, shard, handler.name, options["concurrency"])],
+            stop_notice=lambda text: logs.line(form, text, "stopping"),
+            observers=[keeper],
         )
-        log.info("consuming %s with %s (pid %d)", inbox.path, handler.name, os.getpid())
-        tally = run_with_progress(runner) if options["drain"] and sys.stderr.isatty() else runner.run()
-    log.info("stopped: %s", tally)
+        runner.observers += service.observers(os.environ)
+        if options["metrics"] or options["metrics_file"]:
+            runner.observers += measured(inbox.path, shard, keeper, options["metrics"], options["metrics_file"])
+        log.info(
+            "consuming %s with %s (pid %d)",
+            inbox.path,
+            handler.name,
+            os.getpid(),
+            extra={"event": "consuming", "inbox": inbox.path, "handler": handler.name, "pid": os.getpid()},
+        )
+        with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
+        tally = run_with_progress(runner) if with_bar else runner.run()
+    log.info("stopped: %s", tally, extra={"event": "stopped", **asdict(tally)})
     if tally.failed and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
@@ -80,6 +96,25 @@ def choose_handler(function: str | None, command: str | None, *, shell: bool) ->
         assert command is not None
         return CommandHandler(command, shell=shell)
     except HandlerError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def traced(handler: Handler, path: str) -> Handler:
+    """Return a handler that does the same, in a span each. Raises click.UsageError."""
+    try:
+        from ..worker.tracing import Traced
+    except ImportError as error:
+        raise click.UsageError(f"--trace: {error}") from error
+    return Traced(handler, os.path.abspath(path))
+
+
+def measured(path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None) -> list[Observer]:
+    """Return the observer that tells metrics. Raises click.UsageError."""
+    try:
+        from ..worker.metrics import observers
+
+        return observers(path, shard, keeper, address, file)
+    except (ImportError, ValueError) as error:
         raise click.UsageError(str(error)) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -13,12 +13,24 @@ Command = Callable[..., Any]
 class Failure(click.ClickException):
     """An error of ours, with our exit status."""
 
+    log: ClassVar[Callable[[str], object] | None] = None
+    """Takes the message, where standard error is a log for programs."""
+
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.exit_code = status  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"fsinbox: {self.message}", err=True)
+        if Failure.log:
+            Failure.log(self.message)
+        else:
+            click.echo(f"fsinbox: {self.message}", err=True)
+
+
+def _directories(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
 
 
 def inbox_option(command: Command) -> Command:
@@ -28,6 +40,7 @@ def inbox_option(command: Command) -> Command:
         metavar="DIR",
         envvar="FSINBOX_DIR",
         allow_from_autoenv=False,  # one variable for it, whatever the command
+        shell_complete=_directories,
         help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]",
     )(command)
 
@@ -37,9 +50,9 @@ def json_option(command: Command) -> Command:
     return click.option("--json", is_flag=True, help="Print JSON, one object a line; ignore members you do not know.")(command)
 
 
-def chosen(inbox: str | None) -> str:
-    """Return the inbox that the line names: behind the command, before it, in the environment, or ./inbox."""
-    ctx = click.get_current_context()
+def chosen(inbox: str | None, ctx: click.Context | None = None) -> str:
+    """Return the inbox that the line names: behind the command, before it, in the environment, in a file, or ./inbox."""
+    ctx = ctx or click.get_current_context()
     source = ctx.get_parameter_source("inbox")
     before = ctx.find_root().params.get("inbox")
     if source == click.core.ParameterSource.COMMANDLINE:
@@ -47,6 +60,66 @@ def chosen(inbox: str | None) -> str:
     return before or inbox or "inbox"
 
 
+def outranked(*names: str) -> list[str]:
+    """Return which of these options, of which one may be given, give way to another: what was typed outranks the environment,
+    and that outranks a file."""
+    ctx = click.get_current_context()
+    rank = list(click.core.ParameterSource).index
+    ranks = {name: rank(ctx.get_parameter_source(name)) for name in names if ctx.params[name] is not None}  # type: ignore[arg-type]
+    return [name for name in ranks if ranks[name] > min(ranks.values())]
+
+
 def printable(key: str) -> str:
     """Return a key so that it cannot play tricks on a terminal."""
     return key if key.isprintable() else repr(key)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """A length of time: "90", "90s", "15m", "2h", "7d". Gives seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        sizes = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+        number, size = (value[:-1], sizes[value[-1]]) if value[-1:] in sizes else (value, 1)
+        try:
+            seconds = float(number) * size
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < 1e9:
+            self.fail(f"{value!r} is no length of time: give seconds, or 15m, 2h, 7d", param, ctx)
+        return seconds
+
+
+DURATION = Duration()
+
+
+def keys_argument(command: Command) -> Command:
+    """Add KEY... to a command; "-" stands for keys on standard input."""
+    return click.argument("keys", nargs=-1, metavar="[KEY]... | -", shell_complete=complete_keys)(command)
+
+
+def yes_option(command: Command) -> Command:
+    """Add --yes to a command that asks."""
+    return click.option("--yes", "-y", is_flag=True, help="Do not ask.")(command)
+
+
+def key_argument(command: Command) -> Command:
+    """Add the argument KEY to a command; a shell completes it."""
+    return click.argument("key", shell_complete=complete_keys)(command)
+
+
+def complete_keys(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the keys in the inbox that begin so, for a shell's completion. What a shell could not show is left out."""
+    from .. import survey
+    from ..errors import InboxError
+    from ..layout import Layout
+
+    try:
+        layout = Layout(chosen(ctx.params.get("inbox"), ctx), create=False)
+        keys = {row.key for row in survey.rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()}
+    except (InboxError, OSError):
+        return []
+    return sorted(keys.difference(ctx.params.get("keys") or ()))

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 from ..inbox import Element
 from .outcome import DONE, HandlerError, Outcome
@@ -42,6 +43,8 @@ class CommandHandler:
         # So that a command does not go on beside its successor when the consumer is killed.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         self._guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+        self.more_environment: Callable[[], dict[str, str]] = dict
+        """Asked, for each command, in the thread that handles its element."""
         self._running: set[subprocess.Popen[bytes]] = set()
         self._mutex = threading.Lock()
 
@@ -85,6 +88,7 @@ class CommandHandler:
             "FSINBOX_ATTEMPTS": str(element.attempts),
             "FSINBOX_PATH": path,
             "FSINBOX_INBOX": os.path.dirname(os.path.dirname(path)),
+            **self.more_environment(),
         }
         with open(element.open(), "rb") as payload:  # not by its path, which may lead elsewhere by now
             return subprocess.Popen(

@@ -16,9 +16,14 @@ from .outcome import DONE, HandlerError, Outcome
 
 
 def load_function(spec: str) -> "FunctionHandler":
-    """Import `module:func` (func may be dotted), the working directory included. Raises HandlerError."""
-    module_name, colon, path = spec.partition(":")
-    if not colon or not module_name or not path:
+    """Import `module:func` (func may be dotted), the working directory included. Raises HandlerError.
+
+    A name without a colon is that of an entry point of an installed package, in the group "fsinbox.handlers".
+    """
+    if ":" not in spec:
+        spec = _installed(spec)
+    module_name, _, path = spec.partition(":")
+    if not module_name or not path:
         raise HandlerError(f"handler {spec!r} is not of the form module:func")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -39,6 +44,19 @@ def load_function(spec: str) -> "FunctionHandler":
     if not callable(target):
         raise HandlerError(f"{spec} is {type(target).__name__}, not a function")
     return FunctionHandler(spec, target)
+
+
+def _installed(name: str) -> str:
+    """Return the `module:func` that an installed package offers by this name. Raises HandlerError."""
+    from importlib.metadata import entry_points
+
+    offers = {offer.name: offer.value for offer in entry_points(group="fsinbox.handlers")}
+    if name not in offers:
+        raise HandlerError(
+            f"handler {name!r} is not of the form module:func, and no installed package has one of that name "
+            f"(there are: {', '.join(sorted(offers)) or 'none'})"
+        )
+    return offers[name]
 
 
 class FunctionHandler:

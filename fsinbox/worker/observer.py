@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,11 @@ _INTERVAL = 1.0
 class Observer:
     """Told of what happens, in the main thread. What it raises is logged, once, and stops nothing."""
 
+    def standing_by(self) -> None:
+        """Another process is the consumer, and this one waits: told about every second, before `began`."""
+
     def began(self) -> None:
-        """This process is the consumer now, or is about to be with the first element."""
+        """This process is the consumer now."""
 
     def started(self, element: Element, latency: float | None) -> None:
         """An element is handed to a handler. `latency`: seconds since it was queued, if it woke an idle consumer."""
@@ -43,18 +47,19 @@ class Observer:
         """No more elements are taken; what runs is finished."""
 
     def stopped(self) -> None:
-        """The run has come to an end."""
+        """The run has come to an end. Not told if it had not begun."""
 
 
 class Keeper(Observer):
     """Keeps the account in stats/."""
 
     def __init__(self, layout: Layout, shard: Shard, handler: str, concurrency: int) -> None:
-        self.account = Account(layout, shard, handler, concurrency)
+        self._open = partial(Account, layout, shard, handler, concurrency)
         self._next = 0.0
         self._dirty = False
 
     def began(self) -> None:
+        self.account = self._open()  # only now: a standby goes on from what the consumer before has left in the end
         self._dirty = True
 
     def started(self, element: Element, latency: float | None) -> None:

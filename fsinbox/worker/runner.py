@@ -65,6 +65,8 @@ class Runner:
     """While there is another consumer, wait until it ends or is dead."""
     progress: Callable[[Tally], object] | None = None
     """Called after each element."""
+    stop_notice: Callable[[str], str] = "fsinbox: {}\n".format
+    """Makes a line for standard error of what is said at a signal."""
     observers: list[Observer] = field(default_factory=list)
     """Told of all that happens."""
 
@@ -91,7 +93,11 @@ class Runner:
         try:
             if self.standby:
                 self._stand_by()
-            self._tell(lambda observer: observer.began())
+            else:
+                self.inbox.become_consumer()
+            if not self._signals:
+                self._began = True
+                self._tell(lambda observer: observer.began())
             while not self._finished():
                 if self._work() or self._finished():
                     continue
@@ -99,7 +105,7 @@ class Runner:
                     with self.inbox.listening() as watch:
                         if not self._work() and not self._finished():
                             self._asleep_since = time_ns()
-                            watch.sleep(self._until_tick(self.inbox.next_look_in()))
+                            watch.sleep(self._until_tick(self.inbox.sleep_limit()))
                             self._work()  # at once: to leave the watch takes longer than a take
                             self._asleep_since = None
                 else:
@@ -108,7 +114,8 @@ class Runner:
             self.handler.stop_now()  # its elements are another consumer's now
             raise
         finally:
-            self._tell(lambda observer: observer.stopped())
+            if self._began:
+                self._tell(lambda observer: observer.stopped())
             if not self._signals:  # else a further one must not end us while the inbox is being closed
                 for number, handler in previous.items():
                     signal.signal(number, handler)
@@ -124,8 +131,10 @@ class Runner:
                 return
             except InboxBusy as error:
                 if not said:
-                    log.info("standing by: %s is the consumer", error.holder or "another one")
+                    holder = error.holder or "another one"
+                    log.info("standing by: %s is the consumer", holder, extra={"event": "standing_by", "holder": holder})
                 said = True
+                self._tell(lambda observer: observer.standing_by())
             self.waker.wait(_STANDBY)
 
     def _wake_at_signals(self) -> Callable[[], None]:
@@ -190,6 +199,7 @@ class Runner:
 
     _drained = False
     _told_stopping = False
+    _began = False
 
     def _tick(self) -> None:
         now = monotonic()
@@ -213,7 +223,13 @@ class Runner:
                 what(observer)
             except Exception as error:  # noqa: BLE001 - whatever it is
                 if observer not in self._complained:
-                    log.warning("%s: %s: the work goes on; this is only said once", type(observer).__name__, error)
+                    name = type(observer).__name__
+                    log.warning(
+                        "%s: %s: the work goes on; this is only said once",
+                        name,
+                        error,
+                        extra={"event": "observer_failed", "observer": name},
+                    )
                 self._complained.add(observer)
 
     def _start_one(self) -> bool:
@@ -248,7 +264,11 @@ class Runner:
             outcome = self.handler.handle(element)
             seconds = monotonic() - started
             log.debug(
-                "key %r: %s after %.3f s", element.key, outcome.kind, seconds, extra=about(element, "handled", seconds=seconds)
+                "key %r: %s after %.3f s",
+                element.key,
+                outcome.kind,
+                seconds,
+                extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
             )
             self._reports.put((element, outcome, seconds))
             self.waker.set()
@@ -311,10 +331,8 @@ class Runner:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals == 1 and self._running:
-            text = (
-                f"fsinbox: {signal.Signals(number).name}: waiting for {len(self._running)} running; again to give back at once\n"
-            )
-            os.write(2, text.encode())
+            text = f"{signal.Signals(number).name}: waiting for {len(self._running)} running; again to give back at once"
+            os.write(2, self.stop_notice(text).encode())
         self.waker.set()
 
     def _give_back(self) -> None:
@@ -326,7 +344,7 @@ class Runner:
             element.release()
         self._tell(lambda observer: observer.stopped())
         self.inbox.close()
-        log.warning("gave back %d at the second signal", len(self._running))
+        log.warning("gave back %d at the second signal", len(self._running), extra={"event": "gave_back"})
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -1,0 +1,109 @@
+"""The log of `fsinbox consume`, on standard error: text for people, JSON for programs, and what journald understands.
+
+A key, a file's name or an exception may hold anything: in no form does a record begin a second line that could be taken for
+a record, or send a terminal a control character.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+
+from .options import Failure
+
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName"}
+"""What a record has that nobody gave it as `extra`."""
+
+_PRIORITY = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Level -> priority of sd-daemon(3)."""
+
+
+def set_up(form: str, level: int) -> None:
+    """Send logs to standard error: ours from `level` on, those of handlers and libraries from WARNING on.
+
+    `form`: "text" (with priorities instead of times, where journald reads it) or "json".
+    """
+    formatter = Json() if form == "json" else Journal() if _journal_reads() else Text()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("fsinbox").setLevel(level)
+    logging.raiseExceptions = False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
+    if form == "json":
+        Failure.log = lambda message: logging.getLogger("fsinbox").error("%s", message, extra={"event": "gave_up"})
+
+
+def line(form: str, message: str, event: str) -> str:
+    """Return a line of the log, for one that must be written without the logging module: from within a signal handler."""
+    if form != "json":
+        return f"fsinbox: {message}\n"
+    record = logging.makeLogRecord({"name": "fsinbox", "levelname": "INFO", "msg": message, "event": event})
+    return Json().format(record) + "\n"
+
+
+class Json(logging.Formatter):
+    """One object a line, ASCII only, so that no locale and no byte of a key can spoil it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        members: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", "log"),
+            "message": record.getMessage(),
+        }
+        if record.name != "fsinbox":
+            members["logger"] = record.name
+        members |= {name: value for name, value in vars(record).items() if name not in _OWN and name not in members}
+        if record.exc_info:
+            members["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({name: _member(value) for name, value in members.items()})
+
+
+class Text(logging.Formatter):
+    """Time, level, message; what is below a first line is indented."""
+
+    def __init__(self, form: str = "%(asctime)s %(levelname)s %(message)s") -> None:
+        super().__init__(form)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _shown(super().formatMessage(record)).replace("\n", "\n    ")
+
+    def formatException(self, ei: logging._SysExcInfoType) -> str:
+        return _shown("    " + super().formatException(ei).replace("\n", "\n    "))
+
+
+class Journal(Text):
+    """For journald, which has the time itself: each line begins with `<priority>`, as in sd-daemon(3)."""
+
+    def __init__(self) -> None:
+        super().__init__("%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in _PRIORITY if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{text}" for text in super().format(record).split("\n"))
+
+
+def _journal_reads() -> bool:
+    """Tell whether standard error is a stream to journald, as systemd.exec(5) says to find out."""
+    stream = os.environ.get("JOURNAL_STREAM")
+    status = os.fstat(2) if stream and sys.stderr else None
+    return status is not None and stream == f"{status.st_dev}:{status.st_ino}"
+
+
+def _member(value: object) -> object:
+    """Return what JSON can hold of it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value
+
+
+def _shown(text: str) -> str:
+    """Escape what plays tricks on a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)

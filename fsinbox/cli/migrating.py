@@ -1,0 +1,82 @@
+"""`fsinbox migrate`: from an inbox in a database table."""
+
+from __future__ import annotations
+
+import click
+
+from .options import chosen, inbox_option, json_option, printable
+
+
+@click.command()
+@inbox_option
+@json_option
+@click.option("--table", metavar="NAME", default="inbox", show_default=True, help="The table; schema.table, if it has a schema.")
+@click.option("--key-column", metavar="NAME", default="key", show_default=True, help="What is the key.")
+@click.option("--value-column", metavar="NAME", default="value", show_default=True, help="What is the value.")
+@click.option(
+    "--locked-column",
+    metavar="NAME",
+    default="locked",
+    show_default=True,
+    help="What tells that a row was taken: true, not 0, or any time or name. Such rows go first. Need not be there.",
+)
+@click.option("--order-by", metavar="NAME", help="What tells the order of arrival.  [default: the primary key]")
+@click.option("--batch", type=click.IntRange(1), default=1000, show_default=True, help="Rows that are read at once.")
+@click.option("--restart", is_flag=True, help="Begin with the first row, even if a run before was interrupted.")
+@click.argument("url", envvar="FSINBOX_MIGRATE_URL", metavar="URL")
+def migrate(
+    inbox: str | None,
+    json: bool,
+    table: str,
+    key_column: str,
+    value_column: str,
+    locked_column: str,
+    order_by: str | None,
+    batch: int,
+    restart: bool,
+    url: str,
+) -> None:
+    """Queue the rows of a database table, oldest first. URL is SQLAlchemy's: sqlite:///jobs.db, postgresql://host/db.
+
+    Stop what adds to the table and what takes from it, run this, and start them again on the inbox. Nothing is deleted
+    from the table. A run that was interrupted goes on where it was; a run after a whole one begins anew, and replaces what
+    still waits. A row that cannot be an element is told, and left: exit status 1. (A password in URL is seen by every user
+    of this host: put the URL into $FSINBOX_MIGRATE_URL.)
+    """
+    import sys
+
+    from ..inbox import Inbox
+    from ..migration import Place, Source
+    from . import EXIT_FAILED
+    from .text import say
+
+    source = Source(url, table, key_column, value_column, locked_column, order_by)
+    with Inbox(chosen(inbox), codec="bytes") as target:
+        place = Place(target.layout, source.identity)
+        start = None if restart else place.read()
+        if start and not json:
+            click.echo("going on where the run before was interrupted", err=True)
+        total = {"new": 0, "replaced": 0, "behind": 0}
+        left = 0
+        with source, click.progressbar(
+            length=source.count(), label="copying rows", file=sys.stderr, show_pos=True, hidden=not sys.stderr.isatty()
+        ) as bar:
+            for rows in source.batches(start, batch):
+                for outcome, number in target.add_many((row.key, row.data) for row in rows.good).items():
+                    total[outcome] += number
+                place.write(rows.after)
+                for name, reason in rows.bad:
+                    left += 1
+                    click.echo(f"fsinbox: row {printable(name)} is left out: {reason}", err=True)
+                bar.update(len(rows.good) + len(rows.bad))
+        place.forget()
+        path = target.path
+    if json:
+        say(path=path, table=table, **total, left=left)
+    else:
+        queued = sum(total.values())
+        click.echo(f"queued {queued} rows of {printable(table)} in {path}: {', '.join(f'{n} {how}' for how, n in total.items())}")
+        click.echo("nothing was deleted from the table: once the consumer is through, drop it yourself")
+        click.echo(f"next: fsinbox --inbox {path} consume --handler MODULE:FUNC")
+    if left:
+        click.get_current_context().exit(EXIT_FAILED)

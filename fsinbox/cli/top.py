@@ -1,0 +1,262 @@
+"""`fsinbox top`: a live view of an inbox on a terminal."""
+
+from __future__ import annotations
+
+import click
+
+from .options import chosen, inbox_option, printable
+from .seeing import limit_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console, RenderableType
+
+    from ..layout import Layout
+    from ..record import Record
+    from ..survey import Summary
+    from .seeing import Limits
+
+HISTORY = 60
+"""Columns of a plot: minutes, or looks."""
+
+LISTED = 10
+"""Elements at work that are shown, and failures."""
+
+_SHARE = 5
+"""A look takes one part in so many of the time at most: with millions waiting the view is renewed less often than asked."""
+
+_BARS, _PLAIN = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
+
+_STYLES = {"OK": "bold green", "WARNING": "bold yellow", "CRITICAL": "bold red"}
+
+
+@click.command()
+@inbox_option
+@limit_options
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds from one look to the next."
+)
+def top(inbox: str | None, max_age: float | None, max_pending: int | None, max_failed: int | None, interval: float) -> None:
+    """Watch the inbox: how it stands, how quickly the work goes, what is being handled, what failed last.
+
+    The plots are of the last hour, a column a minute, and of what waited since this was started, a column a look. q or Ctrl-C
+    quits. For scripts there is `fsinbox status --json`.
+    """
+    import sys
+
+    from rich.console import Console
+
+    from ..layout import Layout
+    from .seeing import Limits
+
+    layout = Layout(chosen(inbox), create=False)
+    console = Console()
+    if not (sys.stdin and sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
+        raise click.UsageError(
+            "top needs a terminal to draw on: for scripts, pipes and plain terminals there is `fsinbox status`"
+        )
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key may have characters this terminal has not
+    try:
+        watch(layout, Limits(max_age, max_pending, max_failed), interval, console)
+    except KeyboardInterrupt:
+        pass
+
+
+def watch(layout: Layout, limits: Limits, interval: float, console: Console) -> None:
+    """Show the view until q is pressed. Raises KeyboardInterrupt; UnusableInbox, OSError if the inbox can no longer be seen."""
+    from time import monotonic
+
+    from rich.live import Live
+
+    view = View(layout, limits, plain=not console.encoding.startswith("utf"))
+    with keyboard() as quits_within, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            begun = monotonic()
+            live.update(view.look(console.width), refresh=True)
+            if quits_within(max(interval, (monotonic() - begun) * _SHARE)):
+                return
+
+
+def keyboard() -> AbstractContextManager[Callable[[float], bool]]:
+    """Read single keys of the terminal, without echo, as long as this lasts; then it is as it was, also after SIGTERM or SIGHUP.
+
+    Gives a function that waits so many seconds, less if a key is pressed, and tells whether it was one to quit.
+    """
+    import os
+    import select
+    import signal
+    import sys
+    import termios
+    from contextlib import contextmanager
+    from tty import setcbreak
+
+    @contextmanager
+    def reading():  # type: ignore[no-untyped-def]
+        fd = sys.stdin.fileno()
+        before = termios.tcgetattr(fd)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        try:
+            setcbreak(fd)
+            modes = termios.tcgetattr(fd)
+            modes[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the shell on our screen
+            termios.tcsetattr(fd, termios.TCSANOW, modes)
+            yield quits_within
+        finally:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+    def quits_within(seconds: float) -> bool:
+        fd = sys.stdin.fileno()
+        if not select.select([fd], [], [], seconds)[0]:
+            return False
+        pressed = os.read(fd, 100)
+        return not pressed or bool(set(pressed) & set(b"qQ\x04"))  # nothing: the terminal has gone
+
+    return reading()
+
+
+class View:
+    """What is shown. It remembers how many waited at each look."""
+
+    def __init__(self, layout: Layout, limits: Limits, *, plain: bool) -> None:
+        """`plain`: draw with ASCII only."""
+        from collections import deque
+
+        self._layout = layout
+        self._limits = limits
+        self._bars = _PLAIN if plain else _BARS
+        self._depth: deque[int] = deque(maxlen=HISTORY)
+
+    def look(self, width: int) -> RenderableType:
+        """Look at the inbox and return what is to be shown, `width` columns wide. Raises UnusableInbox, OSError."""
+        from rich.console import Group
+
+        from .. import survey
+        from ..record import records
+
+        found = survey.summary(self._layout)
+        accounts = records(self._layout)
+        self._depth.append(found.waiting)
+        return Group(
+            *head(found, accounts, self._limits, width),
+            *self._plots(accounts, width),
+            *at_work(found, accounts),
+            *failures(accounts),
+        )
+
+    def _plots(self, accounts: list[Record], width: int) -> list[RenderableType]:
+        from rich.text import Text
+
+        columns = max(10, min(HISTORY, width - 20))
+        lines: list[RenderableType] = [Text(""), Text(f"{'last hour':<13}{'':<{columns}}  peak", style="bold")]
+        series = {name: by_minute(accounts, column) for column, name in enumerate(("acknowledged", "failed", "arrived"), 1)}
+        for name, values in {**series, "waiting": list(self._depth)}.items():
+            shown = bars(values[-columns:], self._bars)
+            lines.append(Text.assemble(f"{name:<13}", (f"{shown:>{columns}}", "cyan"), f" {short(max(values)):>5}", no_wrap=True))
+        return lines
+
+
+def head(found: Summary, accounts: list[Record], limits: Limits, width: int) -> list[RenderableType]:
+    """Return the lines of how the inbox stands."""
+    from time import strftime
+
+    from rich.text import Text
+
+    from ..survey import account_of
+    from .seeing import length, rate, verdict
+    from .text import seconds
+
+    def line(*parts: str | tuple[str, str]) -> Text:
+        return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+    level, text = verdict(found, limits)
+    clock = strftime("%H:%M:%S")
+    lines: list[RenderableType] = [
+        line(("fsinbox top", "bold"), "  ", f"{printable(found.path)[: max(0, width - 30)]}  ", (f"{clock}  q quits", "dim")),
+        line((level, _STYLES[level]), f": {text}"),
+    ]
+    for one in found.consumers[:4]:
+        account = account_of(one, accounts)
+        does = f": {printable(account.handler)}, {account.concurrency} at once" if account else ""
+        lines.append(line(("consumer  ", "bold"), f"{one['shard']}  {one['holder'] or 'none'}{does}"))
+    if len(found.consumers) > 4:
+        lines.append(line(f"          and {len(found.consumers) - 4} more: see `fsinbox status`"))
+    counts: list[str | tuple[str, str]] = []
+    ages = {"waiting": found.oldest_waiting, "out": found.oldest_out, "deferred": found.oldest_deferred}
+    for state in ("waiting", "out", "deferred", "failed", "dropped"):
+        age = ages.get(state)
+        counts += [(f"{state} ", "bold"), f"{getattr(found, state)}{'' if age is None else f' ({seconds(age)})'}   "]
+    counts += [("on hold ", "bold"), str(len(found.held))]
+    ends = found.pace.why if found.pace.to_empty is None else f"about {length(found.pace.to_empty)}" if found.waiting else "now"
+    return [*lines, Text(""), line(*counts), line(("rate ", "bold"), f"{rate(found)}   ", ("empty ", "bold"), ends)]
+
+
+def at_work(found: Summary, accounts: list[Record]) -> list[RenderableType]:
+    """Return the lines of what is being handled, the longest first."""
+    from time import time
+
+    from ..survey import account_of
+    from .seeing import length
+
+    now = time()
+    current = [account for one in found.consumers if (account := account_of(one, accounts))]
+    running = sorted((one for account in current for one in account.running), key=lambda one: one.started)
+    rows = [(length(now - one.started), f"attempt {one.attempts}", printable(one.key)) for one in running]
+    return listing(f"being handled: {len(running)}", rows)
+
+
+def failures(accounts: list[Record]) -> list[RenderableType]:
+    """Return the lines of the newest failures, the newest first."""
+    from time import time
+
+    from .seeing import length
+
+    now = time()
+    newest = sorted((one for account in accounts for one in account.failures), key=lambda one: one.at, reverse=True)
+    rows = [
+        (length(now - one.at), "given up" if one.last else "tried again", f"{printable(one.key)}: {printable(one.summary)}")
+        for one in newest
+    ]
+    return listing("newest failures" if rows else "no failures", rows)
+
+
+def listing(title: str, rows: Sequence[tuple[str, str, str]]) -> list[RenderableType]:
+    """Return a title and rows of three cells, LISTED at most."""
+    from rich.text import Text
+
+    lines = [Text(""), Text(title, style="bold")]
+    for age, what, text in rows[:LISTED]:
+        lines.append(Text(f"{age:>8}  {what:<11}  {text}", no_wrap=True, overflow="ellipsis"))
+    if len(rows) > LISTED:
+        lines.append(Text(f"{'':>8}  and {len(rows) - LISTED} more", style="dim"))
+    return [*lines]
+
+
+def by_minute(accounts: list[Record], column: int) -> list[int]:
+    """Return the numbers of the last HISTORY minutes, this one last. `column`: of Record.minutes."""
+    from time import time
+
+    now = int(time() // 60)
+    values = [0] * HISTORY
+    for account in accounts:
+        for minute in account.minutes:
+            if 0 <= now - minute[0] < HISTORY:
+                values[HISTORY - 1 - (now - minute[0])] += minute[column]
+    return values
+
+
+def bars(values: Sequence[int], levels: str) -> str:
+    """Draw numbers as a line of bars, the highest as high as it gets; what is not 0 is seen."""
+    peak = max(values, default=0) or 1
+    return "".join(levels[-(-value * (len(levels) - 1) // peak)] for value in values)
+
+
+def short(number: int) -> str:
+    """Return a number in five characters at most: 99999, 1.2M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**5, "")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if unit else f"{number // 1000}k"
+    return str(number)

@@ -1,0 +1,184 @@
+"""What people do to elements: `fsinbox retry`, `discard`, `requeue`, `replay`. Safe beside producers and a consumer.
+
+    failed/    -- retry -->   its place in pending/     (left where it is if a newer value of its key is about)
+    deferred/  -- requeue --> its place in pending/     (the same)
+    done/      -- replay -->  its place in pending/, as a copy
+    any of these, and pending/ -- discard --> gone
+
+An element goes back to the number it had, so to the front: it has waited long enough, and a newer value can not be lost by it
+(protocol.return_to_place).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from time import monotonic
+
+from . import protocol
+from .errors import UnusableInbox
+from .layout import Layout
+from .names import REASON, encode_key, parse_deferred, parse_element
+from .survey import Row, rows
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+FLUSHED_EVERY = 500
+"""Elements after which what was done is flushed."""
+
+_LASTS = 1.0
+"""Seconds for which a look at what is out, and what is deferred, is good enough: it only decides what is reported."""
+
+
+class Steering:
+    """An open inbox to steer. Use it in a `with` block: what was done is flushed at its end."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises UnusableInbox if there is no inbox at `path`."""
+        self.layout = Layout(os.fspath(path), create=False)
+        self._changed: set[str] = set()
+        self._reasons: list[str] = []
+        self._count = 0
+        self._looked = -_LASTS
+        self._newest: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            self.flush()
+        finally:
+            self.layout.close()
+
+    def rows(self, states: Iterable[str], keys: Iterable[str] | None = None) -> Iterator[Row]:
+        """Go through the elements in these states (survey.STATES, or "done"), those of `keys` only if given."""
+        wanted = None if keys is None else set(keys)
+        for row in rows(self.layout, tuple(states)):
+            if wanted is None or row.key in wanted:
+                yield row
+
+    def retry(self, row: Row) -> str:
+        """Queue an element that failed again: "queued"; "newer" if a newer value of its key waits, is out or deferred, or
+        "foreign" if it is no regular file: then nothing is done; "gone" if it is not there. Raises UnusableInbox.
+        """
+        outcome = self._return(row)
+        if outcome == "queued":
+            self._reasons.append(row.file + REASON)
+        return outcome
+
+    def requeue(self, row: Row) -> str:
+        """Have a deferred element's back-off end now: the same as retry."""
+        return self._return(row)
+
+    def replay(self, row: Row) -> str:
+        """Queue a copy of an element in done/: the same as retry."""
+        from .transfer import Stream
+
+        encoded = encode_key(row.key)
+        if self._newer(row.seq, encoded):
+            return "newer"
+        try:
+            with open(protocol.open_for_reading(self.layout, row.folder, row.file), "rb") as file:
+                temporary = Stream(file).write(self.layout, durable=True)
+        except FileNotFoundError:
+            return "gone"
+        except OSError as error:
+            raise self._refused(row, error) from error
+        outcome = "gone"
+        try:
+            outcome = protocol.return_to_place(self.layout, "tmp", temporary, row.seq, encoded)
+        except OSError as error:
+            raise self._refused(row, error) from error
+        finally:
+            if outcome != "queued":
+                protocol.discard_temporary(self.layout, temporary)
+        self._have_changed(row)
+        return outcome
+
+    def discard(self, row: Row) -> bool:
+        """Remove an element that waits, is deferred, has failed or is done, whatever it is; False if it was gone.
+
+        What waits is removed as it is then: if a newer value has just replaced it, that one. Raises UnusableInbox.
+        """
+        if row.state == "out":
+            raise ValueError("an element that is out is its consumer's to end")
+        folder = self.layout.folder(row.folder)
+        try:
+            try:
+                os.unlink(row.file, dir_fd=folder)
+            except FileNotFoundError:
+                return False
+            except IsADirectoryError:
+                os.rmdir(row.file, dir_fd=folder)  # somebody's, set aside there: not what is in it
+        except OSError as error:
+            raise self._refused(row, error) from error
+        if row.state == "failed":
+            self._reasons.append(row.file + REASON)
+        self._have_changed(row)
+        return True
+
+    def flush(self) -> None:
+        """Make what was done so far survive a power cut. Raises UnusableInbox."""
+        changed, self._changed = self._changed, set()
+        reasons, self._reasons = self._reasons, []
+        self._count = 0
+        try:
+            for folder in sorted(changed, key="pending".__ne__):  # pending/ first: better there twice than nowhere
+                protocol.flush(self.layout.folder(folder))
+            for reason in reasons:  # only now: what has come back to failed/ must have one
+                protocol.remove_leftover(self.layout, "failed", reason)
+        except OSError as error:
+            raise UnusableInbox(
+                f"cannot make it last in inbox {self.layout.path}: {error}: it is done, but a power cut may undo it"
+            ) from error
+
+    def _return(self, row: Row) -> str:
+        encoded = encode_key(row.key)
+        try:
+            if not stat.S_ISREG(os.lstat(row.file, dir_fd=self.layout.folder(row.folder)).st_mode):
+                return "foreign"
+            if self._newer(row.seq, encoded):
+                return "newer"
+            outcome = protocol.return_to_place(self.layout, row.folder, row.file, row.seq, encoded)
+        except FileNotFoundError:
+            return "gone"
+        except OSError as error:
+            raise self._refused(row, error) from error
+        self._have_changed(row)
+        return outcome
+
+    def _have_changed(self, row: Row) -> None:
+        self._changed |= {"pending", row.folder}
+        self._count += 1
+        if self._count == FLUSHED_EVERY:
+            self.flush()
+
+    def _newer(self, number: int, encoded: str) -> bool:
+        """Tell whether a newer value of a key is out, or deferred (the hint tells of those that wait)."""
+        if monotonic() - self._looked >= _LASTS:
+            self._newest.clear()
+            deferred = [split[1] for name in self.layout.names("deferred") if (split := parse_deferred(name))]
+            for name in [name for _, name in self.layout.out()] + deferred:
+                parsed = parse_element(name)
+                if parsed:
+                    self._newest[parsed[1]] = max(parsed[0], self._newest.get(parsed[1], 0))
+            self._looked = monotonic()
+        return self._newest.get(encoded, 0) > number
+
+    def _refused(self, row: Row, error: OSError) -> UnusableInbox:
+        where = f"{self.layout.path}/{row.folder}/{row.file}"
+        return UnusableInbox(f"cannot change {where}: {error.strerror or error}: it is as it was; mend that, try again")
+
+
+def size_and_time(layout: Layout, row: Row) -> tuple[int, int] | None:
+    """Return an element's size in bytes, and when it came to where it is (ns since the epoch); None if it is gone."""
+    try:
+        status = os.lstat(row.file, dir_fd=layout.folder(row.folder))
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_ctime_ns

@@ -1,0 +1,76 @@
+"""Charts, as numbers that a template draws: inline SVG needs no script, and no style that a policy would have to allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..record import MINUTES, Record
+
+HEIGHT = 100
+"""Units of a chart from its foot to its top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """One minute's part of the chart: `ago` minutes before now."""
+
+    ago: int
+    acknowledged: int
+    failures: int
+    arrived: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The last hour. `top`: the number that the chart's top stands for."""
+
+    minutes: list[Minute]
+    top: int
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(minute.acknowledged for minute in self.minutes)
+
+    @property
+    def failures(self) -> int:
+        return sum(minute.failures for minute in self.minutes)
+
+    @property
+    def arrived(self) -> int:
+        return sum(minute.arrived for minute in self.minutes)
+
+    def height(self, number: int) -> float:
+        """Return the height of a bar."""
+        return round(number / self.top * HEIGHT, 2)
+
+    @property
+    def line(self) -> str:
+        """The points of the line of arrivals."""
+        return " ".join(
+            f"{MINUTES - 1 - minute.ago + step},{round(HEIGHT - self.height(minute.arrived), 2)}"
+            for minute in self.minutes
+            for step in (0, 1)
+        )
+
+
+def activity(records: Iterable[Record], now: float) -> Activity:
+    """Add up what all consumers did in each of the last minutes; `now` in seconds since the epoch."""
+    this = int(now // 60)
+    sums = {minute: [0, 0, 0] for minute in range(this - MINUTES + 1, this + 1)}
+    for record in records:
+        for minute, *numbers in record.minutes:
+            if minute in sums:
+                sums[minute] = [before + more for before, more in zip(sums[minute], numbers, strict=True)]
+    minutes = [Minute(this - minute, *numbers) for minute, numbers in sums.items()]
+    return Activity(minutes, _rounded(max(max(one.acknowledged + one.failures, one.arrived) for one in minutes)))
+
+
+def _rounded(number: int) -> int:
+    """Return the next number that looks well at the top of a scale."""
+    size = 1
+    while True:
+        for factor in (1, 2, 5):
+            if number <= factor * size and factor * size >= 4:
+                return factor * size
+        size *= 10

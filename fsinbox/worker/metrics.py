@@ -1,0 +1,336 @@
+"""Metrics, in Prometheus' form: served by a running consumer, kept in a file for node_exporter, or printed once.
+
+Counters are those that consumers write down (see record), so they go on over a restart, and on another host. What
+lies in the folders is looked up when somebody asks, once a second at most: an idle consumer nobody asks does nothing. Each
+consumer tells of its own shard, so that sums over shards are right; while it stands by, it only says that it is not at work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic, time, time_ns
+
+from ..errors import InboxError
+from ..inbox import Element
+from ..layout import Layout
+from ..lock import Shard, parse_shard
+from ..record import Totals, records
+from ..survey import STATES, account_of, census, consumers, last_acknowledged
+from .observer import Keeper, Observer
+from .outcome import Outcome
+
+try:
+    from prometheus_client import (
+        REGISTRY,
+        CollectorRegistry,
+        Histogram,
+        Metric,
+        generate_latest,
+        start_http_server,
+        write_to_textfile,
+    )
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+except ImportError as error:
+    raise ImportError(f"metrics need prometheus_client ({error}): pip install 'fsinbox[metrics]'") from error
+
+log = logging.getLogger("fsinbox")
+
+FILE_INTERVAL = 15.0
+"""Seconds between two writes of the file: what node_exporter is usually asked at."""
+
+_LASTS = 1.0
+"""Seconds for which a look into the folders is good enough."""
+
+_HANDLER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+_WAKE_UP = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Buckets in seconds: a wake-up by inotify takes less than a millisecond, one by polling as long as a poll is away."""
+
+COUNTERS = {
+    "taken": "Elements handed to a handler: each attempt.",
+    "arrived": "Elements taken for the first time.",
+    "replaced": "Of those that arrived, how many stood for several adds: a newer value had replaced one that waited.",
+    "acknowledged": "Elements whose handler is done with them.",
+    "retried": "Attempts that failed, of which another follows.",
+    "superseded": "Elements dropped because a newer value of their key waited.",
+    "failed": "Elements given up on: they went to failed/.",
+}
+"""Member of record.Totals, and name of a counter -> what it counts."""
+
+_DURATION = ("fsinbox_handler_duration_seconds", "How long handlers took.")
+_LATENCY = (
+    "fsinbox_wakeup_latency_seconds",
+    "From the arrival of an element that woke an idle consumer to the call of its handler.",
+)
+_LABELS = ("inbox", "shard")
+
+
+@dataclass(slots=True)
+class Standing:
+    """How one shard of an inbox stands. Times in seconds since the epoch."""
+
+    shard: str
+    up: bool | None = None
+    """Whether it has a consumer; None if nobody expects it to have one."""
+    totals: Totals | None = None
+    since: float | None = None
+    last: float | None = None
+    """When something was last acknowledged."""
+    concurrency: int | None = None
+    folders: Folders | None = None
+
+
+@dataclass(slots=True)
+class Folders:
+    """What a look into the folders has shown of a shard: `count` and `oldest` are those of a Census."""
+
+    readable: bool = False
+    """Whether it could be taken."""
+    count: dict[str, int] = field(default_factory=dict)
+    oldest: dict[str, int] = field(default_factory=dict)
+    held: int = 0
+    paused: bool = False
+
+
+def look(layout: Layout, shard: Shard) -> Folders:
+    """Look into the folders for what is there of a shard. Raises InboxError, OSError."""
+    from ..control import wishes
+
+    asked = wishes(layout)
+    found = census(layout, shard)
+    return Folders(True, found.count, found.oldest, sum(map(shard.has, asked.held)), asked.paused)
+
+
+def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
+    """Give the metrics of an inbox, by its path, but for the histograms."""
+    path = label(inbox)
+    counters = {name: CounterMetricFamily(f"fsinbox_{name}", text, labels=_LABELS) for name, text in COUNTERS.items()}
+    elements = GaugeMetricFamily(
+        "fsinbox_elements", "How many elements there are; dropped: files in drop/ not adopted yet.", labels=[*_LABELS, "state"]
+    )
+    oldest = GaugeMetricFamily(
+        "fsinbox_oldest_age_seconds", "Since the oldest element arrived; 0 if there is none.", labels=[*_LABELS, "state"]
+    )
+    gauges = {
+        name: GaugeMetricFamily(f"fsinbox_{name}", text, labels=_LABELS)
+        for name, text in (
+            ("consumer_up", "Whether a consumer is at work: 0 while there is none, or it stands by."),
+            ("consumer_start_timestamp_seconds", "When the consumer began, since the epoch."),
+            ("consumer_concurrency", "How many handlers may run at once."),
+            ("last_success_timestamp_seconds", "When an element was last acknowledged, since the epoch."),
+            ("held_keys", "Keys that people have put on hold."),
+            ("paused", "Whether people have paused the consumer."),
+            ("folders_readable", "Whether the folders could be looked at: without, there is no word of what lies in them."),
+        )
+    }
+    for one in standings:
+        labels = (path, one.shard)
+        if one.totals:
+            for name, counter in counters.items():
+                counter.add_metric(labels, getattr(one.totals, name))
+        values: dict[str, float | None] = {
+            "consumer_up": one.up,
+            "consumer_start_timestamp_seconds": one.since,
+            "consumer_concurrency": one.concurrency,
+            "last_success_timestamp_seconds": one.last,
+        }
+        if one.folders:
+            values["folders_readable"] = one.folders.readable
+            if one.folders.readable:
+                values |= {"held_keys": one.folders.held, "paused": one.folders.paused}
+                _count(labels, one.folders, elements, oldest)
+        for name, value in values.items():
+            if value is not None:
+                gauges[name].add_metric(labels, value)
+    yield from (metric for metric in (elements, oldest, *counters.values(), *gauges.values()) if metric.samples)
+
+
+def _count(labels: tuple[str, str], found: Folders, elements: GaugeMetricFamily, oldest: GaugeMetricFamily) -> None:
+    now = time_ns()
+    for state, count in found.count.items():
+        elements.add_metric((*labels, state), count)
+    for state in STATES:
+        elapsed = max(0, now - found.oldest[state]) / 1e9 if state in found.oldest else 0.0
+        oldest.add_metric((*labels, state), elapsed)
+
+
+def label(text: str) -> str:
+    """Return the value of a label: UTF-8, which a path need not be."""
+    return os.fsencode(text).decode("utf-8", "replace")
+
+
+class Metrics(Observer):
+    """What a consumer tells of itself: a collector of prometheus_client's, and what is counted while it runs."""
+
+    def __init__(self, path: str, shard: Shard, keeper: Keeper) -> None:
+        """`keeper` counts, and is told of everything before this is. Raises UnusableInbox."""
+        self._layout = Layout(path, create=False)  # of its own: another thread uses it
+        self._shard = shard
+        self._keeper = keeper
+        self._up = False
+        self._last: float | None = None
+        self._looking = threading.Lock()
+        self._looked = -_LASTS
+        self._folders = Folders()
+        self._file = ""
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
+        self._began = False
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        labels = (label(self._layout.path), str(shard))
+        self._duration = Histogram(*_DURATION, _LABELS, registry=self.registry, buckets=_HANDLER).labels(*labels)
+        self._latency = Histogram(*_LATENCY, _LABELS, registry=self.registry, buckets=_WAKE_UP).labels(*labels)
+
+    def serve(self, host: str, port: int) -> str:
+        """Serve them, and those of the handler (prometheus_client's own registry), by HTTP; return the URL. Raises OSError."""
+        served = CollectorRegistry()
+        served.register(self.registry)
+        served.register(REGISTRY)
+        server, _ = start_http_server(port, host, registry=served)
+        name = str(server.server_address[0])
+        return f"http://{f'[{name}]' if ':' in name else name}:{server.server_port}/metrics"
+
+    def keep_file(self, path: str) -> None:
+        """Write them to a file, now, every FILE_INTERVAL seconds from when the run has begun, and at its end. Raises OSError."""
+        self._file = path
+        write_to_textfile(path, self.registry)
+
+    def began(self) -> None:
+        self._last = last_acknowledged([self._keeper.account.record])
+        self._began = self._up = True
+        if self._file:
+            threading.Thread(target=self._keep_file, name="fsinbox-metrics", daemon=True).start()
+
+    def started(self, element: Element, latency: float | None) -> None:
+        if latency is not None:
+            self._latency.observe(latency)
+
+    def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
+        self._duration.observe(seconds)
+        if became == "acknowledged":
+            self._last = time()
+
+    def stopped(self) -> None:
+        self._up = False
+        self._ended.set()
+        if self._file:
+            with self._writing:
+                write_to_textfile(self._file, self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now. Called in any thread."""
+        standing = Standing(str(self._shard), self._up)
+        if self._began:
+            # As they were written down last: what is told must not go back if we are killed and another goes on from there,
+            # for Prometheus would take that for a counter that began anew.
+            standing.totals = next((one.totals for one in records(self._layout) if one.shard == standing.shard), None)
+            standing.last = self._last
+            if standing.up:
+                record = self._keeper.account.record
+                standing.since, standing.concurrency = record.since, record.concurrency
+                standing.folders = self._look()
+        return families(self._layout.path, [standing])
+
+    def _look(self) -> Folders:
+        with self._looking:
+            if monotonic() - self._looked >= _LASTS:
+                try:
+                    self._folders = look(self._layout, self._shard)
+                except (InboxError, OSError) as error:
+                    self._folders = Folders()
+                    log.warning("metrics: cannot look into the folders: %s", error)
+                self._looked = monotonic()
+            return self._folders
+
+    def _keep_file(self) -> None:
+        complained = False
+        while True:
+            with self._writing:
+                if self._ended.is_set():
+                    return
+                try:
+                    write_to_textfile(self._file, self.registry)
+                    complained = False
+                except OSError as error:
+                    if not complained:
+                        log.warning("cannot write the metrics to %s: %s: tried again, and the work goes on", self._file, error)
+                    complained = True
+            self._ended.wait(FILE_INTERVAL)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return (host, port) of "9469", "0.0.0.0:9469" or "[::1]:9469"; the loopback unless it names a host. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not (port.isdecimal() and port.isascii() and int(port) < 1 << 16) or (colon and not host):
+        raise ValueError(f"{text!r} is no address: give PORT, HOST:PORT or [IPV6]:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def observers(path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None) -> list[Observer]:
+    """Return what `consume` adds for --metrics ADDRESS and --metrics-file FILE. Raises ValueError, with a message for people."""
+    metrics = Metrics(path, shard, keeper)
+    if address:
+        host, port = parse_address(address)
+        try:
+            log.info("metrics at %s", metrics.serve(host, port), extra={"event": "metrics"})
+        except OSError as error:
+            raise ValueError(
+                f"--metrics {address}: cannot serve there: {error.strerror or error}: "
+                "name another port, or an address of this host"
+            ) from error
+    if file:
+        try:
+            metrics.keep_file(os.path.abspath(file))
+        except OSError as error:
+            raise ValueError(
+                f"--metrics-file {file}: cannot write there: {error.strerror or error}: its folder must be there, and writable"
+            ) from error
+    return [metrics]
+
+
+def once(layout: Layout) -> bytes:
+    """Return the metrics of an inbox as text, whoever consumes it: by its folders, and by the accounts of its consumers.
+
+    Raises UnusableInbox, OSError.
+    """
+    accounts = {account.shard: account for account in records(layout)}
+    standings = {shard: Standing(shard, totals=account.totals) for shard, account in accounts.items()}
+    for one in consumers(layout):
+        shard = str(one["shard"])
+        standing = standings.setdefault(shard, Standing(shard))
+        standing.up = bool(one["holder"]) and not one.get("lapsed")
+        standing.folders = look(layout, parse_shard(shard))
+        account = account_of(one, list(accounts.values()))
+        if account:
+            standing.since, standing.concurrency = account.since, account.concurrency
+    for shard, account in accounts.items():
+        standings[shard].last = last_acknowledged([account])
+    registry = CollectorRegistry()
+    registry.register(_Fixed([*families(layout.path, standings.values()), *_sums(layout.path, standings.values())]))
+    return generate_latest(registry)
+
+
+class _Fixed:
+    """A collector of what there is already."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def _sums(inbox: str, standings: Iterable[Standing]) -> list[Metric]:
+    """Return the histograms by their sums: into which buckets it fell, nobody remembers."""
+    duration, latency = (HistogramMetricFamily(name, text, labels=_LABELS) for name, text in (_DURATION, _LATENCY))
+    for one in standings:
+        if one.totals:
+            labels, totals = (label(inbox), one.shard), one.totals
+            ended = totals.acknowledged + totals.retried + totals.superseded + totals.failed
+            duration.add_metric(labels, [("+Inf", ended)], totals.handled)
+            latency.add_metric(labels, [("+Inf", totals.woken)], totals.latency)
+    return [metric for metric in (duration, latency) if metric.samples]

@@ -1,0 +1,94 @@
+"""A span for each element that is handled, in the trace of whoever added it: `fsinbox consume --trace`."""
+
+from __future__ import annotations
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+
+from ..errors import InboxError
+from ..inbox import Element
+from ..layout import let_go
+from ..tracing import destination, here, instrument, producer_of, shown
+from .commands import CommandHandler
+from .outcome import Handler, Outcome
+
+_TRACEBACK = "Traceback (most recent call last):\n"
+
+
+class Traced:
+    """A handler that has another one do the work, in a span each; what that one adds to an inbox goes on with the trace."""
+
+    def __init__(self, handler: Handler, inbox: str) -> None:
+        """`inbox`: the path that names it in the spans."""
+        self.name = handler.name
+        self._handler = handler
+        self._tracer = trace.get_tracer("fsinbox")
+        self._attributes = {
+            **destination(inbox),
+            "messaging.operation.type": "process",
+            "messaging.operation.name": "consume",
+        }
+        if isinstance(handler, CommandHandler):
+            handler.more_environment = _environment
+        instrument()
+
+    def handle(self, element: Element) -> Outcome:
+        producer = _producer(element)
+        with self._tracer.start_as_current_span(
+            "fsinbox consume",
+            context=producer or Context(),
+            kind=SpanKind.CONSUMER,
+            links=[Link(trace.get_current_span(producer).get_span_context())] if producer else [],
+            attributes={
+                **self._attributes,
+                "messaging.message.id": str(element.seq),
+                "messaging.message.body.size": element.size,
+                "fsinbox.key": shown(element.key),
+                "fsinbox.seq": element.seq,
+                "fsinbox.attempts": element.attempts,
+            },
+        ) as span:
+            outcome = self._handler.handle(element)
+            _note(span, outcome)
+            return outcome
+
+    def stop_now(self) -> None:
+        self._handler.stop_now()
+
+
+def _producer(element: Element) -> Context | None:
+    try:
+        fd = element.open()
+    except (OSError, InboxError):
+        return None  # the handler will say so
+    try:
+        return producer_of(fd)
+    finally:
+        let_go(fd)
+
+
+def _environment() -> dict[str, str]:
+    """Return what a command finds of the trace in its environment: TRACEPARENT, TRACESTATE."""
+    return {name.upper(): text for name, text in here().items()}
+
+
+def _note(span: Span, outcome: Outcome) -> None:
+    span.set_attribute("fsinbox.outcome", outcome.kind)
+    if outcome.kind not in ("retry", "reject"):
+        return
+    summary = shown(outcome.summary)
+    event = {"exception.message": summary, "exception.stacktrace": shown(outcome.detail)}
+    raised = _type_raised(outcome.detail)
+    if raised:
+        event["exception.type"] = raised
+    span.set_attribute("error.type", raised or outcome.kind)
+    span.add_event("exception", event)
+    span.set_status(Status(StatusCode.ERROR, summary))
+
+
+def _type_raised(detail: str) -> str:
+    """Return the name of the exception that a traceback ends with; "" if there is no traceback."""
+    _, found, last = detail.rpartition(_TRACEBACK)
+    text = next((line for line in last.splitlines() if line and not line[0].isspace()), "") if found else ""
+    return text.partition(":")[0]

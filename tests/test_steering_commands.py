@@ -1,0 +1,256 @@
+"""The commands by which people steer, as a person or a script runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+from helpers import Consumer, command, environment, run, wait_until
+
+from fsinbox import Inbox
+
+HANDLER = """
+from fsinbox import Reject, TryLater
+import pathlib, time
+def work(key, value):
+    if value == "bad":
+        raise Reject("no good")
+    if value == "busy":
+        raise TryLater("busy")
+    pathlib.Path("log").open("a").write(f"{key}={value}\\n")
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working directory with an inbox: two elements have failed, one was laid aside, one is done, two wait."""
+    (tmp_path / "tasks.py").write_text(HANDLER)
+    with Inbox(tmp_path / "inbox", codec="text", keep_done=5) as inbox:
+        for key, value in (("bad/1", "bad"), ("bad/2", "bad"), ("busy", "busy"), ("done", "good")):
+            inbox.add(key, value)
+            element = inbox.take()
+            assert element
+            if value == "bad":
+                element.fail("Traceback\nReject: no good\x1b[31m")
+            elif value == "busy":
+                element.nack(delay=1000)
+            else:
+                element.ack()
+        inbox.add("a", "1")
+        inbox.add("b", "2")
+    return tmp_path
+
+
+def consume(home: Path, *words: str) -> list[str]:
+    """Drain the inbox; return the lines the handler has written since."""
+    (home / "log").unlink(missing_ok=True)
+    run("consume", "--handler", "tasks:work", "--codec", "text", "--drain", "-q", *words, cwd=home, status=None)
+    return (home / "log").read_text().splitlines() if (home / "log").exists() else []
+
+
+def outcomes(text: str) -> dict[str, str]:
+    return {line["key"]: line["outcome"] for line in map(json.loads, text.splitlines())}
+
+
+def test_failed_lists_what_failed_and_why(home: Path) -> None:
+    lines = run("failed", cwd=home).stdout.splitlines()
+    assert [re.sub(r" +\ds", "", line).split() for line in lines] == [
+        ["3", f"bad/{n}:", "'Reject:", "no", "good\\x1b[31m'"] for n in (1, 2)
+    ]
+    (one,) = map(json.loads, run("failed", "--json", "bad/2", cwd=home).stdout.splitlines())
+    assert one["key"] == "bad/2"
+    assert one["summary"] == "Reject: no good\x1b[31m"
+    assert one["reason"].startswith("key: bad/2\nattempts: 1\n")
+    assert Path(one["path"]).read_text() == "bad"
+    assert "    Traceback\n" in run("failed", "--traceback", cwd=home).stdout
+    next((home / "inbox" / "failed").glob("*1~reason.txt")).unlink()
+    assert "no reason was kept" in run("failed", "bad/1", cwd=home).stdout
+
+
+def test_retry_queues_again_what_it_is_told(home: Path) -> None:
+    done = run("retry", "bad/1", "nobody", "--json", cwd=home, status=1)
+    assert outcomes(done.stdout) == {"bad/1": "queued", "nobody": "none"}
+    assert run("ls", "--state", "waiting", cwd=home).stdout.split()[-1] == "b"
+    assert run("retry", "--all", "--yes", cwd=home).stdout == "bad/2: queued\n"
+    assert run("failed", cwd=home).stdout == ""
+    run("add", "bad/1", "good", cwd=home)
+    run("discard", "--state", "deferred", "--all", "--yes", cwd=home)
+    assert "bad/1=good" in consume(home)
+
+
+def test_what_a_newer_value_supersedes_stays_in_failed_until_it_is_discarded(home: Path) -> None:
+    run("add", "bad/1", "new", cwd=home)
+    told = run("retry", "bad/1", cwd=home, status=1)
+    assert told.stdout == "bad/1: left in failed/: a newer value of its key waits, or is being worked on\n"
+    assert run("discard", "bad/1", "--yes", cwd=home).stdout == "bad/1: discarded\n"
+    assert list((home / "inbox" / "failed").glob("*bad%2F1*")) == []
+
+
+def test_keys_come_from_standard_input_as_lines_or_as_what_ls_prints(home: Path) -> None:
+    listed = run("ls", "--state", "failed", "--json", cwd=home).stdout
+    assert run("retry", "-", cwd=home, stdin=listed).stdout == "bad/1: queued\nbad/2: queued\n"
+    assert run("hold", "-", cwd=home, stdin="a\n\nb\na\n").stdout == "a: on hold\nb: on hold\n"
+    for wrong in ("{not json", '{"name": 1}', '{"key": 7}'):
+        assert "no JSON object with a key" in run("retry", "-", cwd=home, stdin=wrong + "\n", status=2).stderr
+
+
+def test_a_back_off_ends_at_once(home: Path) -> None:
+    assert run("requeue", "busy", cwd=home).stdout == "busy: queued\n"
+    run("add", "busy", "good", cwd=home)
+    assert "busy=good" in consume(home)
+    assert run("requeue", "--all", cwd=home).stdout == ""
+
+
+def test_what_is_done_is_played_again_and_kept(home: Path) -> None:
+    assert [json.loads(line)["key"] for line in run("ls", "--state", "done", "--json", cwd=home).stdout.splitlines()] == ["done"]
+    assert run("replay", "done", cwd=home).stdout == "done: queued\n"
+    run("discard", "--state", "deferred", "--all", "--yes", cwd=home)
+    assert consume(home, "--keep-done", "3") == ["done=good", "a=1", "b=2"]
+    assert len(list((home / "inbox" / "done").iterdir())) == 3
+    bare = home / "bare"
+    run("--inbox", str(bare), "init", cwd=home)
+    assert run("--inbox", str(bare), "ls", "--state", "done", cwd=home).stdout == ""
+
+
+def test_purge_removes_by_state_and_age(home: Path) -> None:
+    assert run("purge", "--older-than", "1h", cwd=home).stdout == "removed 0 elements, 0 bytes\n"
+    assert "add --yes" in run("purge", cwd=home, status=2).stderr
+    assert json.loads(run("purge", "--yes", "--json", cwd=home).stdout) == {"removed": 3, "bytes": 10}
+    assert run("purge", "--state", "waiting", "--state", "deferred", "--yes", cwd=home).stdout == "removed 3 elements, 6 bytes\n"
+    assert "no length of time" in run("purge", "--older-than", "soon", cwd=home, status=2).stderr
+
+
+@pytest.mark.parametrize("verb", ["retry", "requeue", "replay", "discard", "release"])
+def test_what_means_nothing_is_refused(home: Path, verb: str) -> None:
+    for words in ([], ["a", "--all"]):
+        assert "name keys" in run(verb, *words, cwd=home, status=2).stderr
+    assert "a key must not be empty" in run(verb, "", cwd=home, status=2).stderr
+    assert run(verb, "--all", "--inbox", "elsewhere", "--yes", cwd=home, status=3).stderr.startswith(
+        "fsinbox: there is no inbox at"
+    )
+
+
+def test_a_person_is_asked_before_anything_is_lost(home: Path) -> None:
+    words = [os.fsdecode(word) for word in map(os.fspath, command("discard", "--all"))]
+    refused = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60)
+    refused.expect_exact(f"Discard 2 elements in failed of {home}/inbox? [y/N]: ")
+    refused.sendline("n")
+    refused.expect("Aborted")
+    refused.expect(pexpect.EOF)
+    refused.close()
+    assert refused.exitstatus == 1
+    assert len(run("failed", cwd=home).stdout.splitlines()) == 2
+    agreed = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60)
+    agreed.expect_exact("[y/N]: ")
+    agreed.sendline("y")
+    agreed.expect_exact("bad/1: discarded")
+    agreed.expect(pexpect.EOF)
+    assert run("failed", cwd=home).stdout == ""
+
+
+def test_long_work_shows_how_far_it_is_on_a_terminal(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox", codec="text", durable=False) as inbox:
+        inbox.add_many((f"{n}", "v") for n in range(250))
+    for words, label in (
+        (["discard", "--state", "waiting", "--all", "--yes"], "discard"),
+        (["export", "all.tar"], "exporting"),
+        (["import", "all.tar", "--inbox", "other"], "importing"),
+    ):
+        if words[0] == "export":
+            with Inbox(tmp_path / "inbox", codec="text", durable=False) as inbox:
+                inbox.add_many((f"{n}", "v") for n in range(250))
+        line = [os.fsdecode(word) for word in map(os.fspath, command(*words))]
+        child = pexpect.spawn(line[0], line[1:], cwd=str(tmp_path), env=environment(TERM="xterm"), encoding="utf-8", timeout=60)
+        child.expect_exact(label)
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+
+
+# --- beside a running consumer ---
+
+
+def test_hold_release_pause_and_resume_steer_a_running_consumer(home: Path) -> None:
+    log = home / "log"
+    with Consumer("--handler", "tasks:work", "--codec", "text", cwd=home):
+        wait_until(lambda: log.exists() and "b=2" in log.read_text())
+        run("hold", "k", cwd=home)
+        assert run("hold", cwd=home).stdout == "k\n"
+        assert json.loads(run("hold", "--json", cwd=home).stdout) == {"key": "k"}
+        run("add", "k", "held", cwd=home)
+        run("add", "l", "free", cwd=home)
+        wait_until(lambda: "l=free" in log.read_text())
+        assert "k=held" not in log.read_text()
+        assert run("release", "k", "x", cwd=home, status=1).stdout == "k: released\nx: was not on hold\n"
+        wait_until(lambda: "k=held" in log.read_text())
+        assert run("pause", cwd=home).stdout == f"paused {home}/inbox: `fsinbox resume` ends it\n"
+        run("add", "m", "paused", cwd=home)
+        assert run("wait", "m", "--timeout", "0.3", cwd=home, status=124).stderr == (
+            "fsinbox: the time is up, and 1 are not done: m\n"
+        )
+        assert json.loads(run("resume", "--json", cwd=home).stdout) == {"paused": False, "was_paused": True}
+        run("wait", "m", cwd=home)
+        assert "m=paused" in log.read_text()
+    assert run("resume", cwd=home).stdout.endswith("was not paused\n")
+    paused = json.loads(run("pause", "--for", "2h", "--json", cwd=home).stdout)
+    assert paused["paused"]
+    assert paused["until"]
+    assert consume(home) == []  # a drain does not wait for people
+    assert " until " in run("pause", "--for", "90", cwd=home).stdout
+
+
+def test_release_all_and_keys_as_json(home: Path) -> None:
+    assert outcomes(run("hold", "a", "b", "--json", cwd=home).stdout) == {"a": "held", "b": "held"}
+    assert outcomes(run("release", "--all", "--yes", "--json", cwd=home).stdout) == {"a": "released", "b": "released"}
+    assert run("release", "--all", cwd=home).stdout == ""
+
+
+def test_a_retry_wakes_an_idle_consumer(home: Path) -> None:
+    log = home / "log"
+    with Consumer("--handler", "tasks:work", "--codec", "text", cwd=home):
+        wait_until(lambda: log.exists() and "b=2" in log.read_text())
+        next((home / "inbox" / "failed").glob("*bad%2F1")).write_text("mended")
+        began = time.monotonic()
+        run("retry", "bad/1", cwd=home)
+        wait_until(lambda: "bad/1=mended" in log.read_text())
+        assert time.monotonic() - began < 20  # not the rescan
+
+
+def test_wait_tells_what_became_of_a_key(home: Path) -> None:
+    run("wait", "never-added", cwd=home)
+    assert json.loads(run("wait", "never-added", "--json", cwd=home).stdout) == {"done": True, "failed": []}
+    told = run("wait", "bad/1", "--json", cwd=home, status=1)
+    assert json.loads(told.stdout) == {"done": True, "failed": ["bad/1"]}
+    assert told.stderr == "fsinbox: in failed/: bad/1: `fsinbox failed` says why\n"
+    told = run("wait", "--timeout", "0", "--json", cwd=home, status=124)
+    assert json.loads(told.stdout) == {"done": False, "left": ["a", "b", "busy"]}
+    (home / "inbox" / "drop" / "fresh").write_text("good")
+    assert "4 are not done: a, b, busy, ..." in run("wait", "--timeout", "0", cwd=home, status=124).stderr
+    waiting = subprocess.Popen(command("wait"), cwd=home, env=environment(), stdout=subprocess.PIPE, text=True)
+    run("discard", "--state", "deferred", "--all", "--yes", cwd=home)
+    assert waiting.poll() is None
+    assert sorted(consume(home, "--drop-settle", "0")) == ["a=1", "b=2", "fresh=good"]
+    assert waiting.wait(60) == 0
+
+
+# --- what is gone before it is looked at ---
+
+
+def test_what_ends_while_it_is_listed_is_passed_over(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    import fsinbox.steering
+    from fsinbox.cli.commands import cli
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(fsinbox.steering, "size_and_time", lambda layout, row: None)
+    assert CliRunner().invoke(cli, ["failed"]).output == ""
+    assert CliRunner().invoke(cli, ["purge", "--yes"]).output == "removed 0 elements, 0 bytes\n"
+    monkeypatch.setattr(fsinbox.steering.Steering, "discard", lambda self, row: False)
+    assert "gone meanwhile" in CliRunner().invoke(cli, ["discard", "--all", "--yes"]).output
