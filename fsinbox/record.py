@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from time import time
-from typing import Any
+from typing import Any, TypeVar
 
 from .layout import Layout, let_go
 from .lock import Shard
 from .protocol import create_temporary, discard_temporary, write_all
+
+Made = TypeVar("Made", "Record", "Totals", "Running", "Failure")
 
 MINUTES = 60
 """Minutes of which the numbers are kept one by one."""
@@ -176,18 +178,32 @@ def _read(layout: Layout, name: str) -> Record | None:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.folder("stats"))
         with open(fd, "rb") as file:
             return _parse(json.loads(file.read(_LARGEST)))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, LookupError):
         return None
 
 
-def _parse(raw: dict[str, Any]) -> Record:
-    """Raises TypeError, ValueError for what is no account."""
-    known = {name: value for name, value in raw.items() if name in Record.__slots__}
-    record = Record(**known)
-    record.totals = Totals(**{name: value for name, value in raw["totals"].items() if name in Totals.__slots__})
-    record.running = [Running(**one) for one in raw["running"]]
-    record.failures = [Failure(**one) for one in raw["failures"]]
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+def _parse(raw: Any) -> Record:
+    """Raises TypeError, ValueError, LookupError for what is no account."""
+    record = _typed(Record, raw)
+    record.totals = _typed(Totals, raw["totals"])
+    record.running = [_typed(Running, one) for one in raw["running"]]
+    record.failures = [_typed(Failure, one) for one in raw["failures"]]
     record.minutes = [[int(number) for number in minute] for minute in raw["minutes"] if len(minute) == 4]
-    if not all(isinstance(value, (int, float)) for value in (*asdict(record.totals).values(), record.since, record.at)):
-        raise TypeError("a total is no number")
     return record
+
+
+def _typed(kind: type[Made], raw: Any) -> Made:
+    """Make one of our dataclasses of the members that it knows. Raises TypeError if one is of another type."""
+    if not isinstance(raw, dict):
+        raise TypeError("no object")
+    values = {}
+    for member in fields(kind):
+        expected = _TYPES.get(str(member.type))
+        if expected and member.name in raw:
+            if not isinstance(raw[member.name], expected):
+                raise TypeError(f"{member.name} is of another type")
+            values[member.name] = raw[member.name]
+    return kind(**values)

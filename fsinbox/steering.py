@@ -163,8 +163,7 @@ class Steering:
         if monotonic() - self._looked >= _LASTS:
             self._newest.clear()
             deferred = [split[1] for name in self.layout.names("deferred") if (split := parse_deferred(name))]
-            for name in [name for _, name in self.layout.out()] + deferred:
-                parsed = parse_element(name)
+            for parsed in map(parse_element, [name for _, name in self.layout.out()] + deferred):
                 if parsed:
                     self._newest[parsed[1]] = max(parsed[0], self._newest.get(parsed[1], 0))
             self._looked = monotonic()

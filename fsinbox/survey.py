@@ -322,23 +322,26 @@ def _pace(found: Census, accounts: list[Record], holders: list[dict[str, object]
     latest = (now // 60 - RATE_MINUTES + 1) * 60
     start = max(latest, min(map(_first, accounts), default=now))
     window = max(now - start, 1.0)
-    at_work = [account for one in holders if one["holder"] and (account := account_of(one, accounts))]
-    known = bool(accounts) and len(at_work) == sum(1 for one in holders if one["holder"])
+    there = [one for one in holders if one["holder"]]
+    at_work = [account for one in there if (account := account_of(one, accounts))]
+    known = bool(accounts) and len(at_work) == len(there)
     rate = _acknowledged(accounts, start) * 60 / window if known else None
 
     to_empty, why = None, ""
     for_work = [digits for encoded, digits in found.places.items() if encoded not in asked.held]
-    if not for_work:
+    if not found.places:
         to_empty = 0.0
-    elif not all(one["holder"] for one in holders):
-        why = "nobody consumes" if not at_work else "a shard has no consumer"
+    elif not for_work:
+        why = "all that waits is on hold"
+    elif len(there) < len(holders):
+        why = "a shard has no consumer" if there else "nobody consumes"
     elif asked.paused:
         why = "it is paused"
     elif not known:
         why = "the consumer keeps no account: only `fsinbox consume` does"
     else:
         # Only while something waited the consumers were surely at work all the time: a rate with their rests in it would lie.
-        busy_since = max(int(min(for_work)) / 1e9, *(account.since for account in at_work))
+        busy_since = max([int(min(for_work)) / 1e9, *(account.since for account in at_work)])
         begin = max(latest, -(-busy_since // 60) * 60)  # the minute in which that was may hold what was done before
         count = _acknowledged(accounts, begin)
         if now - begin < _STEADY:
@@ -357,7 +360,7 @@ def _acknowledged(accounts: list[Record], since: float) -> int:
 
 def _first(account: Record) -> float:
     """Return since when an account tells all (seconds since the epoch)."""
-    return min(account.since, *(minute[0] * 60.0 for minute in account.minutes[:1]))
+    return min([account.since, *(minute[0] * 60.0 for minute in account.minutes[:1])])
 
 
 def consumers(layout: Layout) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,29 @@ def test_an_import_that_was_cut_short_goes_on(home: Path, monkeypatch: pytest.Mo
     second = waiting(home / "new")
     assert len(first) + len(second) == 5  # the third one came twice: its batch was not noted
     assert set(first + second) == set(VALUES)
+
+
+def test_an_import_is_flushed_before_it_is_noted(home: Path) -> None:
+    from tests.shim import intercepted
+
+    run("export", "all.tar", cwd=home)
+    calls: list[str] = []
+
+    def hook(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+        if name == "fsync":
+            calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")))
+        if name == "symlink":
+            calls.append("note")
+        return call(*arguments, **more)
+
+    with Inbox(home / "new") as inbox, (home / "all.tar").open("rb") as file:
+        inbox.layout.make("control")
+        work = archive.Import(inbox, b"it", replace=False)
+        for member in archive.members(file):
+            work.put(member)
+        with intercepted(hook):
+            work.finish()
+    assert calls == ["pending", "note"]
 
 
 def test_what_is_no_archive_is_refused(home: Path) -> None:

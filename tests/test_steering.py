@@ -115,6 +115,7 @@ def test_a_newer_value_that_is_out_or_deferred_is_not_followed_by_an_older_one(i
         lay(inbox, "a")
         inbox.add("a", "new")
         element = take(inbox)
+        (inbox_dir / "inflight" / "notes.txt").touch()  # somebody's
         if where == "deferred":
             element.nack(delay=1000)
         with Steering(inbox_dir) as steering:
@@ -170,6 +171,21 @@ def test_a_value_that_comes_at_any_moment_meanwhile_wins(inbox_dir: Path, way: W
     for moment in range(calls):
         delivered = once(moment)
         assert delivered in ([("a", "new")], [("a", "old"), ("a", "new")]), f"added before call {moment}"
+
+
+def test_a_value_that_a_late_producer_publishes_at_its_very_place_is_not_overwritten(
+    inbox_dir: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay, state, back = way
+    with opened(inbox_dir, keep_done=9) as inbox:
+        lay(inbox, "a")
+        with Steering(inbox_dir) as steering:
+            row = the_one(steering, state)
+            place = inbox_dir / "pending" / f"{row.seq:019d}-a"
+            monkeypatch.setattr(protocol, "newer_waits", lambda *_: place.write_text("new") and False)
+            assert back(steering, row) == "newer"
+        monkeypatch.undo()
+        assert drain(inbox) == [("a", "new")]
 
 
 def test_a_consumer_that_takes_the_newer_one_meanwhile_drops_the_older(inbox_dir: Path) -> None:

@@ -100,11 +100,14 @@ def choose_handler(function: str | None, command: str | None, *, shell: bool) ->
 
 
 def traced(handler: Handler, path: str) -> Handler:
-    """Return a handler that does the same, in a span each. Raises click.UsageError."""
+    """Return a handler that does the same, in a span each; what it adds goes on with the trace. Raises click.UsageError."""
     try:
-        from ..worker.tracing import Traced
+        from ..tracing import instrument
     except ImportError as error:
         raise click.UsageError(f"--trace: {error}") from error
+    from ..worker.tracing import Traced
+
+    instrument()
     return Traced(handler, os.path.abspath(path))
 
 

@@ -44,39 +44,41 @@ def migrate(
     of this host: put the URL into $FSINBOX_MIGRATE_URL.)
     """
     import sys
+    from contextlib import closing, nullcontext
 
     from ..inbox import Inbox
     from ..migration import Place, Source
     from . import EXIT_FAILED
     from .text import say
 
-    source = Source(url, table, key_column, value_column, locked_column, order_by)
-    with Inbox(chosen(inbox), codec="bytes") as target:
-        place = Place(target.layout, source.identity)
-        start = None if restart else place.read()
-        if start and not json:
-            click.echo("going on where the run before was interrupted", err=True)
-        total = {"new": 0, "replaced": 0, "behind": 0}
-        left = 0
-        with source, click.progressbar(
-            length=source.count(), label="copying rows", file=sys.stderr, show_pos=True, hidden=not sys.stderr.isatty()
-        ) as bar:
-            for rows in source.batches(start, batch):
-                for outcome, number in target.add_many((row.key, row.data) for row in rows.good).items():
-                    total[outcome] += number
-                place.write(rows.after)
-                for name, reason in rows.bad:
-                    left += 1
-                    click.echo(f"fsinbox: row {printable(name)} is left out: {reason}", err=True)
-                bar.update(len(rows.good) + len(rows.bad))
-        place.forget()
-        path = target.path
+    with closing(Source(url, table, key_column, value_column, locked_column, order_by)) as source:
+        count = source.count()
+        with Inbox(chosen(inbox), codec="bytes") as target:
+            path = target.path
+            place = Place(target.layout, source.identity)
+            start = None if restart else place.read()
+            if start:
+                click.echo("fsinbox: going on where the run before was interrupted", err=True)
+            total = {"new": 0, "replaced": 0, "behind": 0}
+            left = 0
+            on_terminal = sys.stderr.isatty()
+            with click.progressbar(length=count, label="copying", file=sys.stderr) if on_terminal else nullcontext() as bar:
+                for rows in source.batches(start, batch):
+                    for outcome, number in target.add_many(rows.good).items():
+                        total[outcome] += number
+                    for name, reason in rows.bad:
+                        left += 1
+                        click.echo(f"fsinbox: left out the row with {printable(name)}: {printable(reason)}", err=True)
+                    place.write(rows.after)
+                    if bar:
+                        bar.update(len(rows.good) + len(rows.bad))
+            place.forget()
     if json:
-        say(path=path, table=table, **total, left=left)
+        say(path=path, table=table, **total, left_out=left)
     else:
-        queued = sum(total.values())
-        click.echo(f"queued {queued} rows of {printable(table)} in {path}: {', '.join(f'{n} {how}' for how, n in total.items())}")
-        click.echo("nothing was deleted from the table: once the consumer is through, drop it yourself")
+        counts = ", ".join(f"{number} {outcome}" for outcome, number in total.items())
+        click.echo(f"queued {sum(total.values())} of table {table!r} in {path}: {counts}; {left} left out")
+        click.echo("nothing was deleted from the table: drop it yourself when the consumer is through")
         click.echo(f"next: fsinbox --inbox {path} consume --handler MODULE:FUNC")
     if left:
         click.get_current_context().exit(EXIT_FAILED)

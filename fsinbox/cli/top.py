@@ -135,13 +135,16 @@ class View:
         from rich.console import Group
 
         from .. import survey
+        from ..errors import UnusableInbox
         from ..record import records
 
+        if self._layout.is_removed():
+            raise UnusableInbox(f"inbox {self._layout.path} was removed while it was being watched")
         found = survey.summary(self._layout)
         accounts = records(self._layout)
         self._depth.append(found.waiting)
         return Group(
-            *head(found, accounts, self._limits, width),
+            *head(found, accounts, self._limits),
             *self._plots(accounts, width),
             *at_work(found, accounts),
             *failures(accounts),
@@ -159,7 +162,7 @@ class View:
         return lines
 
 
-def head(found: Summary, accounts: list[Record], limits: Limits, width: int) -> list[RenderableType]:
+def head(found: Summary, accounts: list[Record], limits: Limits) -> list[RenderableType]:
     """Return the lines of how the inbox stands."""
     from time import strftime
 
@@ -175,7 +178,7 @@ def head(found: Summary, accounts: list[Record], limits: Limits, width: int) -> 
     level, text = verdict(found, limits)
     clock = strftime("%H:%M:%S")
     lines: list[RenderableType] = [
-        line(("fsinbox top", "bold"), "  ", f"{printable(found.path)[: max(0, width - 30)]}  ", (f"{clock}  q quits", "dim")),
+        line(("fsinbox top", "bold"), (f"  {clock}  q quits  ", "dim"), printable(found.path)),
         line((level, _STYLES[level]), f": {text}"),
     ]
     for one in found.consumers[:4]:

@@ -9,7 +9,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from ..errors import InboxError
 from ..inbox import Element
 from ..layout import let_go
-from ..tracing import destination, here, instrument, producer_of, shown
+from ..tracing import destination, here, producer_of, shown
 from .commands import CommandHandler
 from .outcome import Handler, Outcome
 
@@ -17,7 +17,7 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 
 
 class Traced:
-    """A handler that has another one do the work, in a span each; what that one adds to an inbox goes on with the trace."""
+    """A handler that has another one do the work, in a span each."""
 
     def __init__(self, handler: Handler, inbox: str) -> None:
         """`inbox`: the path that names it in the spans."""
@@ -31,7 +31,6 @@ class Traced:
         }
         if isinstance(handler, CommandHandler):
             handler.more_environment = _environment
-        instrument()
 
     def handle(self, element: Element) -> Outcome:
         producer = _producer(element)
