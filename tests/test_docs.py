@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from fsinbox import Inbox
@@ -20,8 +21,10 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_options_exist(document: Path) -> None:
-    known = {option for command in (cli, *cli.commands.values()) for parameter in command.params for option in parameter.opts}
-    known |= {option for command in cli.commands.values() for parameter in command.params for option in parameter.secondary_opts}
+    context = click.Context(cli)
+    commands = [cli, *(cli.get_command(context, name) for name in cli.list_commands(context))]
+    parameters = [parameter for command in commands if command for parameter in command.params]
+    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "--long", "--quick"}  # the latter are pytest's: tests/conftest.py
     named = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", document.read_text()))
     assert named <= known
