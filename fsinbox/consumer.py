@@ -504,7 +504,13 @@ class Consumer:
             del self._deferred[encoded]
             if not protocol.take_deferred(self._layout, deferred, name, number, encoded):
                 self._ended.add(encoded)
-                self._forget_note(name)
+                if self._layout.exists("pending", name):
+                    # A person has ended its back-off (or a late producer has published there): it counts as put back. Else a
+                    # value below it would not be seen to be late.
+                    self._back[encoded] = name
+                    heapq.heappush(self._again, name)
+                else:
+                    self._forget_note(name)
                 return None
         elif not self._take_waiting(name, number, encoded):
             return None

@@ -556,3 +556,33 @@ def test_a_deferred_element_that_was_discarded_is_not_waited_for(inbox_dir: Path
         inbox.add("a", "new")
         assert drain(inbox) == [("a", "new")]
         assert inbox.next_look_in() is not None  # b's
+
+
+def test_a_late_value_below_one_whose_back_off_a_person_ended_is_not_delivered(inbox_dir: Path) -> None:
+    """The consumer finds it gone from deferred/ before it has seen it in pending/."""
+    with opened(inbox_dir) as inbox:
+        inbox.add("a", "late")
+        (place,) = names(inbox, "pending")
+        take(inbox).ack()
+        inbox.add("x", "1")
+        inbox.add("a", "newest")
+        inbox.add("y", "1")
+        assert take(inbox).key == "x"
+        take(inbox).nack(delay=0.02)
+        (inbox_dir / "pending" / place).write_text("late")  # by a producer that had read the hint at the very beginning
+        assert take(inbox).key == "y"
+        consumer = inbox._consumer
+        assert consumer
+        consumer._list_pending()
+        consumer._waiting.append(place)  # as a listing shows it that was made before the other one came back
+        with Steering(inbox_dir) as steering:
+            protocol.remove_hint(steering.layout, "a")
+            row = the_one(steering, "deferred")
+            os.rename(inbox_dir / "deferred" / row.file, inbox_dir / "pending" / row.file[20:])  # requeue, cut short
+        sleep(0.03)
+        (inbox_dir / "pending" / place).write_text("late")
+        element = take(inbox)
+        assert (element.value, element.attempts) == ("newest", 2)
+        assert inbox.take() is None
+        element.ack()
+        assert drain(inbox) == []

@@ -31,10 +31,11 @@ import fsinbox.consumer
 import fsinbox.watch
 import fsinbox.worker.runner  # noqa: F401 - imported for those who are forked
 from fsinbox import Inbox
+from fsinbox.layout import Layout
 from tests.driver import spell
 from tests.oracle import Event
 
-from .programs import CONSUMERS, PATIENT, PRODUCERS, Me
+from .programs import CONSUMERS, PATIENT, PRODUCERS, Me, release_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,7 +187,8 @@ class Director:
         sleep(self.random.random() * 0.005 if self.random.random() < 0.25 else self.random.expovariate(1 / (pause * 4 / 3)))
 
     def drain(self) -> None:
-        """Let the command take all that is left."""
+        """Let the command take all that is left, and nothing be on hold."""
+        release_all(Layout(str(self.folder / "inbox")))
         words = [sys.executable, "-m", "fsinbox", "--inbox", str(self.folder / "inbox"), "consume", "--drain", *PATIENT]
         words += ["--handler", "tests.storm.programs:handle"]
         environment = os.environ | {"STORM": str(self.folder), "PYTHONPATH": str(ROOT)}

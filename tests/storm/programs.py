@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic_ns, sleep, time_ns
 
-from fsinbox import Element, Inbox, Reject, TryLater
+from fsinbox import Element, Inbox, Reject, TryLater, control
+from fsinbox.layout import Layout
+from fsinbox.names import encode_key
+from fsinbox.steering import Steering
 from tests.driver import SHELL_PRODUCER, payload, spell, value_of
 from tests.oracle import Event
 
@@ -131,6 +134,34 @@ def mv(me: Me) -> None:
         subprocess.run(["/bin/mv", draft, f"{me.inbox}/drop/{key}"], check=True)
         me.tell("add_end", key, value)
         me.count()
+        if me.random.random() < 0.2:
+            steer(me, key)
+
+
+def steer(me: Me, key: str) -> None:
+    """Do what a person may do beside it all: end back-offs, hold keys and release them, pause the consumer for a moment.
+
+    (Nothing is retried or replayed: that may bring an old value after a newer one was done, and is meant to.)
+    """
+    with Steering(me.inbox) as steering:
+        layout = steering.layout
+        luck = me.random.random()
+        if luck < 0.4:
+            for row in steering.rows(("deferred",)):
+                steering.requeue(row)
+        elif luck < 0.6:
+            control.hold(layout, encode_key(key))
+        elif luck < 0.9:
+            release_all(layout)
+        else:
+            control.pause(layout, time_ns() + 10_000_000)
+
+
+def release_all(layout: Layout) -> None:
+    """End every hold, and a pause."""
+    control.resume(layout)
+    for encoded in control.wishes(layout).held:
+        control.release(layout, encoded)
 
 
 # --- consumers ----------------------------------------------------------------------------------------------------
