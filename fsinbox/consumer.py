@@ -394,6 +394,8 @@ class Consumer:
                 listed = True
                 self._list_pending()
                 continue
+            if self._wishes.held and self._pass_over(name):
+                continue
             if self._out and self._is_suspect(name):
                 return None  # a suspect is only out alone: wait until the others are done
             if self._out and any(taken.alone for taken in self._out.values()):
@@ -416,11 +418,21 @@ class Consumer:
                 log.warning("paused by %s: nothing is taken", self._wishes.by or "somebody", extra={"event": "paused"})
             else:
                 log.warning("resumed", extra={"event": "resumed"})
+        if before.look != self._wishes.look:
+            self._listed = False
         if before.held - self._wishes.held:  # what was passed over is in no view: make it anew
             self._listed = False
             self._again += self._held
             heapq.heapify(self._again)
             self._held.clear()
+
+    def _pass_over(self, name: str) -> bool:
+        """Tell whether the key of this name, which is next, is on hold; then it is passed over."""
+        if name[20:] not in self._wishes.held:
+            return False
+        if self._pop(name):
+            self._held.append(name)  # deferred, and due (what waits in pending/ is found there again)
+        return True
 
     @property
     def paused(self) -> bool:
@@ -490,10 +502,6 @@ class Consumer:
         number, encoded = parsed
         if self._is_late(name, encoded):
             protocol.drop_late(self._layout, name)
-            return None
-        if encoded in self._wishes.held:
-            if deferred:
-                self._held.append(name)  # (what waits in pending/ is found there again)
             return None
         if encoded in self._out:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))

@@ -2,6 +2,7 @@
 
     control/pause           a symlink, `<until>.<who>`: take nothing until then (ns since the epoch; 0: until resumed)
     control/hold-<key>      a symlink, `<since>.<who>`: leave this key alone; what is added for it replaces and waits as always
+    control/look            a symlink, `<when>.<who>`: something was brought back to pending/: list it afresh
 
 Nothing is moved for a hold, so nothing can be lost by one. An fsinbox that does not know these takes as if they were not there.
 """
@@ -19,6 +20,7 @@ from .protocol import flush
 
 _PAUSE = "pause"
 _HOLD = "hold-"
+_LOOK = "look"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Wishes:
     """Who has paused it."""
     held: frozenset[str] = frozenset()
     """The keys on hold, encoded."""
+    look: int = 0
+    """When a fresh listing was asked for last."""
 
 
 NONE = Wishes()
@@ -42,15 +46,17 @@ def wishes(layout: Layout) -> Wishes:
     if not layout.has("control"):
         return NONE
     held = set()
-    paused, until, by = False, 0, ""
+    paused, until, by, look = False, 0, "", 0
     for name in layout.names("control"):
         if name == _PAUSE:
             when, by = _read(layout, name)
             until = when
             paused = until == 0 or until > time_ns()
+        elif name == _LOOK:
+            look, _ = _read(layout, name)
         elif name.startswith(_HOLD) and decode_key(name[len(_HOLD) :]) is not None:
             held.add(name[len(_HOLD) :])
-    return Wishes(paused, until, by, frozenset(held))
+    return Wishes(paused, until, by, frozenset(held), look)
 
 
 def pause(layout: Layout, until: int = 0) -> None:
@@ -73,6 +79,14 @@ def release(layout: Layout, encoded: str) -> bool:
     return _remove(layout, _HOLD + encoded)
 
 
+def look_again(layout: Layout) -> None:
+    """Have consumers list pending/ afresh before they take: what was brought back there is before what they know of.
+
+    Not flushed: whoever starts after a power cut lists it anyhow. Raises OSError.
+    """
+    _write(layout, _LOOK, time_ns(), durable=False)
+
+
 def _read(layout: Layout, name: str) -> tuple[int, str]:
     """Return (time, who). What is no wish of ours is one without end, by nobody: better a pause too many."""
     try:
@@ -82,13 +96,14 @@ def _read(layout: Layout, name: str) -> tuple[int, str]:
     return (int(digits) if digits.isdecimal() and digits.isascii() else 0), clean(os.fsencode(who))
 
 
-def _write(layout: Layout, name: str, when: int) -> None:
+def _write(layout: Layout, name: str, when: int, *, durable: bool = True) -> None:
     layout.make("control")
     folder = layout.folder("control")
     draft = f".{layout.token}.{next(layout.serial)}"
     os.symlink(f"{when}.pid {os.getpid()} of user {os.getuid()} on {os.uname().nodename}", draft, dir_fd=folder)
     os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-    flush(folder)
+    if durable:
+        flush(folder)
 
 
 def _remove(layout: Layout, name: str) -> bool:

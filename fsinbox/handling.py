@@ -76,6 +76,7 @@ class _Impatient:
 
     def __init__(self, handler: Handler) -> None:
         self.name = handler.name
+        self.stop_now = handler.stop_now
         self._handler = handler
         self._put_off: Counter[int] = Counter()
 
@@ -88,9 +89,6 @@ class _Impatient:
             return outcome
         why = f"it was put off {PATIENCE} times, and nothing else is left that could change that: {outcome.summary}"
         return Outcome("reject", why, f"{why}\n{outcome.detail}")
-
-    def stop_now(self) -> None:
-        self._handler.stop_now()
 
 
 class _Notes(Observer):

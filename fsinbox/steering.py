@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 
 from . import protocol
+from .control import look_again
 from .errors import UnusableInbox
 from .layout import Layout
 from .names import REASON, encode_key, parse_deferred, parse_element
@@ -42,6 +43,7 @@ class Steering:
         self.layout = Layout(os.fspath(path), create=False)
         self._changed: set[str] = set()
         self._reasons: list[str] = []
+        self._brought_back = False
         self._count = 0
         self._looked = -_LASTS
         self._newest: dict[str, int] = {}
@@ -97,7 +99,7 @@ class Steering:
         finally:
             if outcome != "queued":
                 protocol.discard_temporary(self.layout, temporary)
-        self._have_changed(row)
+        self._have_changed(row, outcome)
         return outcome
 
     def discard(self, row: Row) -> bool:
@@ -128,6 +130,9 @@ class Steering:
         reasons, self._reasons = self._reasons, []
         self._count = 0
         try:
+            if self._brought_back:
+                self._brought_back = False
+                look_again(self.layout)
             for folder in sorted(changed, key="pending".__ne__):  # pending/ first: better there twice than nowhere
                 protocol.flush(self.layout.folder(folder))
             for reason in reasons:  # only now: what has come back to failed/ must have one
@@ -149,10 +154,11 @@ class Steering:
             return "gone"
         except OSError as error:
             raise self._refused(row, error) from error
-        self._have_changed(row)
+        self._have_changed(row, outcome)
         return outcome
 
-    def _have_changed(self, row: Row) -> None:
+    def _have_changed(self, row: Row, outcome: str = "") -> None:
+        self._brought_back |= outcome == "queued"
         self._changed |= {"pending", row.folder}
         self._count += 1
         if self._count == FLUSHED_EVERY:

@@ -1,11 +1,12 @@
 """Proves that an inbox does what the model below does: forty lines of plain Python, without a file.
 
-Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and bring failed elements
-back by mv; a consumer takes, acknowledges, puts back, defers, gives up, closes, dies; the system boots; the clock steps
-back and forward. Each step is done to real Inbox objects on a real directory and to the model, and what they answer must be
-equal: what is taken, in which order, at which attempt, what `add` returns, what waits. In a second machine somebody also
-deletes hints, and deletes or damages `sequence`, which docs/protocol.md calls safe at any time: of a key that had several
-files just then an older value may be delivered once more before the newest, and in another place; nothing else may change.
+Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and bring failed
+elements back by mv; people retry what failed, end back-offs, hold keys and release them; a consumer takes, acknowledges,
+puts back, defers, gives up, closes, dies; the system boots; the clock steps back and forward. Each step is done to real
+Inbox objects on a real directory and to the model, and what they answer must be equal: what is taken, in which order, at
+which attempt, what `add` returns, what waits. In a second machine somebody also deletes hints, and deletes or damages
+`sequence`, which docs/protocol.md calls safe at any time: of a key that had several files just then an older value may be
+delivered once more before the newest, and in another place; nothing else may change.
 
 The programs are the same in every run. A failure prints the shortest program that shows it, and the line that runs the test
 again:
@@ -36,7 +37,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import fsinbox.consumer
 import fsinbox.protocol
 import fsinbox.sequence
-from fsinbox import Element, Inbox
+from fsinbox import Element, Inbox, control
+from fsinbox.steering import Steering
 
 pytestmark = pytest.mark.model
 
@@ -80,6 +82,7 @@ class Model:
         self.deferred: dict[str, Item] = {}
         self.failed: list[tuple[str, Item]] = []
         self.orphaned = False  # whether what is out was a dead consumer's
+        self.held: set[str] = set()
 
     def add(self, key: str, value: str) -> str:
         """Return what add returns."""
@@ -119,7 +122,7 @@ class Model:
             # And it stays so, should the clock step back. (No delay is over a week: then the clock was set back before.)
             item.ripe |= not self.clock < item.due <= self.clock + WEEK
         ready = self.line | {key: item for key, item in self.deferred.items() if item.ripe}
-        return {key: item for key, item in ready.items() if key not in self.out}
+        return {key: item for key, item in ready.items() if key not in self.out and key not in self.held}
 
     def take(self, besides: set[str]) -> tuple[str, Item] | None:
         """Take the one with the lowest number, besides some keys. But a suspect is out alone."""
@@ -154,6 +157,22 @@ class Model:
         if key not in self.line:
             self.failed.append((key, item))
         return key not in self.line
+
+    def retry(self, key: str, item: Item) -> str:
+        """Bring a failed element back to its place, if nothing newer is there. Only numbers decide: all are known by now."""
+        others = [where[key].number for where in (self.line, self.out, self.deferred) if key in where]
+        if any(number > item.number for number in others):
+            return "newer"
+        self.failed.remove((key, item))
+        self.deferred.pop(key, None)
+        waits = self.line.get(key)
+        shadowed = bool(waits and (waits.suspect or waits.shadowed))
+        self.line[key] = Item(waits.number if waits else item.number, item.value, shadowed=shadowed)
+        return "queued"
+
+    def requeue(self, key: str) -> None:
+        """End a back-off."""
+        self.line[key] = self.deferred.pop(key)
 
     def close(self) -> None:
         """The consumer closes the inbox."""
@@ -256,6 +275,53 @@ class Machine(RuleBasedStateMachine):
         os.rename(file, f"{self.path}/drop/{key}")
         self.model.drops[key] = (os.lstat(f"{self.path}/drop/{key}").st_ctime_ns, value)
 
+    # --- people ---
+
+    @precondition(lambda self: self.model.failed)
+    @rule(which=st.integers(0, 9))
+    def retry(self, which: int) -> None:
+        key, item = self.model.failed[which % len(self.model.failed)]
+        if key in self.loose | self.unsure:
+            return  # what is newer may not be known
+        expected = self.model.retry(key, item)
+        with Steering(self.path) as steering:
+            (row,) = [row for row in steering.rows(("failed",), [key]) if row.seq == item.number]
+            answer = steering.retry(row)
+        assert answer == expected, f"retry said {answer}, not {expected}"
+        self.tally[f"retried: {answer}"] += 1
+        if answer == "queued":
+            self.values += 1
+            self.ages[item.value] = self.values
+
+    @precondition(lambda self: self.model.deferred)
+    @rule()
+    def requeue(self) -> None:
+        key = min(self.model.deferred)
+        if key in self.loose | self.unsure:
+            return
+        self.model.requeue(key)
+        with Steering(self.path) as steering:
+            (row,) = steering.rows(("deferred",), [key])
+            assert steering.requeue(row) == "queued"
+        self.tally["back-offs ended"] += 1
+
+    @precondition(lambda self: self.model.failed)
+    @rule(which=which)
+    def add_for_one_that_failed(self, which: int) -> None:
+        """(A rule of its own: else it is rare.)"""
+        self.add(self.model.failed[0][0], which)
+
+    @precondition(lambda self: self.values % 5 == 4)  # (else half of all steps)
+    @rule(key=keys)
+    def hold_or_release(self, key: str) -> None:
+        layout = self.producers[1].layout
+        if key in self.model.held:
+            assert control.release(layout, key)
+        else:
+            control.hold(layout, key)
+        self.model.held ^= {key}
+        self.tally["held or released"] += 1
+
     # --- the consumer ---
 
     @precondition(lambda self: len(self.elements) < AT_ONCE)
@@ -279,6 +345,7 @@ class Machine(RuleBasedStateMachine):
         # When it looks into drop/ is a matter of time (each 20 ms, and when it lists pending/): here it is each time.
         self.consumer._consume().drops.adopt()
         model.notice_drops()
+        self.consumer._consume()._next_drop_look = 0.0  # the same for control/
         element = self.consumer.take()
         if element is None and model.out and (self.loose or any(item.shadowed for item in model.ready().values())):
             return  # for a suspect, perhaps
@@ -450,7 +517,17 @@ def _remove(path: str) -> None:
 
 
 SITUATIONS: dict[type[Machine], list[str]] = {
-    Machine: ["tried again", "back from the dead", "superseded while out", "superseded while deferred", "superseded when failed"],
+    Machine: [
+        "retried: queued",
+        "retried: newer",
+        "back-offs ended",
+        "held or released",
+        "tried again",
+        "back from the dead",
+        "superseded while out",
+        "superseded while deferred",
+        "superseded when failed",
+    ],
     Careless: ["tried again", "an older value once more"],
 }
 """What must have come about, once in a hundred programs at the least."""

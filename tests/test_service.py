@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 import pytest
-from helpers import PATIENCE, Consumer, command, run
+from helpers import PATIENCE, Consumer, command, environment, run
 
 from fsinbox import Inbox
 from fsinbox.worker.observer import Observer
@@ -168,7 +168,7 @@ def test_a_standby_that_is_stopped_was_never_ready_and_leaves_the_consumers_acco
         active.until((place / "inbox/stats/1of1.json").exists)
         before = (place / "inbox/stats/1of1.json").read_text()
         words = command("consume", "--handler", "jobs:job", "--standby")
-        standby = subprocess.Popen(words, cwd=place, env=os.environ | {"NOTIFY_SOCKET": manager.address}, stderr=subprocess.PIPE)
+        standby = subprocess.Popen(words, cwd=place, env=environment(NOTIFY_SOCKET=manager.address), stderr=subprocess.PIPE)
         with standby:
             manager.hear("STATUS=")
             standby.terminate()
@@ -230,7 +230,9 @@ def test_without_a_watchdog_it_is_due_only_when_there_is_news(tmp_path: Path, mo
             assert manager.rest() == ["STATUS=consuming: 1 acknowledged, 1 failed"]
         service.stopped()
         assert manager.rest() == ["STOPPING=1", "STATUS=stopping: 1 acknowledged, 1 failed"]
-    Observer().standing_by()
+    everything = Observer()
+    everything.standing_by()
+    assert everything.due() is None
 
 
 # --- the units -----------------------------------------------------------------------------------------------------

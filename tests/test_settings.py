@@ -213,6 +213,7 @@ def test_settings_prints_a_table_of_one_command_or_of_all(project: Path) -> None
     assert "there is no command 'konsume'" in done.stderr
 
 
+@pytest.mark.bare
 def test_a_cold_add_does_not_import_what_reads_settings(run_python: Any, tmp_path: Path) -> None:
     code = """
 import os, sys

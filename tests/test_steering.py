@@ -285,7 +285,12 @@ def test_what_was_done_is_flushed_and_only_then_the_reason_goes(inbox_dir: Path)
         with intercepted(hook), Steering(inbox_dir) as steering:
             for row in list(steering.rows(("failed",))):
                 steering.retry(row)
-        assert calls == ["pending", "failed", "a~reason.txt", "b~reason.txt"]
+        assert [call for call in calls if call not in ("control", inbox_dir.name)] == [
+            "pending",
+            "failed",
+            "a~reason.txt",
+            "b~reason.txt",
+        ]
 
 
 def test_many_are_flushed_now_and_then(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

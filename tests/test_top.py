@@ -15,10 +15,10 @@ import pytest
 from helpers import PATIENCE, Consumer, command, environment, run
 
 from fsinbox import Inbox
-from fsinbox.cli.top import bars, short
+from fsinbox.cli.top import bars, by_minute, short
 from fsinbox.layout import Layout
 from fsinbox.lock import WHOLE, parse_shard
-from fsinbox.record import Account
+from fsinbox.record import Account, Record
 
 HANDLER = """
 import pathlib, time
@@ -94,13 +94,14 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
 def place(tmp_path: Path) -> Path:
     """A directory with an inbox and a handler."""
     (tmp_path / "tasks.py").write_text(HANDLER)
-    run("init", cwd=tmp_path)
+    Inbox(tmp_path / "inbox").close()
     return tmp_path
 
 
 def test_it_shows_how_the_work_goes_beside_a_real_consumer(place: Path, terminal: Callable[..., Terminal]) -> None:
-    for key in ("good-1", "good-2", "bad[b]-1", "slow-1", "slow-2"):
-        run("add", key, "v", cwd=place)
+    with Inbox(place / "inbox", codec="text") as inbox:
+        for key in ("good-1", "good-2", "bad[b]-1", "slow-1", "slow-2"):
+            inbox.add(key, "v")
     view = terminal()
     first = view.screen(r"WARNING: nobody consumes, and 5 are there", r"waiting 5", "consumer +1/1  none", "no failures")
     assert re.search(r"fsinbox top  \d\d:\d\d:\d\d  q quits  /", first)
@@ -211,6 +212,14 @@ def test_much_is_cut_to_what_fits(place: Path, terminal: Callable[..., Terminal]
         assert "key-10" not in text
         assert max(map(len, text.splitlines())) <= 60
     layout.close()
+
+
+def test_a_plot_is_of_the_last_hour_only_and_of_all_shards() -> None:
+    now = int(time.time() // 60)
+    one, two = Record(minutes=[[now - 70, 9, 9, 9], [now - 2, 1, 0, 0]]), Record(minutes=[[now - 2, 2, 0, 0], [now + 5, 9, 9, 9]])
+    drawn = by_minute([one, two], 1)
+    assert len(drawn) == 60
+    assert (sum(drawn), max(drawn[-4:])) == (3, 3)
 
 
 @pytest.mark.parametrize(

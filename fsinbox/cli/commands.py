@@ -73,9 +73,7 @@ class Commands(click.Group):
                     raise
         return super().make_context(info_name, args, parent, **extra)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if ctx.default_map and name and command and not ctx.resilient_parsing:
             ctx.default_map.check(name, command)  # type: ignore[attr-defined]  # Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import chosen, inbox_option
+from .options import chosen, inbox_option, printable
 from .seeing import limit_options
 
 TYPE_CHECKING = False
@@ -65,9 +65,9 @@ def web(
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/{f'?token={rules.token}' if rules.asks else ''}"
 
     def say_where() -> None:
-        click.echo(f"fsinbox: showing {path} at {address}", err=True)
         if not (ip_address(where).is_loopback or private):
             click.echo(f"fsinbox: whoever reaches {where} can read all of it: --private asks for the token first", err=True)
+        click.echo(f"fsinbox: showing {printable(path)} at {address}", err=True)
 
     serve(make_app(path, rules, Limits(max_age, max_pending, max_failed), port), listener, say_where)
 

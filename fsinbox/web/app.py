@@ -103,14 +103,13 @@ class _Site:
         """Answer what may not see anything, and whoever brings the token."""
         host = request.headers.get("host", "")
         if not self._keys.knows(host):
-            text = (
-                f"This site does not answer to the name {host or '(none)'}: if that is its name, start it with --allow-host NAME"
-            )
+            text = f"This site does not answer to {host or 'a request without a name'}: if that is its name, start it with --allow-host"
             return self._message(request, 421, text)
         rules = self._keys.rules
         token = request.query_params.get("token")
         if token is not None and rules.asks:
-            response: Response = RedirectResponse(request.url.path, 303)  # so that it does not stay in the address
+            # So that it does not stay in the address. (`//host/` would lead to another site.)
+            response: Response = RedirectResponse("/" + request.url.path.lstrip("/"), 303)
             if self._keys.admit(response, token):
                 return response
             return self._message(request, 403, "This is not the token that was printed when the site was started")
@@ -163,8 +162,6 @@ class _Site:
             row = self._located(request, layout)
             try:
                 shown, trouble = payload.read(layout, row, as_stored=as_stored), ""
-            except FileNotFoundError:
-                raise _gone(layout, row.state, row.file) from None
             except OSError as error:
                 shown, trouble = None, error.strerror or str(error)
             reason = self._reason(layout, row, _REASON_SHOWN) if row.state == "failed" else None
@@ -176,10 +173,7 @@ class _Site:
         """A payload, as it is."""
         with closing(look.Glance(self._path)) as layout:
             row = self._located(request, layout)
-            try:
-                fd = protocol.open_for_reading(layout, row.folder, row.file)
-            except FileNotFoundError:
-                raise _gone(layout, row.state, row.file) from None
+            fd = protocol.open_for_reading(layout, row.folder, row.file)
         headers = {
             "Content-Length": str(os.fstat(fd).st_size),
             # (An element's name has no character that would need quoting here.)
@@ -273,7 +267,7 @@ class _Site:
         if session and template != "live.html":
             notice, session.notice = session.notice, ""
         text = self._pages.get_template(template).render(
-            path=self._path,
+            path="" if status == 421 or (rules.private and session is None) else self._path,
             most=look.MOST,
             states=layout.states() if layout else [],
             rules=rules,

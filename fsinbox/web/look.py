@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from time import time_ns
+from urllib.parse import unquote
 
 from ..layout import Layout
 from ..names import DIGITS, decode_key, parse_deferred, parse_element
@@ -39,7 +40,8 @@ class Glance(Layout):
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder(folder))
             try:
                 with os.scandir(fd) as entries:
-                    found = [name for name in islice((entry.name for entry in entries), MOST + 1) if hidden or name[0] != "."]
+                    shown = (entry.name for entry in entries if hidden or entry.name[0] != ".")
+                    found = list(islice(shown, MOST + 1))
             finally:
                 os.close(fd)
         if len(found) > MOST:
@@ -87,7 +89,8 @@ def page(layout: Glance, state: str, text: str, number: int) -> Page:
     found = sorted(places(layout, state), key=lambda place: place[1], reverse=state in NEWEST_FIRST)
     if text:
         wanted = text.casefold()
-        found = [place for place in found if (row := row_of(state, *place)) and wanted in row.key.casefold()]
+        start = 2 * (DIGITS + 1) if state == "deferred" else DIGITS + 1
+        found = [place for place in found if wanted in unquote(place[1][start:], errors="surrogateescape").casefold()]
     pages = max(1, -(-len(found) // PAGE))
     number = min(max(1, number), pages)
     shown = found[(number - 1) * PAGE : number * PAGE]

@@ -23,7 +23,7 @@ def marked(text: str) -> Markup:
 
 def coded(text: str) -> Markup:
     """The same, where what stands between backticks is code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", marked(text)))  # noqa: S704 - it is escaped
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(marked(text))))  # noqa: S704 - it is escaped
 
 
 def _one(character: str, spell: Callable[[str], str]) -> str:

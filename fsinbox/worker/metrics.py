@@ -31,7 +31,6 @@ try:
         Metric,
         generate_latest,
         start_http_server,
-        write_to_textfile,
     )
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 except ImportError as error:
@@ -44,6 +43,9 @@ FILE_INTERVAL = 15.0
 
 _LASTS = 1.0
 """Seconds for which a look into the folders is good enough."""
+
+_SHARE = 20
+"""A look takes one part in so many of the time at most: with millions waiting it takes seconds, in which handlers are slower."""
 
 _HANDLER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _WAKE_UP = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -173,7 +175,7 @@ class Metrics(Observer):
         self._up = False
         self._last: float | None = None
         self._looking = threading.Lock()
-        self._looked = -_LASTS
+        self._stale_at = 0.0
         self._folders = Folders()
         self._file = ""
         self._writing = threading.Lock()
@@ -197,7 +199,7 @@ class Metrics(Observer):
     def keep_file(self, path: str) -> None:
         """Write them to a file, now, every FILE_INTERVAL seconds from when the run has begun, and at its end. Raises OSError."""
         self._file = path
-        write_to_textfile(path, self.registry)
+        self._write_file()
 
     def began(self) -> None:
         self._last = last_acknowledged([self._keeper.account.record])
@@ -219,7 +221,7 @@ class Metrics(Observer):
         self._ended.set()
         if self._file:
             with self._writing:
-                write_to_textfile(self._file, self.registry)
+                self._write_file()
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics as they are now. Called in any thread."""
@@ -227,7 +229,7 @@ class Metrics(Observer):
         if self._began:
             # As they were written down last: what is told must not go back if we are killed and another goes on from there,
             # for Prometheus would take that for a counter that began anew.
-            standing.totals = next((one.totals for one in records(self._layout) if one.shard == standing.shard), None)
+            standing.totals = self._totals()
             standing.last = self._last
             if standing.up:
                 record = self._keeper.account.record
@@ -235,16 +237,38 @@ class Metrics(Observer):
                 standing.folders = self._look()
         return families(self._layout.path, [standing])
 
+    def _totals(self) -> Totals | None:
+        try:
+            return next((one.totals for one in records(self._layout) if one.shard == str(self._shard)), None)
+        except (InboxError, OSError):
+            return None  # that the folders cannot be read is said where they are looked into
+
     def _look(self) -> Folders:
         with self._looking:
-            if monotonic() - self._looked >= _LASTS:
+            begun = monotonic()
+            if begun >= self._stale_at:
                 try:
                     self._folders = look(self._layout, self._shard)
                 except (InboxError, OSError) as error:
                     self._folders = Folders()
-                    log.warning("metrics: cannot look into the folders: %s", error)
-                self._looked = monotonic()
+                    log.warning("metrics: cannot look into the folders: %s", error, extra={"event": "metrics_failed"})
+                self._stale_at = begun + max(_LASTS, (monotonic() - begun) * _SHARE)
             return self._folders
+
+    def _write_file(self) -> None:
+        """Raises OSError."""
+        draft = f"{self._file}.{os.getpid()}.new"
+        try:
+            with open(draft, "wb") as file:
+                file.write(generate_latest(self.registry))
+                os.fchmod(file.fileno(), 0o644)  # for node_exporter to read, whatever the umask is for the inbox's sake
+            os.rename(draft, self._file)
+        except OSError:
+            try:
+                os.unlink(draft)
+            except OSError:
+                pass
+            raise
 
     def _keep_file(self) -> None:
         complained = False
@@ -253,11 +277,16 @@ class Metrics(Observer):
                 if self._ended.is_set():
                     return
                 try:
-                    write_to_textfile(self._file, self.registry)
+                    self._write_file()
                     complained = False
                 except OSError as error:
                     if not complained:
-                        log.warning("cannot write the metrics to %s: %s: tried again, and the work goes on", self._file, error)
+                        log.warning(
+                            "cannot write the metrics to %s: %s: tried again, and the work goes on",
+                            self._file,
+                            error,
+                            extra={"event": "metrics_failed"},
+                        )
                     complained = True
             self._ended.wait(FILE_INTERVAL)
 

@@ -1,0 +1,12 @@
+"""For the site: what lies outside docs/ is not on it, so links to it become names of files."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace `[text](../path)`, and links to files beside the pages that are no pages, by the path in the repository."""
+    markdown = re.sub(r"\[[^\]]+\]\(\.\./([^)#\s]+)[^)]*\)", r"`\1`", markdown)
+    return re.sub(r"(?<!!)\[[^\]]+\]\(((?:deploy|man)/[^)#\s]+)[^)]*\)", r"`docs/\1`", markdown)

@@ -1,0 +1,170 @@
+"""The site builds without a warning and holds every page, the examples of the pages run, and the manual page is up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from helpers import environment
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+# --- the site ------------------------------------------------------------------------------------------------------
+
+
+class Fetched(HTMLParser):
+    """Collects what a browser fetches to show a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag in ("script", "img", "iframe", "source"):
+            self.addresses.append(found.get("src") or "")
+        elif tag == "link" and found.get("rel") != "canonical":
+            self.addresses.append(found.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built from the checkout with warnings as errors."""
+    pytest.importorskip("mkdocs", reason="pip install 'fsinbox[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", str(folder)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(NO_MKDOCS_2_WARNING="1"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_builds_strictly_with_every_page_in_its_navigation(site: Path) -> None:
+    front = (site / "index.html").read_text()
+    navigation = front[front.index("md-nav--primary") : front.index("md-content")]
+    for page in PAGES:
+        assert (site / page.with_suffix(".html").name).exists()
+        assert f'href="{page.with_suffix(".html").name}"' in navigation, f"{page.name} is not in the navigation"
+
+
+def test_no_page_fetches_anything_from_elsewhere_and_all_that_it_fetches_is_there(site: Path) -> None:
+    for page in set(site.glob("*.html")) - {site / "404.html"}:  # that one is shown at any address
+        parser = Fetched()
+        parser.feed(page.read_text())
+        assert parser.addresses
+        for address in filter(None, parser.addresses):
+            assert not re.match(r"(\w+:)?//", address), f"{page.name} fetches {address}"
+            assert (site / address.partition("?")[0].partition("#")[0]).exists(), f"{page.name}: no {address}"
+
+
+def test_nothing_but_pages_and_pictures_is_published(site: Path) -> None:
+    published = {path.suffix for path in site.rglob("*") if path.is_file() and "assets" not in path.parts}
+    assert published <= {".html", ".xml", ".gz", ".json", ".png", ".svg", ""}
+    assert not (site / "deploy").exists()
+    assert not (site / "mkdocs.yml").exists()
+
+
+# --- the examples --------------------------------------------------------------------------------------------------
+
+RUN = ("index.md", "handlers.md", "recipes.md")
+"""Pages whose examples are run, one after the other; those of the others must only be Python."""
+
+
+def examples(page: Path) -> list[str]:
+    """Return the Python examples of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def can_be_imported(example: str) -> bool:
+    """Tell whether all that an example imports is installed."""
+    names = re.findall(r"^(?:from|import) (\w+)", example, re.M)
+    return all(importlib.util.find_spec(name) for name in names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_are_python_and_those_that_can_be_run_run(page: Path, tmp_path: Path) -> None:
+    blocks = examples(page)
+    for block in blocks:
+        compile(block, page.name, "exec")
+    if page.name not in RUN:
+        return
+    runnable = [block for block in blocks if can_be_imported(block)]
+    assert runnable
+    (tmp_path / "test_page.py").write_text("\n".join(runnable))
+    # As a test file: what the page says of tests is run, too; the fixtures are those of the plugin, which may not be installed.
+    (tmp_path / "conftest.py").write_text("from fsinbox.pytest_plugin import inbox, run_handler\n")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    tests = sum(block.count("\ndef test_") + block.startswith("def test_") for block in runnable)
+    assert done.returncode == (0 if tests else 5), done.stdout + done.stderr
+    assert f"{tests} passed" in done.stdout or not tests
+
+
+def test_what_the_first_page_says_that_it_prints_is_what_it_prints(tmp_path: Path) -> None:
+    for name in ("index.md", "recipes.md"):
+        for block in filter(can_be_imported, examples(ROOT / "docs" / name)):
+            said = re.findall(r"print\(.*\)\s+# (.+)", block)
+            done = subprocess.run(
+                [sys.executable, "-c", block], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+            )
+            assert done.stdout.splitlines() == said
+            shutil.rmtree(tmp_path / "inbox")
+
+
+# --- the manual page -----------------------------------------------------------------------------------------------
+
+
+def test_the_manual_page_is_what_the_commands_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/manpage.py"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert (ROOT / "docs/man/fsinbox.1").read_text() == done.stdout, "run `sh scripts/man`"
+
+
+def test_the_manual_page_is_sound_and_says_what_each_command_does() -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    words = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "docs/man/fsinbox.1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
+    assert done.stderr == ""
+    assert "fsinbox consume [option]..." in done.stdout
+    assert "--max-attempts" in done.stdout
+    assert "`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`" in " ".join(done.stdout.split())
+
+
+# --- the container -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_container_runs_is_what_there_is(tmp_path: Path) -> None:
+    """Its instructions, without a container: the commands it names, in the environment that it sets."""
+    recipe = (ROOT / "docs/deploy/Containerfile").read_text()
+    assert re.findall(r"^(?:USER|STOPSIGNAL|VOLUME) .+", recipe, re.M) == ["USER fsinbox", "VOLUME /inbox", "STOPSIGNAL SIGTERM"]
+    settings = dict(word.split("=", 1) for word in re.findall(r"^ENV (.+)", recipe, re.M)[0].split())
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()  # the volume
+    (tmp_path / "tasks.py").write_text("def handle(key, value): print(key, value)\n")
+    environ = environment(**settings | {"FSINBOX_DIR": str(inbox), "FSINBOX_CONSUME_HANDLER": "tasks:handle"})
+    ((entry,), (check,)) = (re.findall(rf"{word} (\[.+\])", recipe) for word in ("ENTRYPOINT", "CMD"))
+    fsinbox = [sys.executable, "-m", "fsinbox"]
+    words = {
+        name: [word.strip('" ') for word in text.strip("[]").split(",")][1:] for name, text in (("run", entry), ("check", check))
+    }
+    subprocess.run([*fsinbox, "add", "k", "5"], env=environ, check=True, cwd=tmp_path)
+    healthy = subprocess.run([*fsinbox, *words["check"]], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert healthy.returncode == 0, healthy.stderr
+    late = subprocess.run(
+        [*fsinbox, *words["check"]], env=environ | {"FSINBOX_STATUS_MAX_AGE": "0"}, cwd=tmp_path, capture_output=True
+    )
+    assert late.returncode == 1
+    done = subprocess.run(
+        [*fsinbox, *words["run"], "--drain"], env=environ, check=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "k 5\n"
