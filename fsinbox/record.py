@@ -28,6 +28,9 @@ FAILURES = 20
 
 _LARGEST = 1 << 20
 
+_HIGHEST = 10**19
+"""What no number of ours reaches; NaN is not below it either."""
+
 
 @dataclass(slots=True)
 class Totals:
@@ -178,7 +181,7 @@ def _read(layout: Layout, name: str) -> Record | None:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.folder("stats"))
         with open(fd, "rb") as file:
             return _parse(json.loads(file.read(_LARGEST)))
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
 
 
@@ -203,7 +206,8 @@ def _typed(kind: type[Made], raw: Any) -> Made:
     for member in fields(kind):
         expected = _TYPES.get(str(member.type))
         if expected and member.name in raw:
-            if not isinstance(raw[member.name], expected):
-                raise TypeError(f"{member.name} is of another type")
-            values[member.name] = raw[member.name]
+            value = raw[member.name]
+            if not isinstance(value, expected) or (isinstance(value, (int, float)) and not abs(value) < _HIGHEST):
+                raise TypeError(f"{member.name} is of another type, or no such number")
+            values[member.name] = value
     return kind(**values)

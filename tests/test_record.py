@@ -83,6 +83,10 @@ ODD = [
     b'{"totals": {"taken": "many"}, "running": [], "failures": [], "minutes": []}',
     b'{"totals": {}, "running": [{"key": 1}], "failures": [], "minutes": []}',
     b'{"totals": {}, "running": [], "failures": [], "minutes": [["a", 1, 2, 3]]}',
+    b"[" * 200_000,
+    b'{"totals": {"handled": NaN}, "running": [], "failures": [], "minutes": []}',
+    b'{"totals": {"taken": 1e999}, "running": [], "failures": [], "minutes": []}',
+    b'{"totals": {}, "running": [], "failures": [], "minutes": [[1, 2, 3, NaN]]}',
     b'{"totals": 1, "running": [], "failures": [], "minutes": []}',
 ]
 

@@ -103,7 +103,7 @@ class _Site:
         """Answer what may not see anything, and whoever brings the token."""
         host = request.headers.get("host", "")
         if not self._keys.knows(host):
-            text = f"This site does not answer to {host or 'a request without a name'}: if that is its name, start it with --allow-host"
+            text = f"This site does not answer to {host or 'no name'}: if that is its name, start it with --allow-host"
             return self._message(request, 421, text)
         rules = self._keys.rules
         token = request.query_params.get("token")
