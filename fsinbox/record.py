@@ -202,11 +202,11 @@ def _typed(kind: type[Made], raw: Any) -> Made:
     """Make one of our dataclasses of the members that it knows. Raises TypeError if one is of another type."""
     if not isinstance(raw, dict):
         raise TypeError("no object")
-    values = {}
+    values: dict[str, Any] = {}
     for member in fields(kind):
         expected = _TYPES.get(str(member.type))
         if expected and member.name in raw:
-            value = raw[member.name]
+            value: Any = raw[member.name]
             if not isinstance(value, expected) or (isinstance(value, (int, float)) and not abs(value) < _HIGHEST):
                 raise TypeError(f"{member.name} is of another type, or no such number")
             values[member.name] = value

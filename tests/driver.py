@@ -18,6 +18,7 @@ turn by one process with one open Inbox:
     take              take an element, if one is to be had
     ack nack defer fail     end the one that has been out longest; defer is a nack with a delay (of a nanosecond: it is over)
     postpone          the same with a delay of an hour (`aftermath` is two hours later)
+    requeue           end every back-off, as people do     keep              from now on keep what was acknowledged, the last one
     release           the same as nack, without counting an attempt
     restart           close the inbox, which puts back what is out, and open it again
     die               leave the inbox as a killed process does: what is out stays in inflight/
@@ -43,6 +44,7 @@ from unittest import mock
 import fsinbox.consumer
 import fsinbox.sequence
 from fsinbox import Element, Inbox
+from fsinbox.steering import Steering
 from tests.oracle import Event
 
 SHELL_PRODUCER = str(Path(__file__).parents[1] / "scripts" / "fsinbox-add")
@@ -132,6 +134,7 @@ class Driver:
         self.path = path
         self.log = log
         self._max_inflight = max_inflight
+        self._keep_done = 0
         self._inbox: Inbox | None = None
         self._out: list[Element] = []
 
@@ -139,7 +142,14 @@ class Driver:
     def inbox(self) -> Inbox:
         """The open inbox."""
         if self._inbox is None:
-            self._inbox = Inbox(self.path, codec="bytes", create=False, max_inflight=self._max_inflight, drop_settle=0)
+            self._inbox = Inbox(
+                self.path,
+                codec="bytes",
+                create=False,
+                max_inflight=self._max_inflight,
+                drop_settle=0,
+                keep_done=self._keep_done,
+            )
         return self._inbox
 
     def close(self) -> None:
@@ -248,6 +258,16 @@ class Driver:
     def _postpone(self) -> None:
         if element := self._end("nack"):
             element.nack(delay=3600)
+
+    def _requeue(self) -> None:
+        with Steering(self.path) as steering:
+            for row in list(steering.rows(("deferred",))):
+                steering.requeue(row)
+        if self.inbox._consumer:
+            self.inbox._consumer._next_drop_look = 0.0  # (it looks into control/ every 20 ms)
+
+    def _keep(self) -> None:
+        self._keep_done = 1
 
     def _restart(self) -> None:
         self.close()

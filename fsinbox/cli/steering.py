@@ -97,7 +97,14 @@ _MEANS = {
 }
 
 
+def _steers(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what the commands take that do something to elements which are named."""
+    taken: Callable[..., None] = inbox_option(json_option(all_option(yes_option(keys_argument(command)))))
+    return taken
+
+
 def _change(
+    verb: str,
     inbox: str | None,
     words: tuple[str, ...],
     states: tuple[str, ...],
@@ -106,7 +113,6 @@ def _change(
     everything: bool,
     yes: bool,
     json: bool,
-    verb: str,
     ask: bool = False,
 ) -> None:
     """Do something to each element that was named; print what became of it; end with 1 if any was not done."""
@@ -179,72 +185,31 @@ def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]
 
 
 @click.command()
-@inbox_option
-@json_option
-@all_option
-@yes_option
-@keys_argument
-def retry(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
+@_steers
+def retry(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """Queue what has failed again: it goes back to its place, its attempts count from one.
 
     An element stays in failed/ if a newer value of its key waits or is being worked on: `fsinbox discard` it then.
     Exit status 1 if any was not queued.
     """
-    _change(
-        inbox,
-        keys,
-        ("failed",),
-        lambda steering, row: steering.retry(row),
-        everything=everything,
-        yes=yes,
-        json=json,
-        verb="Retry",
-    )
+    _change("Retry", inbox, keys, ("failed",), lambda steering, row: steering.retry(row), **how)
 
 
 @click.command()
-@inbox_option
-@json_option
-@all_option
-@yes_option
-@keys_argument
-def requeue(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
+@_steers
+def requeue(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """End a back-off now: what waits for another try may be taken at once."""
-    _change(
-        inbox,
-        keys,
-        ("deferred",),
-        lambda steering, row: steering.requeue(row),
-        everything=everything,
-        yes=yes,
-        json=json,
-        verb="Requeue",
-    )
+    _change("Requeue", inbox, keys, ("deferred",), lambda steering, row: steering.requeue(row), **how)
 
 
 @click.command()
-@inbox_option
-@json_option
-@all_option
-@yes_option
-@keys_argument
-def replay(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
+@_steers
+def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """Queue again what was acknowledged and is kept in done/ (see `consume --keep-done`)."""
-    _change(
-        inbox,
-        keys,
-        ("done",),
-        lambda steering, row: steering.replay(row),
-        everything=everything,
-        yes=yes,
-        json=json,
-        verb="Replay",
-    )
+    _change("Replay", inbox, keys, ("done",), lambda steering, row: steering.replay(row), **how)
 
 
 @click.command()
-@inbox_option
-@json_option
 @click.option(
     "--state",
     "states",
@@ -254,21 +219,11 @@ def replay(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tup
     show_default=True,
     help="What to discard; may be repeated.",
 )
-@all_option
-@yes_option
-@keys_argument
-def discard(inbox: str | None, json: bool, states: tuple[str, ...], everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
+@_steers
+def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], **how: bool) -> None:
     """Remove elements for good: what has failed, unless told otherwise. Asks first."""
     _change(
-        inbox,
-        keys,
-        states,
-        lambda steering, row: "discarded" if steering.discard(row) else "gone",
-        everything=everything,
-        yes=yes,
-        json=json,
-        verb="Discard",
-        ask=True,
+        "Discard", inbox, keys, states, lambda steering, row: "discarded" if steering.discard(row) else "gone", ask=True, **how
     )
 
 
@@ -342,11 +297,7 @@ def hold(inbox: str | None, json: bool, keys: tuple[str, ...]) -> None:
 
 
 @click.command()
-@inbox_option
-@json_option
-@all_option
-@yes_option
-@keys_argument
+@_steers
 def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
     """End the hold of KEY: it is taken at its place, within a second."""
     from .. import control

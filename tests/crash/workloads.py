@@ -138,6 +138,12 @@ STORIES = [
         "create add:a=1 take | ack restart add:a=2 take ack add:c=3",
         "create add:a=1 take | die take ack add:a=2 take ack add:c=3",
         "create add:a=1 add:b=2 take take | release add:b=3 take ack take ack",
+        # What people do, and what is kept of what is done.
+        "create add:a=1 take postpone | requeue take ack add:a=2 take ack add:c=3",
+        "create add:a=1 take postpone | add:a=2 requeue take ack add:a=3 take ack",
+        "create add:a=1 add:b=2 take postpone | requeue add:a=3 take nack take ack take ack",
+        "create keep add:a=1 take | ack add:a=2 take ack add:a=3 take ack add:c=4",
+        "create keep add:a=1 take | add:a=2 ack take nack take ack add:c=3",
         # Several places of one key.
         "create add:a=1 forget add:a=2 | take ack add:a=3",
         "create add:a=1 forget add:a=2 forget add:a=3 | take ack",
