@@ -40,7 +40,7 @@ def types(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
     options, set_up = SHELLS[shell]
     variables = environment(PS1=PROMPT, TERM="dumb", HOME=str(tmp_path), PATH=f"{tmp_path}/bin:/usr/bin:/bin", LC_ALL="C.UTF-8")
     child = pexpect.spawn(
-        shell, options, cwd=str(tmp_path), env=variables, encoding="utf-8", timeout=PATIENCE, dimensions=(50, 250)
+        shell, options, cwd=str(tmp_path), env=variables, encoding="utf-8", timeout=PATIENCE, dimensions=(50, 250), use_poll=True
     )
 
     def line(text: str, answer: str) -> None:

@@ -343,6 +343,7 @@ def test_a_rename_that_may_not_replace_says_why_it_cannot(layout: Layout) -> Non
     with pytest.raises(OSError, match="too long") as caught:
         protocol.rename_if_free(layout, "n" * 300)
     assert caught.value.errno == errno.ENAMETOOLONG
+    assert not protocol.rename_if_free(layout, "removed by hand")
 
 
 def test_where_there_is_no_such_rename_it_is_an_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

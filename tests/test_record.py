@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import Consumer, run, wait_until
 
 from fsinbox import Inbox, record
+from fsinbox.layout import Layout
 from fsinbox.lock import WHOLE, Shard
 from fsinbox.record import FAILURES, MINUTES, Account, Record, records
 from tests.shim import refusing
@@ -25,25 +27,32 @@ def work(key, value):
 """
 
 
-def account(path: Path, shard: Shard = WHOLE) -> Account:
-    return Account(Inbox(path).layout, shard, "tasks:work", 2)
+@pytest.fixture
+def layout(inbox_dir: Path) -> Iterator[Layout]:
+    layout = Layout(str(inbox_dir))
+    yield layout
+    layout.close()
 
 
-def test_totals_go_on_after_a_restart(inbox_dir: Path) -> None:
-    one = account(inbox_dir)
+def account(layout: Layout, shard: Shard = WHOLE) -> Account:
+    return Account(layout, shard, "tasks:work", 2)
+
+
+def test_totals_go_on_after_a_restart(inbox_dir: Path, layout: Layout) -> None:
+    one = account(layout)
     one.started("a", 1, 1, replaced=True, latency=0.5)
     one.started("b", 2, 3, replaced=True, latency=None)
     one.ended("a", 1, "acknowledged", "", 2.0)
     one.write()
-    (found,) = records(Inbox(inbox_dir).layout)
+    (found,) = records(layout)
     assert [running.key for running in found.running] == ["b"]
     assert not found.stopped
-    two = account(inbox_dir)
+    two = account(layout)
     two.started("c", 3, 1, replaced=False, latency=None)
     two.ended("c", 3, "failed", "no good", 1.0)
     two.ended("b", 2, "superseded", "", 0.0)
     two.write(stopped=True)
-    (found,) = records(Inbox(inbox_dir).layout)
+    (found,) = records(layout)
     assert found.stopped
     totals = found.totals
     assert (totals.taken, totals.arrived, totals.replaced, totals.acknowledged, totals.failed) == (3, 2, 1, 1, 1)
@@ -53,8 +62,8 @@ def test_totals_go_on_after_a_restart(inbox_dir: Path) -> None:
     assert found.minutes[-1][1:] == [1, 1, 2] or len(found.minutes) == 2
 
 
-def test_only_the_newest_failures_and_minutes_are_kept(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = account(inbox_dir)
+def test_only_the_newest_failures_and_minutes_are_kept(inbox_dir: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = account(layout)
     now = 0.0
     monkeypatch.setattr(record, "time", lambda: now)
     for number in range(MINUTES + 5):
@@ -62,16 +71,16 @@ def test_only_the_newest_failures_and_minutes_are_kept(inbox_dir: Path, monkeypa
         one.started("a", number, 1, replaced=False, latency=None)
         one.ended("a", number, "retried", f"failure {number}", 0.0)
     one.write()
-    (found,) = records(Inbox(inbox_dir).layout)
+    (found,) = records(layout)
     assert [minute[0] for minute in found.minutes] == list(range(5, MINUTES + 5))
     assert len(found.failures) == FAILURES
     assert found.failures[0].summary == f"failure {MINUTES + 4}"
 
 
-def test_each_shard_has_its_own(inbox_dir: Path) -> None:
+def test_each_shard_has_its_own(inbox_dir: Path, layout: Layout) -> None:
     for index in (2, 1):
-        account(inbox_dir, Shard(index, 2)).write()
-    assert [found.shard for found in records(Inbox(inbox_dir).layout)] == ["1/2", "2/2"]
+        account(layout, Shard(index, 2)).write()
+    assert [found.shard for found in records(layout)] == ["1/2", "2/2"]
 
 
 ODD = [
@@ -92,32 +101,32 @@ ODD = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
-def test_an_odd_file_is_none(inbox_dir: Path, odd: bytes) -> None:
-    one = account(inbox_dir)
+def test_an_odd_file_is_none(inbox_dir: Path, layout: Layout, odd: bytes) -> None:
+    one = account(layout)
     one.write()
     (inbox_dir / "stats" / "1of1.json").write_bytes(odd)
-    assert records(Inbox(inbox_dir).layout) == []
-    account(inbox_dir).write()
-    assert len(records(Inbox(inbox_dir).layout)) == 1
+    assert records(layout) == []
+    account(layout).write()
+    assert len(records(layout)) == 1
 
 
-def test_members_that_are_not_known_are_ignored(inbox_dir: Path) -> None:
-    account(inbox_dir).write()
+def test_members_that_are_not_known_are_ignored(inbox_dir: Path, layout: Layout) -> None:
+    account(layout).write()
     path = inbox_dir / "stats" / "1of1.json"
     raw = json.loads(path.read_text())
     raw["colour"] = raw["totals"]["colour"] = "green"
     raw["minutes"] = [[1, 2, 3, 4, 5], [1, 2, 3, 4]]
     path.write_text(json.dumps(raw))
-    (found,) = records(Inbox(inbox_dir).layout)
+    (found,) = records(layout)
     assert found.minutes == [[1, 2, 3, 4]]
     os.unlink(path)
     os.symlink("/etc/passwd", path)
     (inbox_dir / "stats" / "notes.txt").touch()
-    assert records(Inbox(inbox_dir).layout) == []
+    assert records(layout) == []
 
 
-def test_what_cannot_be_written_leaves_nothing_behind(inbox_dir: Path) -> None:
-    one = account(inbox_dir)
+def test_what_cannot_be_written_leaves_nothing_behind(inbox_dir: Path, layout: Layout) -> None:
+    one = account(layout)
     for call in ("write", "rename"):
         with pytest.raises(OSError), refusing(**{call: errno.ENOSPC}):
             one.write()
@@ -129,8 +138,12 @@ def test_a_consumer_tells_while_it_works(tmp_path: Path) -> None:
     path = tmp_path / "inbox"
 
     def told() -> Record:
-        found = records(Inbox(path).layout)
-        return found[0] if found else Record()
+        layout = Layout(str(path))
+        try:
+            found = records(layout)
+            return found[0] if found else Record()
+        finally:
+            layout.close()
 
     with (
         Inbox(path, codec="text") as inbox,

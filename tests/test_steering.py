@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep, time_ns
 
@@ -379,8 +379,10 @@ def soon(inbox: Inbox) -> None:
 
 
 @pytest.fixture
-def layout(inbox_dir: Path) -> Layout:
-    return Layout(str(inbox_dir))
+def layout(inbox_dir: Path) -> Iterator[Layout]:
+    layout = Layout(str(inbox_dir))
+    yield layout
+    layout.close()
 
 
 def test_a_key_on_hold_is_left_alone_and_keeps_its_place(inbox_dir: Path, layout: Layout) -> None:

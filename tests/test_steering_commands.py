@@ -138,7 +138,7 @@ def test_what_means_nothing_is_refused(home: Path, verb: str) -> None:
 
 def test_a_person_is_asked_before_anything_is_lost(home: Path) -> None:
     words = [os.fsdecode(word) for word in map(os.fspath, command("discard", "--all"))]
-    refused = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60)
+    refused = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True)
     refused.expect_exact(f"Discard 2 elements in failed of {home}/inbox? [y/N]: ")
     refused.sendline("n")
     refused.expect("Aborted")
@@ -146,7 +146,7 @@ def test_a_person_is_asked_before_anything_is_lost(home: Path) -> None:
     refused.close()
     assert refused.exitstatus == 1
     assert len(run("failed", cwd=home).stdout.splitlines()) == 2
-    agreed = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60)
+    agreed = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True)
     agreed.expect_exact("[y/N]: ")
     agreed.sendline("y")
     agreed.expect_exact("bad/1: discarded")
@@ -166,7 +166,9 @@ def test_long_work_shows_how_far_it_is_on_a_terminal(tmp_path: Path) -> None:
             with Inbox(tmp_path / "inbox", codec="text", durable=False) as inbox:
                 inbox.add_many((f"{n}", "v") for n in range(250))
         line = [os.fsdecode(word) for word in map(os.fspath, command(*words))]
-        child = pexpect.spawn(line[0], line[1:], cwd=str(tmp_path), env=environment(TERM="xterm"), encoding="utf-8", timeout=60)
+        child = pexpect.spawn(
+            line[0], line[1:], cwd=str(tmp_path), env=environment(TERM="xterm"), encoding="utf-8", timeout=60, use_poll=True
+        )
         child.expect_exact(label)
         child.expect(pexpect.EOF)
         child.close()

@@ -41,7 +41,9 @@ class Terminal:
     def __init__(self, words: list[str], cwd: Path, rows: int = 40, columns: int = 100, **variables: str) -> None:
         variables = {"TERM": "xterm", "LC_ALL": "C.UTF-8", "COLUMNS": "", "LINES": ""} | variables
         env = {name: value for name, value in environment(**variables).items() if value}
-        self.child = pexpect.spawn(words[0], words[1:], cwd=str(cwd), env=env, dimensions=(rows, columns), timeout=PATIENCE)
+        self.child = pexpect.spawn(
+            words[0], words[1:], cwd=str(cwd), env=env, dimensions=(rows, columns), timeout=PATIENCE, use_poll=True
+        )
         self.raw = ""
 
     def read(self) -> bool:
