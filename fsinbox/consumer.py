@@ -420,11 +420,19 @@ class Consumer:
                 log.warning("resumed", extra={"event": "resumed"})
         if before.look != self._wishes.look:
             self._listed = False
+            self._forget_discarded()
         if before.held - self._wishes.held:  # what was passed over is in no view: make it anew
             self._listed = False
             self._again += self._held
             heapq.heapify(self._again)
             self._held.clear()
+
+    def _forget_discarded(self) -> None:
+        """Forget what people have removed from deferred/: nobody needs to wait for it."""
+        for encoded, deferred in list(self._deferred.items()):
+            if not self._layout.exists("deferred", deferred) and not self._layout.exists("pending", deferred[20:]):
+                del self._deferred[encoded]
+                self._forget_note(deferred[20:])
 
     def _pass_over(self, name: str) -> bool:
         """Tell whether the key of this name, which is next, is on hold; then it is passed over."""

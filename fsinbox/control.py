@@ -2,7 +2,7 @@
 
     control/pause           a symlink, `<until>.<who>`: take nothing until then (ns since the epoch; 0: until resumed)
     control/hold-<key>      a symlink, `<since>.<who>`: leave this key alone; what is added for it replaces and waits as always
-    control/look            a symlink, `<when>.<who>`: something was brought back to pending/: list it afresh
+    control/look            a symlink, `<when>.<who>`: something came back to pending/, or is gone from deferred/
 
 Nothing is moved for a hold, so nothing can be lost by one. An fsinbox that does not know these takes as if they were not there.
 """

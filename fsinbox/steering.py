@@ -43,7 +43,7 @@ class Steering:
         self.layout = Layout(os.fspath(path), create=False)
         self._changed: set[str] = set()
         self._reasons: list[str] = []
-        self._brought_back = False
+        self._look_again = False
         self._count = 0
         self._looked = -_LASTS
         self._newest: dict[str, int] = {}
@@ -99,7 +99,7 @@ class Steering:
         finally:
             if outcome != "queued":
                 protocol.discard_temporary(self.layout, temporary)
-        self._have_changed(row, outcome)
+        self._have_changed(row, look=outcome == "queued")
         return outcome
 
     def discard(self, row: Row) -> bool:
@@ -121,7 +121,7 @@ class Steering:
             raise self._refused(row, error) from error
         if row.state == "failed":
             self._reasons.append(row.file + REASON)
-        self._have_changed(row)
+        self._have_changed(row, look=row.state == "deferred")
         return True
 
     def flush(self) -> None:
@@ -130,8 +130,8 @@ class Steering:
         reasons, self._reasons = self._reasons, []
         self._count = 0
         try:
-            if self._brought_back:
-                self._brought_back = False
+            if self._look_again:
+                self._look_again = False
                 look_again(self.layout)
             for folder in sorted(changed, key="pending".__ne__):  # pending/ first: better there twice than nowhere
                 protocol.flush(self.layout.folder(folder))
@@ -154,11 +154,11 @@ class Steering:
             return "gone"
         except OSError as error:
             raise self._refused(row, error) from error
-        self._have_changed(row, outcome)
+        self._have_changed(row, look=outcome == "queued")
         return outcome
 
-    def _have_changed(self, row: Row, outcome: str = "") -> None:
-        self._brought_back |= outcome == "queued"
+    def _have_changed(self, row: Row, *, look: bool) -> None:
+        self._look_again |= look
         self._changed |= {"pending", row.folder}
         self._count += 1
         if self._count == FLUSHED_EVERY:

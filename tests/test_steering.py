@@ -556,13 +556,24 @@ def test_what_cannot_be_kept_is_acknowledged_all_the_same(inbox_dir: Path, caplo
             assert protocol.oldest_first(inbox.layout, "done") == []
 
 
-def test_a_deferred_element_that_was_discarded_is_not_waited_for(inbox_dir: Path) -> None:
+def test_a_deferred_element_that_was_superseded_or_discarded_is_not_waited_for(inbox_dir: Path) -> None:
     with opened(inbox_dir) as inbox:
-        in_deferred(inbox, "a")
-        in_deferred(inbox, "b")
+        for key in "abc":
+            in_deferred(inbox, key)
         inbox.add("a", "new")
         assert drain(inbox) == [("a", "new")]
-        assert inbox.next_look_in() is not None  # b's
+        with Steering(inbox_dir) as steering:
+            for row in list(steering.rows(("deferred",), ["b"])):
+                assert steering.discard(row)
+        soon(inbox)
+        assert inbox.take() is None
+        assert inbox.next_look_in() is not None  # c's
+        with Steering(inbox_dir) as steering:
+            assert steering.discard(the_one(steering, "deferred"))
+        soon(inbox)
+        assert inbox.take() is None
+        assert inbox.next_look_in() is None
+        assert names(inbox, "attempts") == []
 
 
 def test_a_late_value_below_one_whose_back_off_a_person_ended_is_not_delivered(inbox_dir: Path) -> None:
