@@ -554,6 +554,8 @@ class Consumer:
             # Superseded by what was just taken: dropped at once, whatever its back-off said.
             del self._deferred[encoded]
             protocol.supersede_deferred(self._layout, older)
+            if older[20:] != name and self._looks_regular(older[20:]):
+                protocol.drop_late(self._layout, older[20:])  # a person has ended its back-off meanwhile
             if older[20:] != name:
                 self._forget_note(older[20:])
         return True

@@ -689,24 +689,51 @@ def _fold_by_taking(layout: Layout, name: str, lowest: str) -> None:
 # --- people: what failed, was laid aside, or is done, goes back to its place --------------------------------------
 
 
-def return_to_place(layout: Layout, folder: str, file: str, number: int, encoded: str) -> str:
+def return_to_place(layout: Layout, sequence: Sequence, folder: str, file: str, number: int, encoded: str) -> str:
     """Queue what lies in failed/, deferred/ or tmp/ again, at its old number: "queued", "newer" or "gone". Raises OSError.
 
-    "newer": nothing was done, for a newer value of its key waits, is out, or was deferred. No lock is needed, and nothing newer
-    can be lost, whenever one comes: every newer value has a higher number, or is at this very place, which is not overwritten
-    (I2, I4). What finds itself below a newer one that is out is dropped by the consumer. (A new number would be wrong: it would
-    put an old value above one that was put back meanwhile.) The caller flushes.
+    "newer": nothing was done, for a newer value of its key waits, is out or deferred, or is about to be published. No newer one
+    can be lost: each has a higher number, or is at this very place, which is not overwritten (I2, I4). (A new number would be
+    wrong: it would put an old value above one that was put back meanwhile.)
+
+    Under the lock, so that no newer one is admitted between the look and the move: it could be listed, taken and done before
+    this one is seen, and be followed by it. One that is admitted later is in no listing without this one (I5). The caller
+    flushes.
     """
-    if newer_waits(layout, number, encoded):
-        return "newer"
     name = element_name(number, encoded)
-    try:
-        if not _move_if_free(layout, folder, file, "pending", name):
-            return "newer"
-    except FileNotFoundError:
-        return "gone"
-    note_given_back(layout, encoded, number)
-    return "queued"
+    with sequence:
+        last_number(layout, sequence)
+        outcome = "newer"
+        if not _newer_is_about(layout, sequence, number, encoded):
+            try:
+                if _move_if_free(layout, folder, file, "pending", name):
+                    note_given_back(layout, encoded, number)
+                    outcome = "queued"
+            except FileNotFoundError:
+                outcome = "gone"
+        sequence.finish()
+    return outcome
+
+
+def _newer_is_about(layout: Layout, sequence: Sequence, number: int, encoded: str) -> bool:
+    """Tell whether a newer value of a key waits, is out or deferred, or has been given its place. The caller holds the lock.
+
+    Twice where the consumer holds it, around the look at where it waits: so that one that goes to and fro is seen.
+    """
+
+    def held() -> bool:
+        deferred = [name[20:] for name in layout.names("deferred")]
+        for parsed in map(parse_element, [name for _, name in layout.out()] + deferred):
+            if parsed and parsed[1] == encoded and parsed[0] > number:
+                return True
+        return False
+
+    if held():
+        return True
+    hint = read_hint(layout, encoded)
+    if hint and hint[0] > number and (hint[1] == sequence.boot or layout.exists("pending", element_name(hint[0], encoded))):
+        return True
+    return held()
 
 
 def _move_if_free(layout: Layout, folder: str, name: str, to: str, new: str) -> bool:

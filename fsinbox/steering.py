@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from time import monotonic
 
 from . import protocol
 from .control import look_again
 from .errors import UnusableInbox
 from .layout import Layout
-from .names import REASON, encode_key, parse_deferred, parse_element
+from .names import REASON, encode_key
+from .sequence import Sequence
 from .survey import Row, rows
 
 TYPE_CHECKING = False
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 FLUSHED_EVERY = 500
 """Elements after which what was done is flushed."""
 
-_LASTS = 1.0
-"""Seconds for which a look at what is out, and what is deferred, is good enough: it only decides what is reported."""
-
 
 class Steering:
     """An open inbox to steer. Use it in a `with` block: what was done is flushed at its end."""
@@ -41,12 +38,11 @@ class Steering:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises UnusableInbox if there is no inbox at `path`."""
         self.layout = Layout(os.fspath(path), create=False)
+        self._sequence = Sequence(self.layout)
         self._changed: set[str] = set()
         self._reasons: list[str] = []
         self._look_again = False
         self._count = 0
-        self._looked = -_LASTS
-        self._newest: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +51,7 @@ class Steering:
         try:
             self.flush()
         finally:
+            self._sequence.close()
             self.layout.close()
 
     def rows(self, states: Iterable[str], keys: Iterable[str] | None = None) -> Iterator[Row]:
@@ -82,8 +79,6 @@ class Steering:
         from .transfer import Stream
 
         encoded = encode_key(row.key)
-        if self._newer(row.seq, encoded):
-            return "newer"
         try:
             with open(protocol.open_for_reading(self.layout, row.folder, row.file), "rb") as file:
                 temporary = Stream(file).write(self.layout, durable=True)
@@ -93,7 +88,7 @@ class Steering:
             raise self._refused(row, error) from error
         outcome = "gone"
         try:
-            outcome = protocol.return_to_place(self.layout, "tmp", temporary, row.seq, encoded)
+            outcome = protocol.return_to_place(self.layout, self._sequence, "tmp", temporary, row.seq, encoded)
         except OSError as error:
             raise self._refused(row, error) from error
         finally:
@@ -147,9 +142,7 @@ class Steering:
         try:
             if not stat.S_ISREG(os.lstat(row.file, dir_fd=self.layout.folder(row.folder)).st_mode):
                 return "foreign"
-            if self._newer(row.seq, encoded):
-                return "newer"
-            outcome = protocol.return_to_place(self.layout, row.folder, row.file, row.seq, encoded)
+            outcome = protocol.return_to_place(self.layout, self._sequence, row.folder, row.file, row.seq, encoded)
         except FileNotFoundError:
             return "gone"
         except OSError as error:
@@ -163,17 +156,6 @@ class Steering:
         self._count += 1
         if self._count == FLUSHED_EVERY:
             self.flush()
-
-    def _newer(self, number: int, encoded: str) -> bool:
-        """Tell whether a newer value of a key is out, or deferred (the hint tells of those that wait)."""
-        if monotonic() - self._looked >= _LASTS:
-            self._newest.clear()
-            deferred = [split[1] for name in self.layout.names("deferred") if (split := parse_deferred(name))]
-            for parsed in map(parse_element, [name for _, name in self.layout.out()] + deferred):
-                if parsed:
-                    self._newest[parsed[1]] = max(parsed[0], self._newest.get(parsed[1], 0))
-            self._looked = monotonic()
-        return self._newest.get(encoded, 0) > number
 
     def _refused(self, row: Row, error: OSError) -> UnusableInbox:
         where = f"{self.layout.path}/{row.folder}/{row.file}"

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread, current_thread
 from time import monotonic, sleep, time_ns
 
 import pytest
@@ -16,7 +17,7 @@ import fsinbox.control
 import fsinbox.hosts
 import fsinbox.protocol
 import fsinbox.steering
-from fsinbox import Element, Inbox, UnusableInbox, control, protocol
+from fsinbox import Inbox, UnusableInbox, control, protocol
 from fsinbox.hosts import Sharing
 from fsinbox.layout import Layout
 from fsinbox.names import encode_key
@@ -151,19 +152,19 @@ def test_a_value_that_comes_at_any_moment_meanwhile_wins(inbox_dir: Path, way: W
                         left -= 1
                         return left < 0
 
-                    adding = False
+                    producing = Thread(target=producer.add, args=("a", "new"))
 
                     def hook(
                         name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
                     ) -> object:
-                        nonlocal adding
-                        if not adding and when():
-                            adding = True
-                            producer.add("a", "new")
+                        if current_thread() is not producing and not producing.ident and when():
+                            producing.start()
+                            producing.join(0.05)  # it goes on then, or waits for the admission lock
                         return call(*arguments, **more)
 
                     with intercepted(hook):
                         back(steering, row)
+                        producing.join()
             return [pair for pair in drain(inbox) if pair[0] == "a"]
 
     assert once(None) == [("a", "old")]
@@ -182,32 +183,56 @@ def test_a_value_that_a_late_producer_publishes_at_its_very_place_is_not_overwri
         with Steering(inbox_dir) as steering:
             row = the_one(steering, state)
             place = inbox_dir / "pending" / f"{row.seq:019d}-a"
-            monkeypatch.setattr(protocol, "newer_waits", lambda *_: place.write_text("new") and False)
+            monkeypatch.setattr(protocol, "_newer_is_about", lambda *_: place.write_text("new") and False)
             assert back(steering, row) == "newer"
         monkeypatch.undo()
         assert drain(inbox) == [("a", "new")]
 
 
-def test_a_consumer_that_takes_the_newer_one_meanwhile_drops_the_older(inbox_dir: Path) -> None:
+def test_a_newer_value_that_has_its_place_but_is_not_there_yet_is_waited_for(inbox_dir: Path) -> None:
+    """Its producer is paused before it publishes. Should it be dead: the doctor removes the hint it has left."""
+    with opened(inbox_dir) as inbox, opened(inbox_dir) as producer:
+        in_failed(inbox, "a")
+
+        class Paused(Exception):
+            pass
+
+        def paused(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+            if name == "rename":
+                raise Paused
+            return call(*arguments, **more)
+
+        with pytest.raises(Paused), intercepted(paused):
+            producer.add("a", "new")
+        with Steering(inbox_dir) as steering:
+            assert steering.retry(the_one(steering, "failed")) == "newer"
+        assert producer.add("a", "newest") == "new"
+        assert drain(inbox) == [("a", "newest")]
+        with Steering(inbox_dir) as steering:
+            assert steering.retry(the_one(steering, "failed")) == "queued"  # asked for, after the newer one was done
+
+
+def test_a_dead_producer_s_place_does_not_count_after_a_boot(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(inbox_dir) as inbox:
         in_failed(inbox, "a")
-        inbox.add("b", "1")
+        os.symlink(f"{time_ns() + 10**9:019d}.anboot00", inbox_dir / "keys" / "a")
         with Steering(inbox_dir) as steering:
-            row = the_one(steering, "failed")
-            out: list[Element] = []
+            assert steering.retry(the_one(steering, "failed")) == "queued"
+        assert drain(inbox) == [("a", "old")]
 
-            def newer_is_taken() -> None:
-                inbox.add("a", "new")
-                out.extend((take(inbox), take(inbox)))
 
-            steering._newer(0, "a")  # it has just looked
-            with meanwhile("readlink", newer_is_taken):
-                assert steering.retry(row) in ("queued", "newer")
-        assert sorted(element.key for element in out) == ["a", "b"]
-        assert inbox.take() is None  # the older one is below what is out
-        assert names(inbox, "pending") == []
-        for element in out:
-            element.ack()
+def test_what_was_requeued_and_is_superseded_before_it_is_seen_is_dropped(inbox_dir: Path) -> None:
+    """The consumer has a listing with the newer value, and still thinks that the older one is deferred."""
+    with opened(inbox_dir) as inbox:
+        in_deferred(inbox, "a")
+        inbox.add("x", "1")
+        inbox.add("a", "new")
+        assert take(inbox).key == "x"  # all is listed
+        (deferred,) = names(inbox, "deferred")
+        os.rename(inbox_dir / "deferred" / deferred, inbox_dir / "pending" / deferred[20:])
+        element = take(inbox)
+        assert element.value == "new"
+        element.ack()
         assert drain(inbox) == []
 
 
@@ -244,7 +269,9 @@ def test_without_a_rename_that_overwrites_nothing_a_link_does_it(
         with Steering(inbox_dir) as steering:
             (row,) = steering.rows((state,), ["b"])
             late = f"{row.seq:019d}-b"  # a producer that was paused publishes just there
-            monkeypatch.setattr(protocol, "newer_waits", lambda *_: (inbox_dir / "pending" / late).write_text("new") and False)
+            monkeypatch.setattr(
+                protocol, "_newer_is_about", lambda *_: (inbox_dir / "pending" / late).write_text("new") and False
+            )
             assert back(steering, row) == "newer"
         monkeypatch.undo()
         assert drain(inbox) == [("b", "new")]

@@ -93,12 +93,18 @@ def keyboard() -> AbstractContextManager[Callable[[float], bool]]:
     from contextlib import contextmanager
     from tty import setcbreak
 
+    ear, voice = os.pipe()
+
     @contextmanager
     def reading():  # type: ignore[no-untyped-def]
         fd = sys.stdin.fileno()
         before = termios.tcgetattr(fd)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
+        # A signal that comes just before we begin to wait would else only be noticed when the wait is over.
+        os.set_blocking(ear, False)
+        os.set_blocking(voice, False)
+        heard = signal.set_wakeup_fd(voice)
         try:
             setcbreak(fd)
             modes = termios.tcgetattr(fd)
@@ -106,11 +112,12 @@ def keyboard() -> AbstractContextManager[Callable[[float], bool]]:
             termios.tcsetattr(fd, termios.TCSANOW, modes)
             yield quits_within
         finally:
+            signal.set_wakeup_fd(heard)
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
     def quits_within(seconds: float) -> bool:
         fd = sys.stdin.fileno()
-        if not select.select([fd], [], [], seconds)[0]:
+        if fd not in select.select([fd, ear], [], [], seconds)[0]:
             return False
         pressed = os.read(fd, 100)
         return not pressed or bool(set(pressed) & set(b"qQ\x04"))  # nothing: the terminal has gone

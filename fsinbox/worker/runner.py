@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from time import monotonic, time_ns
+from time import monotonic, sleep, time_ns
 from types import FrameType
 
 from ..errors import InboxBusy, LeaseLost
@@ -30,6 +30,15 @@ _STANDBY = 1.0
 def about(element: Element, event: str, **more: object) -> dict[str, object]:
     """Return what a structured log says of an element, for `extra`."""
     return {"event": event, "key": element.key, "seq": element.seq, "attempts": element.attempts, **more}
+
+
+def _something(pipe: int) -> bool:
+    """Wait for something in a pipe, and read it; False when its other end is closed."""
+    try:
+        return bool(os.read(pipe, 100))
+    except OSError:  # a system in trouble: a wake too many does no harm
+        sleep(0.1)
+        return True
 
 
 @dataclass(slots=True)
@@ -148,7 +157,7 @@ class Runner:
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
         def pass_on() -> None:
-            while os.read(reader, 100):
+            while _something(reader):
                 self.waker.set()
             os.close(reader)
 

@@ -388,8 +388,8 @@ MUTANTS = [
         (
             "lost-lease-unnoticed",
             CONSUMER,
-            "if not protocol.acknowledge(self._layout, taken.name):",
-            "if not protocol.acknowledge(self._layout, taken.name) and False:",
+            "if not (self._keep_done(taken.name, keep) if keep else protocol.acknowledge(self._layout, taken.name)):",
+            "if not (self._keep_done(taken.name, keep) if keep else protocol.acknowledge(self._layout, taken.name)) and False:",
             "tests/test_lease.py -k cannot_acknowledge",
         ),
         (
@@ -519,8 +519,8 @@ MUTANTS = [
         (
             "many-not-flushed-now-and-then",
             "fsinbox/steering.py",
-            "            self.flush()\n\n    def _newer",
-            "            pass\n\n    def _newer",
+            "            self.flush()\n\n    def _refused",
+            "            pass\n\n    def _refused",
             "tests/test_steering.py -k many_are_flushed",
         ),
         (
@@ -532,10 +532,24 @@ MUTANTS = [
         ),
         (
             "retry-does-not-look-for-a-newer-one",
-            "fsinbox/steering.py",
-            "        return self._newest.get(encoded, 0) > number\n",
-            "        return False\n",
+            PROTOCOL,
+            "            if parsed and parsed[1] == encoded and parsed[0] > number:\n",
+            "            if False:\n",
             "tests/test_steering.py -k followed_by_an_older_one",
+        ),
+        (
+            "retry-without-the-lock",
+            PROTOCOL,
+            "and (hint[1] == sequence.boot or layout.exists",
+            "and (layout.exists",
+            "tests/test_steering.py -k has_its_place",
+        ),
+        (
+            "what-was-requeued-is-not-late",
+            CONSUMER,
+            "if older[20:] != name and self._looks_regular(older[20:]):",
+            "if False:",
+            "tests/test_steering.py -k superseded_before_it_is_seen",
         ),
         (
             "hold-is-not-heeded",
