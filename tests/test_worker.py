@@ -23,7 +23,7 @@ from fsinbox.worker.backoff import Backoff
 from fsinbox.worker.commands import CommandHandler
 from fsinbox.worker.functions import FunctionHandler, load_function
 from fsinbox.worker.outcome import DONE, Outcome
-from fsinbox.worker.runner import Runner
+from fsinbox.worker.runner import Runner, _something
 
 
 @pytest.fixture
@@ -297,3 +297,17 @@ def test_a_back_off_is_never_longer_than_the_longest() -> None:
     assert 0.75 <= backoff.after(1) <= 1.25
     assert 7.5 <= backoff.after(10_000) <= 12.5
     assert 7.5 <= backoff.by_age(0) <= 12.5
+
+
+def test_a_pipe_that_cannot_be_read_wakes_rather_than_ends(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)  # reading it fails
+    reader, writer = os.pipe()
+    try:
+        assert _something(folder)
+        os.write(writer, b"!")
+        assert _something(reader)
+        os.close(writer)
+        assert not _something(reader)
+    finally:
+        os.close(folder)
+        os.close(reader)
