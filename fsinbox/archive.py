@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from . import protocol
+from . import control, protocol
 from .errors import AddFailed, InboxError, InvalidKey
 from .layout import Layout
 from .names import decode_key, element_name, encode_key, parse_element
@@ -186,11 +186,7 @@ class Import:
     def note(self) -> None:
         """Make what was done last, and note it. Raises OSError."""
         protocol.flush_pending(self._layout)
-        self._layout.make("control")
-        folder = self._layout.folder("control")
-        draft = protocol.unused_temporary(self._layout)
-        os.symlink(str(self.done), f".{draft}", dir_fd=folder)
-        os.rename(f".{draft}", self._note, src_dir_fd=folder, dst_dir_fd=folder)
+        control.put(self._layout, self._note, str(self.done))
 
     def finish(self) -> None:
         """All was read: make it last, and forget how far it is. Raises OSError."""

@@ -16,7 +16,7 @@ from time import time_ns
 from .layout import Layout
 from .lock import clean
 from .names import decode_key
-from .protocol import flush
+from .protocol import flush, unused_temporary
 
 _PAUSE = "pause"
 _HOLD = "hold-"
@@ -87,6 +87,15 @@ def look_again(layout: Layout) -> None:
     _write(layout, _LOOK, time_ns(), durable=False)
 
 
+def put(layout: Layout, name: str, text: str) -> None:
+    """Have the symlink of this name in control/ say this from now on, in place of what it said. Not flushed. Raises OSError."""
+    layout.make("control")
+    folder = layout.folder("control")
+    draft = "." + unused_temporary(layout)
+    os.symlink(text, draft, dir_fd=folder)
+    os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
 def _read(layout: Layout, name: str) -> tuple[int, str]:
     """Return (time, who). What is no wish of ours is one without end, by nobody: better a pause too many."""
     try:
@@ -97,13 +106,9 @@ def _read(layout: Layout, name: str) -> tuple[int, str]:
 
 
 def _write(layout: Layout, name: str, when: int, *, durable: bool = True) -> None:
-    layout.make("control")
-    folder = layout.folder("control")
-    draft = f".{layout.token}.{next(layout.serial)}"
-    os.symlink(f"{when}.pid {os.getpid()} of user {os.getuid()} on {os.uname().nodename}", draft, dir_fd=folder)
-    os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+    put(layout, name, f"{when}.pid {os.getpid()} of user {os.getuid()} on {os.uname().nodename}")
     if durable:
-        flush(folder)
+        flush(layout.folder("control"))
 
 
 def _remove(layout: Layout, name: str) -> bool:

@@ -17,9 +17,9 @@ from typing import Any
 from uuid import UUID
 
 from .errors import InboxError, InvalidKey, UnusableInbox
-from .layout import Layout, let_go
+from .layout import Layout
 from .names import encode_key
-from .protocol import create_temporary, open_for_reading, write_all
+from .protocol import open_for_reading, write_payload
 
 Start = tuple[bool, list[Any]]
 """Where rows begin: whether among those that are locked, and behind which values of the columns of the order ([]: the first)."""
@@ -224,11 +224,8 @@ class Place:
     def write(self, start: Start) -> None:
         """Keep where to go on. Raises OSError."""
         self._layout.make("control")
-        draft, fd = create_temporary(self._layout)
-        try:
-            write_all(fd, json.dumps([start[0], [_written(value) for value in start[1]]]).encode())
-        finally:
-            let_go(fd)
+        text = json.dumps([start[0], [_written(value) for value in start[1]]])
+        draft = write_payload(self._layout, text.encode(), durable=False)
         os.rename(draft, self._name, src_dir_fd=self._layout.folder("tmp"), dst_dir_fd=self._layout.folder("control"))
 
     def forget(self) -> None:

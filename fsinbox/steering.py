@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from . import protocol
 from .control import look_again
@@ -78,23 +79,18 @@ class Steering:
         """Queue a copy of an element in done/: the same as retry."""
         from .transfer import Stream
 
-        encoded = encode_key(row.key)
+        with self._refusals(row):
+            try:
+                with open(protocol.open_for_reading(self.layout, row.folder, row.file), "rb") as file:
+                    temporary = Stream(file).write(self.layout, durable=True)
+            except FileNotFoundError:
+                return "gone"
+        outcome = ""
         try:
-            with open(protocol.open_for_reading(self.layout, row.folder, row.file), "rb") as file:
-                temporary = Stream(file).write(self.layout, durable=True)
-        except FileNotFoundError:
-            return "gone"
-        except OSError as error:
-            raise self._refused(row, error) from error
-        outcome = "gone"
-        try:
-            outcome = protocol.return_to_place(self.layout, self._sequence, "tmp", temporary, row.seq, encoded)
-        except OSError as error:
-            raise self._refused(row, error) from error
+            outcome = self._bring_back(row, "tmp", temporary)
         finally:
             if outcome != "queued":
                 protocol.discard_temporary(self.layout, temporary)
-        self._have_changed(row, look=outcome == "queued")
         return outcome
 
     def discard(self, row: Row) -> bool:
@@ -105,15 +101,13 @@ class Steering:
         if row.state == "out":
             raise ValueError("an element that is out is its consumer's to end")
         folder = self.layout.folder(row.folder)
-        try:
+        with self._refusals(row):
             try:
                 os.unlink(row.file, dir_fd=folder)
             except FileNotFoundError:
                 return False
             except IsADirectoryError:
                 os.rmdir(row.file, dir_fd=folder)  # somebody's, set aside there: not what is in it
-        except OSError as error:
-            raise self._refused(row, error) from error
         if row.state == "failed":
             self._reasons.append(row.file + REASON)
         self._have_changed(row, look=row.state == "deferred")
@@ -138,16 +132,20 @@ class Steering:
             ) from error
 
     def _return(self, row: Row) -> str:
-        encoded = encode_key(row.key)
-        try:
-            if not stat.S_ISREG(os.lstat(row.file, dir_fd=self.layout.folder(row.folder)).st_mode):
-                return "foreign"
-            outcome = protocol.return_to_place(self.layout, self._sequence, row.folder, row.file, row.seq, encoded)
-        except FileNotFoundError:
-            return "gone"
-        except OSError as error:
-            raise self._refused(row, error) from error
-        self._have_changed(row, look=outcome == "queued")
+        with self._refusals(row):
+            try:
+                if not stat.S_ISREG(os.lstat(row.file, dir_fd=self.layout.folder(row.folder)).st_mode):
+                    return "foreign"
+            except FileNotFoundError:
+                return "gone"
+        return self._bring_back(row, row.folder, row.file)
+
+    def _bring_back(self, row: Row, folder: str, file: str) -> str:
+        """Move what lies in a folder as `file` to the element's place. Raises UnusableInbox."""
+        with self._refusals(row):
+            outcome = protocol.return_to_place(self.layout, self._sequence, folder, file, row.seq, encode_key(row.key))
+        if outcome == "queued":
+            self._have_changed(row, look=True)
         return outcome
 
     def _have_changed(self, row: Row, *, look: bool) -> None:
@@ -157,9 +155,15 @@ class Steering:
         if self._count == FLUSHED_EVERY:
             self.flush()
 
-    def _refused(self, row: Row, error: OSError) -> UnusableInbox:
-        where = f"{self.layout.path}/{row.folder}/{row.file}"
-        return UnusableInbox(f"cannot change {where}: {error.strerror or error}: it is as it was; mend that, try again")
+    @contextmanager
+    def _refusals(self, row: Row) -> Iterator[None]:
+        """What the system has against a change of this element is told as UnusableInbox."""
+        try:
+            yield
+        except OSError as error:
+            where = f"{self.layout.path}/{row.folder}/{row.file}"
+            text = f"cannot change {where}: {error.strerror or error}: it is as it was; mend that, try again"
+            raise UnusableInbox(text) from error
 
 
 def size_and_time(layout: Layout, row: Row) -> tuple[int, int] | None:

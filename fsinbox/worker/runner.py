@@ -272,13 +272,14 @@ class Runner:
             started = monotonic()
             outcome = self.handler.handle(element)
             seconds = monotonic() - started
-            log.debug(
-                "key %r: %s after %.3f s",
-                element.key,
-                outcome.kind,
-                seconds,
-                extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
-            )
+            if log.isEnabledFor(logging.DEBUG):  # asked for each element: what a log would say of it is not for nothing
+                log.debug(
+                    "key %r: %s after %.3f s",
+                    element.key,
+                    outcome.kind,
+                    seconds,
+                    extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
+                )
             self._reports.put((element, outcome, seconds))
             self.waker.set()
 

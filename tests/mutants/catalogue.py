@@ -484,15 +484,15 @@ MUTANTS = [
         (
             "wish-not-flushed",
             "fsinbox/control.py",
-            "    flush(folder)\n",
-            "    pass\n",
+            '    if durable:\n        flush(layout.folder("control"))\n',
+            "",
             "tests/test_steering.py -k wishes_are_flushed",
         ),
         (
             "end-of-wish-not-flushed",
             "fsinbox/control.py",
-            'flush(layout.folder("control"))',
-            "pass",
+            '        return False\n    flush(layout.folder("control"))\n',
+            "        return False\n    pass\n",
             "tests/test_steering.py -k wishes_are_flushed",
         ),
         (
@@ -519,8 +519,8 @@ MUTANTS = [
         (
             "many-not-flushed-now-and-then",
             "fsinbox/steering.py",
-            "            self.flush()\n\n    def _refused",
-            "            pass\n\n    def _refused",
+            "            self.flush()\n\n    @contextmanager",
+            "            pass\n\n    @contextmanager",
             "tests/test_steering.py -k many_are_flushed",
         ),
         (
