@@ -12,41 +12,24 @@ somebody's drafts. What is not a readable regular file of a sensible size is set
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
-from time import monotonic, sleep, time_ns
+from time import monotonic, time_ns
 
 from . import protocol
+from .dropped import DRAFTS, NEVER, has_writer, open_drop, renamed_in
 from .errors import InvalidKey
+from .files import flush_all, flush_folder, flush_pending
+from .index import Busy, Index
 from .layout import Layout, let_go
-from .names import encode_key
-from .sequence import Sequence
+from .names import element_name, encode_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DRAFTS = (".tmp", ".part")
-
 _BATCH = 100
 """Files adopted in one go: with two flushes, before the consumer gets on with its work. New keys wait as long for the lock."""
-
-_STILL = 1.0
-"""Seconds for which a producer of a shared inbox watches a dropped file of its key, if its times do not tell that it is done."""
-
-_NEVER = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
-"""Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may pass."""
-
-_KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class Drops:
@@ -55,7 +38,7 @@ class Drops:
     def __init__(
         self,
         layout: Layout,
-        sequence: Sequence,
+        index: Index,
         *,
         settle: float,
         ceiling: float,
@@ -65,7 +48,7 @@ class Drops:
         """`settle` and `ceiling` in seconds, `max_size` in bytes. `mine`: which encoded keys are ours, "" for what is no key."""
         self._mine = mine
         self._layout = layout
-        self._sequence = sequence
+        self._index = index
         self._settle = settle
         self._ceiling = ceiling
         self._max_size = max_size
@@ -147,7 +130,7 @@ class Drops:
             self.look_again = min(self.look_again or again, again)
             return None
         except OSError as error:
-            if error.errno in _NEVER:
+            if error.errno in NEVER:
                 self._set_aside(name, str(error.strerror))
             else:
                 self._leave(name, f"cannot open {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
@@ -188,7 +171,7 @@ class Drops:
         names = [name for name, _ in finished]
         try:
             # Their writers need not have done it: in pending/ a name must not outlive its content.
-            protocol.flush_all(self._layout, "drop", names)
+            flush_all(self._layout, "drop", names)
         except OSError as error:
             if len(finished) > 1:  # one may have been replaced by what cannot be flushed: it must not stop the others
                 return sum(self._admit_all([entry]) for entry in finished)
@@ -196,34 +179,28 @@ class Drops:
                 names[0], f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried again"
             )
             return 0
+        moved = 0
         try:
-            if not self._sequence.try_lock():
-                self.look_again = monotonic() + 0.01
-                return 0
-            try:
-                return self._admit(finished)
-            finally:
-                self._sequence.unlock()
+            moved = self._index.try_locked(self._admit, finished)
+            if moved:
+                flush_pending(self._layout)  # first: what was moved must not be lost in between
+                flush_folder(self._layout, "drop")
+        except Busy:
+            self.look_again = monotonic() + 0.01
         except OSError as error:
-            self._leave(names[0], f"cannot adopt dropped files now: {error.strerror}: they are tried again")
-            return 0
+            self._leave(names[0], f"cannot ingest dropped files now: {error.strerror}: they are tried again")
+        return moved
 
     def _admit(self, finished: list[tuple[str, str]]) -> int:
-        """Move them to pending/; return how many. The admission lock is held."""
-        places = []
-        for name, encoded in finished:
+        """Move them to pending/; return how many. Inside the section."""
+        moved = 0
+        for done, (name, encoded) in enumerate(finished):
             try:
-                number, _ = protocol.admit(self._layout, self._sequence, encoded)
+                number, _, _ = self._index.admit(encoded, len(finished) - done)
+                moved += protocol.move_drop(self._layout, name, element_name(number, encoded))
             except OSError as error:
-                self._leave(name, _not_now(name, error))
-            else:
-                places.append((name, number, encoded))
-        moved = protocol.move_drops(self._layout, self._sequence, "drop", places)
-        self._sequence.finish()
-        for (name, _, _), result in zip(places, moved, strict=True):
-            if isinstance(result, OSError):
-                self._leave(name, _not_now(name, result))
-        return moved.count(True)
+                self._leave(name, f"cannot ingest {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+        return moved
 
     def _set_aside(self, name: str, reason: str) -> None:
         try:
@@ -239,94 +216,3 @@ class Drops:
         if name not in self._stuck:
             self._stuck.add(name)
             self.messages.append(("left", name, message))
-
-
-def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
-    """Open a dropped file for reading. Raises OSError, whose strerror says in plain words why it cannot be an element."""
-    kind = stat.S_IFMT(status.st_mode)
-    if kind != stat.S_IFREG:
-        # Not even opened: opening some devices does something.
-        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are adopted")
-    try:
-        return protocol.open_for_reading(layout, "drop", name)
-    except PermissionError:
-        raise OSError(
-            errno.EACCES,
-            f"it cannot be read by the consumer (user {os.geteuid()}; it belongs to user {status.st_uid}, "
-            f"mode {stat.S_IMODE(status.st_mode):04o}): make it readable and drop it again",
-        ) from None
-
-
-def finished_drop(layout: Layout, key: str) -> str | None:
-    """Return the key's name in drop/ if a finished file lies there: for a producer, which must not be overtaken by it.
-
-    Raises OSError.
-    """
-    if "/" in key or "\0" in key or key[0] == "." or key.lower().endswith(DRAFTS):
-        return None
-    try:
-        status = os.lstat(key, dir_fd=layout.fresh("drop"))
-    except FileNotFoundError:
-        return None
-    try:
-        fd = open_drop(layout, key, status)
-    except OSError as error:
-        if error.errno in _NEVER or error.errno == errno.ENOENT:
-            return None
-        raise  # it may be one: to add now and have it adopted later would put an older value in place of a newer
-    try:
-        writer = None if layout.sharing else has_writer(fd)
-        if writer or (writer is None and not renamed_in(os.fstat(fd)) and not (layout.sharing and _lies_still(layout, key, fd))):
-            return None  # unfinished: it arrives later than this add
-        protocol.flush(fd)
-    finally:
-        let_go(fd)
-    return key
-
-
-def _lies_still(layout: Layout, key: str, fd: int) -> bool:
-    """Wait whether a dropped file is left alone for a second. Where no lease tells, this is left of finding out whether it is
-    being written, or was renamed in within a tick of the clock after it was."""
-    before = os.fstat(fd)
-    sleep(_STILL)
-    try:
-        again = os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.fresh("drop"))
-    except OSError:
-        return False  # adopted; or no file any more
-    try:
-        now = os.fstat(again)
-    finally:
-        let_go(again)
-    return (before.st_ino, before.st_size, before.st_mtime_ns) == (now.st_ino, now.st_size, now.st_mtime_ns)
-
-
-def _not_now(name: str, error: OSError) -> str:
-    return f"cannot adopt {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
-
-
-def renamed_in(status: os.stat_result) -> bool:
-    """Tell whether the last thing done to a file was not writing."""
-    return status.st_ctime_ns > status.st_mtime_ns
-
-
-def has_writer(fd: int) -> bool | None:
-    """Tell whether any process has the file open for writing; None where the kernel does not say.
-
-    Asks for a read lease, which fcntl(2) refuses with EAGAIN while there is a writer, and gives it back at once. (An NFS
-    client refuses it whenever the server has not delegated the file to it, and does not know of other hosts' writers: in an
-    inbox that several hosts share it is not asked.)
-    """
-    if not hasattr(fcntl, "F_SETLEASE"):
-        return None
-    from signal import SIGURG  # not at the top: a producer that meets no drop does not pay for it
-
-    try:
-        # A writer that comes in this instant breaks the lease; the signal for that must not be the deadly SIGIO.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False

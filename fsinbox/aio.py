@@ -15,7 +15,7 @@ from .errors import InboxError
 from .inbox import Element, Inbox
 
 if TYPE_CHECKING:
-    from .inbox import Added
+    from .adding import Added
 
 
 class _Claim:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from . import control, protocol
+from . import control, files, protocol
 from .errors import AddFailed, InboxError, InvalidKey
 from .layout import Layout
 from .names import decode_key, element_name, encode_key, parse_element
@@ -55,7 +55,7 @@ def write(layout: Layout, file: IO[bytes], states: tuple[str, ...], *, progress:
 def _put(layout: Layout, tar: tarfile.TarFile, row: Row, name: str) -> bool:
     """Write one element; False if it is gone, or no regular file."""
     try:
-        fd = protocol.open_for_reading(layout, row.folder, row.file)
+        fd = files.open_for_reading(layout, row.folder, row.file)
     except OSError:
         return False
     with open(fd, "rb") as payload:
@@ -162,16 +162,20 @@ class Import:
             return "added"
         encoded = encode_key(member.key)
         try:
-            temporary = Stream(stream).write(self._layout, durable=True)
             kept = True
+            drafts: list[str] = []
             try:
+                Stream(stream).write(self._layout, drafts, durable=True)
+                temporary = drafts[0]
+                index = self._inbox._index
                 if member.state == "failed":
-                    kept = not protocol.put_into_failed(self._layout, temporary, member.seq, encoded, member.reason)
+                    step = protocol.put_into_failed
+                    kept = not index.locked(step, self._layout, temporary, member.seq, encoded, member.reason)
                 else:
-                    kept = not protocol.add_if_none_waits(self._layout, self._inbox._sequence, temporary, encoded)
+                    kept = not index.locked(protocol.add_if_none_waits, self._layout, index, temporary, encoded)
             finally:
-                if kept:
-                    protocol.discard_temporary(self._layout, temporary)
+                if kept and drafts:
+                    files.discard_temporary(self._layout, drafts[0])
         except OSError as error:
             raise AddFailed(
                 error.errno,
@@ -185,7 +189,7 @@ class Import:
 
     def note(self) -> None:
         """Make what was done last, and note it. Raises OSError."""
-        protocol.flush_pending(self._layout)
+        files.flush_pending(self._layout)
         control.put(self._layout, self._note, str(self.done))
 
     def finish(self) -> None:

@@ -1,28 +1,22 @@
-"""What the one consumer knows: the lock that makes it the one, what waits and in which order, and what is out.
+"""What the one consumer knows: the lock that makes it the one, what waits and in which order, and what is in flight.
 
 The folders are the truth; this is a view of them that lets a take cost the same whatever waits. Its parts, each with
 what holds of it:
 
  _waiting    the last listing of pending/, oldest last. Every name in it had been given out when the listing began, so for
              each key nothing older can turn up later: of two values the older is never delivered after the newer.
- _again      a heap of names that came back or were held: put back, no longer blocked, settled
+ _again      a heap of names that are ready again: requeued, no longer blocked, debounced, due
  _deferred   key -> its name in deferred/; no key is also waiting without _take noticing
- _out        key -> the element that is out; at most one a key
- _blocked    key -> a name that waits until the element of its key, which is out, is done
- _back       key -> a name that was put back since the last listing, which may show a late value below it
+ _in_flight  key -> the element that is in flight; at most one a key
+ _returning  key -> an element that was to go back, but the lock could not be had, or the system refused: it stays in
+             inflight/, and is tried again between takes. No key is also in _in_flight
+ _blocked    key -> a name that waits until the element of its key, which is in one of these two, is done
  _ended      keys of which an element was ended since inflight/ and deferred/ were last flushed: before another one of such a
              key is taken, they are flushed, so that a power cut cannot bring back the older one when the newer is gone
- _stranded   key -> a name in inflight/ that cannot be put back; what is newer supersedes it
- _in_doubt   a take failed halfway: the view is made anew before the next one
+ _rescan     a step was cut short, or is running: the view is made anew before the next take
  _wishes     what people ask for (control/): a pause, keys on hold
  _held       names of deferred elements that are due, of keys on hold
- _done       with keep_done: the names in done/, oldest first, of which only the last so many are kept
- _notes      name -> how often it was taken (attempts/), only for those that came back or were out when a consumer died
-
-Attempts. A note is believed only for the very file it was written for (inode and modification time): a newer value in the
-same place starts afresh. A consumer that finds elements in inflight/ counts the attempt for each. If there was one, it
-was this one that its consumer died of; if there were several, each is a *suspect* and is next taken alone, so that the
-guilty one is found without blame on the others.
+ _done_names with keep_done: the names in done/, oldest first, of which only the last so many are kept
 """
 
 from __future__ import annotations
@@ -35,26 +29,28 @@ from array import array
 from dataclasses import dataclass
 from itertools import compress, takewhile
 from operator import itemgetter
-from time import monotonic, time_ns
+from time import monotonic, sleep, time_ns
 
 from . import protocol
 from .adopt import Drops
+from .attempts import Attempts, Note
 from .control import NONE, Wishes, wishes
 from .errors import UnusableInbox
+from .files import flush_pending, remove
+from .index import Busy, Index
 from .layout import Layout
 from .lock import WHOLE, Hold, Shard
-from .names import decode_key, element_name, parse_deferred, parse_element
-from .sequence import Sequence
+from .names import REASON, about, decode_key, element_name, parse_deferred, parse_element
 from .watch import RESCAN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 log = logging.getLogger("fsinbox")
 
 MAX_DELAY = 7 * 24 * 3600.0
-"""Longest back-off, in seconds. A due time further ahead than this means that the clock was set back."""
+"""Longest back-off, in seconds."""
 
 LITTER_AGE = 24 * 3600.0
 """Age in seconds after which a file in tmp/ has no living writer."""
@@ -70,20 +66,16 @@ _DROP_INTERVAL = 0.02  # seconds between looks into drop/, and into control/, wh
 _WISH_INTERVAL = 1.0
 """Seconds between looks into control/ where each look is a question to a server, and while nothing may be taken."""
 
+_SOON = 0.05
+"""Seconds until what could not be done for want of the lock is tried again."""
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What attempts/ says of an element: how often it was taken, of which file that is true, and whether it is suspect."""
-
-    attempts: int
-    inode: int
-    modified: int
-    alone: str  # "" | "suspect": out with others when a consumer died | "died": out alone when a consumer died
+_STUCK = 1.0
+"""Seconds after which a section that was left open on another host is followed by one of ours."""
 
 
 @dataclass(slots=True)  # (frozen costs a microsecond a take)
 class Taken:
-    """An element that is out. Nobody changes one."""
+    """An element that is in flight. Nobody changes one."""
 
     name: str
     number: int
@@ -94,6 +86,17 @@ class Taken:
     size: int
     inode: int
     modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """Where an element that is in flight is to go: to `folder`, under the name `new`."""
+
+    name: str
+    encoded: str
+    folder: str
+    new: str
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +134,6 @@ def _hashes_of_twins(names: list[str]) -> set[int]:
     return twice
 
 
-def _about(event: str, name: str) -> dict[str, object]:
-    """Return what a structured log says of the element of this name, for `extra`."""
-    number, encoded = parse_element(name) or (None, "")
-    key = decode_key(encoded)
-    return {"event": event} if key is None else {"event": event, "key": key, "seq": number}
-
-
 def _hold(layout: Layout, settings: Settings) -> Hold:
     """Become the one consumer: by a lock, or where several hosts share the inbox by a lease. Raises InboxBusy, OSError."""
     if layout.sharing is None:
@@ -150,43 +146,42 @@ def _hold(layout: Layout, settings: Settings) -> Hold:
 class Consumer:
     """The one consumer of an inbox. Not safe for threads: its caller holds a lock around every call."""
 
-    def __init__(self, layout: Layout, sequence: Sequence, settings: Settings) -> None:
-        """Become the consumer and put back what a dead one held. Raises InboxBusy."""
+    def __init__(self, layout: Layout, index: Index, settings: Settings) -> None:
+        """Become the consumer and requeue what a dead one held. Raises InboxBusy."""
         self._layout = layout
-        self._sequence = sequence
+        self._index = index
         self._settings = settings
+        self._mine = settings.shard.has
         self.drops = Drops(
             layout,
-            sequence,
+            index,
             settle=settings.drop_settle,
             ceiling=max(settings.max_settle, settings.drop_settle),
             max_size=settings.max_drop_size,
-            mine=settings.shard.has if settings.shard.count > 1 else None,
+            mine=self._mine if settings.shard.count > 1 else None,
         )
         self._waiting: list[str] = []
         self._again: list[str] = []
         self._deferred: dict[str, str] = {}
-        self._due: list[tuple[int, str]] = []
+        self._due: list[tuple[float, str]] = []
         self._settling: list[tuple[float, str]] = []
-        self._out: dict[str, Taken] = {}
+        self._in_flight: dict[str, Taken] = {}
+        self._returning: dict[str, WayBack] = {}
         self._blocked: dict[str, str] = {}
-        self._back: dict[str, str] = {}
         self._ended: set[str] = set()
-        self._stranded: dict[str, str] = {}
-        self._in_doubt = False
-        self._notes: dict[str, Note] = {}
+        self._rescan = False
+        self._attempts = Attempts(layout, settings.shard.index, self._mine)
         self._more = False
+        self._more_since = 0.0
         self._listed = False
         self._next_drop_look = 0.0
         self._next_wish_look = 0.0
         self._wishes: Wishes = NONE
         self._held: list[str] = []
         self._done_names: dict[str, None] | None = None
-        self._line = b""
+        self._seen_header = b""
         self._list_anew = 0.0
         self._long = False
-        self._clock = 0  # the highest it was since deferred elements were last looked at
-        self._mine = settings.shard.has
         self._hold = _hold(layout, settings)
         try:
             self._recover()
@@ -195,7 +190,7 @@ class Consumer:
             raise
 
     def close(self) -> None:
-        """Stop being the consumer. What is out stays in inflight/ for the next one: put it back first."""
+        """Stop being the consumer. What is in flight stays in inflight/ for the next one: requeue it first."""
         self._hold.close()
 
     def abandon_after_fork(self) -> None:
@@ -219,44 +214,55 @@ class Consumer:
         """Raise LeaseLost if another consumer has taken over (in an inbox that several hosts share)."""
         self._hold.verify()
 
+    def has(self, taken: Taken) -> bool:
+        """Tell whether this element is in flight here, and was not ended."""
+        return self._in_flight.get(taken.encoded) is taken
+
     @property
-    def out(self) -> list[Taken]:
-        """The elements that are out."""
-        return list(self._out.values())
+    def in_flight(self) -> list[Taken]:
+        """The elements that are in flight."""
+        return list(self._in_flight.values())
 
     # --- becoming the consumer ---------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        # (Where hosts share it, only if `sequence` is new or damaged: a host that died may hold the lock for long.)
-        if self._layout.sharing is None or not self._sequence.peek():
-            with self._sequence:
-                protocol.last_number(self._layout, self._sequence)
-                self._sequence.finish()
+        # (Where hosts share it, only if `index` is new or damaged: a host that died may hold the lock for long.)
+        if self._layout.sharing is None or not self._index.peek():
+            try:
+                self._index.try_locked(self._index.last_number)
+            except Busy:
+                pass  # whoever has the lock does it, or will
+            except OSError as error:
+                log.warning(
+                    "cannot make the index anew: %s: adds may fail until that is mended", error, extra={"event": "no_index"}
+                )
         # What the consumer before has ended must not come back after what this one ends, and what is dropped here for a
         # newer value must not be lost together with it: first of all, all that there is to be seen is there for good.
         self._flush_ended()
-        self._load_notes()
+        self._attempts.load()
         self._look_afresh(died=True)
-        self._forget_idle_notes()
+        self._attempts.forget_idle({name[20:] for name in self._deferred.values()})
         self._sweep_litter()
 
     def _look_afresh(self, *, died: bool) -> None:
-        """Make the view anew from what lies in the folders. What is in inflight/ and not known to be out is put back.
+        """Make the view anew from what lies in the folders. What is in inflight/, and not known to be in flight, is requeued.
 
-        `died`: a dead consumer left it there; else a take that failed.
+        `died`: a dead consumer left it there; else a step that was cut short.
         """
-        self._waiting, self._again, self._due, self._settling, self._held, self._deferred = [], [], [], [], [], {}
-        orphans = [orphan for orphan in self._list_inflight() if orphan[1] not in self._out]
+        self._waiting, self._again, self._due, self._settling, self._held = [], [], [], [], []
+        self._deferred, self._listed = {}, False
+        known = self._in_flight.keys() | self._returning.keys()
+        orphans = [orphan for orphan in self._list_inflight() if orphan[1] not in known]
         deferred = self._list_deferred()
-        returning = {encoded for _, encoded in orphans} | deferred.keys()
-        self._ended |= returning
-        waiting = self._highest_waiting(returning)
-        self._put_back_orphans(orphans, waiting, died=died)
+        going_back = {encoded for _, encoded in orphans} | deferred.keys()
+        self._ended |= going_back
+        waiting = self._highest_waiting(going_back)
+        self._requeue_orphans(orphans, waiting, died=died)
         for encoded, name in deferred.items():
             if waiting.get(encoded, -1) >= int(name[20:39]):
-                protocol.drop_deferred(self._layout, name)
+                remove(self._layout, "deferred", name)
             else:
-                self._remember_deferred(encoded, name)
+                self._remember_deferred(encoded, name, self._left_of(name))
 
     def _list_inflight(self) -> list[tuple[int, str]]:
         """Return (number, encoded key) of what a dead consumer held, the newest of each key; older ones are dropped."""
@@ -267,7 +273,7 @@ class Consumer:
                 continue
             number, encoded = parsed
             if self._layout.sharing is None and not self._mine(encoded):
-                continue  # out with the consumer of another shard
+                continue  # in flight with the consumer of another shard
             if encoded in newest:
                 protocol.acknowledge(self._layout, element_name(newest[encoded], encoded))
             newest[encoded] = number
@@ -289,15 +295,15 @@ class Consumer:
             number, encoded = parsed
             other = newest.get(encoded)
             if other and other[0] >= number:
-                protocol.drop_deferred(self._layout, deferred)
+                remove(self._layout, "deferred", deferred)
                 continue
             if other:
-                protocol.drop_deferred(self._layout, other[1])
+                remove(self._layout, "deferred", other[1])
             newest[encoded] = number, deferred
         return {encoded: deferred for encoded, (_, deferred) in newest.items()}
 
     def _highest_waiting(self, keys: set[str]) -> dict[str, int]:
-        """Return the highest number in pending/ of each of these encoded keys, with or without a hint."""
+        """Return the highest number in pending/ of each of these encoded keys, known in the index or not."""
         highest: dict[str, int] = {}
         for name in self._layout.names("pending") if keys else ():
             parsed = parse_element(name)
@@ -305,35 +311,31 @@ class Consumer:
                 highest[parsed[1]] = max(parsed[0], highest.get(parsed[1], 0))
         return highest
 
-    def _put_back_orphans(self, orphans: list[tuple[int, str]], waiting: dict[str, int], *, died: bool) -> None:
+    def _requeue_orphans(self, orphans: list[tuple[int, str]], waiting: dict[str, int], *, died: bool) -> None:
         alone = "died" if len(orphans) == 1 else "suspect"
         for number, encoded in sorted(orphans):
             name = element_name(number, encoded)
             if waiting.get(encoded, -1) > number:
-                protocol.acknowledge(self._layout, name)
+                protocol.drop_superseded(self._layout, "inflight", name)
                 log.info(
                     "dropped what a dead consumer held of key %r: a newer value waits",
                     decode_key(encoded),
-                    extra=_about("superseded", name),
+                    extra=about("superseded", name),
                 )
                 continue
             if died:
                 status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
-                note = self._note_of(name, status)
-                self._write_note(name, Note((note.attempts if note else 0) + 1, status.st_ino, status.st_mtime_ns, alone))
+                note = self._attempts.of(name, status)
+                attempts = (note.attempts if note else 0) + 1
+                self._attempts.write(name, Note(attempts, status.st_ino, status.st_mtime_ns, alone))
             try:
-                if protocol.put_back(self._layout, name, number, encoded):
-                    what = "a consumer died with key %r out: put back" if died else "key %r was half taken: put back"
-                    log.warning(what, decode_key(encoded), extra=_about("recovered", name))
-            except OSError as error:
+                requeued = self._send_back(WayBack(name, encoded, "pending", name))
+            except OSError:
                 self._hold.verify()  # else it is not that the lease was lost
-                self._stranded[encoded] = name
-                log.error(
-                    "cannot put back inflight/%s: %s: it stays there until the next start",
-                    name,
-                    error.strerror,
-                    extra=_about("stranded", name),
-                )
+            else:
+                if requeued and encoded not in self._returning:
+                    what = "a consumer died with key %r in flight: requeued" if died else "key %r was half taken: requeued"
+                    log.warning(what, decode_key(encoded), extra=about("recovered", name))
 
     def _sweep_litter(self) -> None:
         """Remove what dead writers left in tmp/. Never what is young: its writer may live, and need it."""
@@ -356,7 +358,7 @@ class Consumer:
         for name in doubtful + [name for name in self._waiting if not parse_element(name)]:
             taken = self._take(name, None)
             if taken:
-                self.put_back(taken, counted=False)
+                self.requeue(taken, counted=False)
 
     # --- what to take next -------------------------------------------------------------------------------------
 
@@ -364,48 +366,59 @@ class Consumer:
         """Take the oldest element that may be taken now; None if there is none."""
         if self._layout.sharing:
             self._hold.check()
-        if self._in_doubt:
+        self.mend()
+        # In the middle of this an element may be in inflight/, or in deferred/, that this view does not know of. Whatever cuts
+        # it short, it must not be left there until a newer one is done, and come back after it.
+        self._rescan = True
+        taken = self._take_next()
+        self._rescan = False
+        return taken
+
+    def mend(self) -> None:
+        """If a step was cut short, make the view anew. What it had taken, and nobody has, is requeued."""
+        if self._rescan:
             self._look_afresh(died=False)
-            self._in_doubt = False
-        try:
-            return self._take_next()
-        except BaseException:
-            # In the middle of a step: an element may be in inflight/, or in deferred/, that this view does not know of. It
-            # must not be left there until a newer one is done, and come back after it.
-            self._in_doubt = True
-            raise
+            self._rescan = False
+
+    def disown(self, owned: Mapping[str, object]) -> None:
+        """Requeue what is in flight, but for these keys (encoded): a take was cut short before it was handed over."""
+        for encoded in self._in_flight.keys() - owned.keys():
+            del self._in_flight[encoded]
+            self._rescan = True
+        self.mend()
 
     def _take_next(self) -> Taken | None:
         if monotonic() >= self._next_drop_look:
-            self._heed_wishes()
+            self._apply_control()
             if self._waiting and not self._wishes.paused:
                 self.drops.adopt()
                 self._log_drops()
             self._next_drop_look = monotonic() + _DROP_INTERVAL
+            self.send_back_again()
         if self._wishes.paused:
             return None
-        listed = False
+        listings = 0
         while True:
             self._wake_up_deferred()
             name = self._oldest()
             if name is None or not self._listed:  # (else what is due in deferred/ would go before what came earlier)
-                if listed and not self._more:
+                if listings > (1 if self._more else 0):
                     return None
-                listed = True
+                listings += 1
                 self._list_pending()
                 continue
             if self._wishes.held and self._pass_over(name):
                 continue
-            if self._out and self._is_suspect(name):
-                return None  # a suspect is only out alone: wait until the others are done
-            if self._out and any(taken.alone for taken in self._out.values()):
+            if self._in_flight and self._attempts.is_suspect(name):
+                return None  # a suspect is only in flight alone: wait until the others are done
+            if self._in_flight and any(taken.alone for taken in self._in_flight.values()):
                 return None
             deferred = self._pop(name)
             taken = self._take(name, deferred)
             if taken:
                 return taken
 
-    def _heed_wishes(self) -> None:
+    def _apply_control(self) -> None:
         """Look at what people ask for (control/)."""
         now = monotonic()
         if now < self._next_wish_look:
@@ -420,19 +433,21 @@ class Consumer:
                 log.warning("resumed", extra={"event": "resumed"})
         if before.look != self._wishes.look:
             self._listed = False
-            self._forget_discarded()
+            self._forget_moved()
         if before.held - self._wishes.held:  # what was passed over is in no view: make it anew
             self._listed = False
             self._again += self._held
             heapq.heapify(self._again)
             self._held.clear()
 
-    def _forget_discarded(self) -> None:
-        """Forget what people have removed from deferred/: nobody needs to wait for it."""
+    def _forget_moved(self) -> None:
+        """Forget what people have removed from deferred/, or requeued: it waits in pending/ then."""
         for encoded, deferred in list(self._deferred.items()):
-            if not self._layout.exists("deferred", deferred) and not self._layout.exists("pending", deferred[20:]):
+            if not self._layout.exists("deferred", deferred):
                 del self._deferred[encoded]
-                self._forget_note(deferred[20:])
+                self._ended.add(encoded)
+                if not self._layout.exists("pending", deferred[20:]):
+                    self._attempts.forget(deferred[20:])
 
     def _pass_over(self, name: str) -> bool:
         """Tell whether the key of this name, which is next, is on hold; then it is passed over."""
@@ -453,19 +468,23 @@ class Consumer:
 
     def next_look(self) -> float | None:
         """Return when (monotonic seconds) something may become takeable without any event; None if nothing will."""
+        times = [monotonic() + _SOON] if self._returning or self._rescan else []
         if self._wishes.paused:
-            return None
-        times = [] if self.drops.look_again is None else [self.drops.look_again]
+            return min(times, default=None)
+        if self._more:
+            times.append(monotonic() + _SOON)
+        if self.drops.look_again is not None:
+            times.append(self.drops.look_again)
         if self._settling:
             times.append(self._settling[0][0])
         while self._due and not self._is_deferred(self._due[0][1]):
             heapq.heappop(self._due)  # superseded, or moved by hand
         if self._due:
-            times.append(monotonic() + max(0.0, (self._due[0][0] - self._now()) / 1e9))
+            times.append(self._due[0][0])
         return min(times, default=None)
 
     def _oldest(self) -> str | None:
-        """Return the lowest of the names that may be taken: waiting, come back, or deferred and due."""
+        """Return the lowest of the names that may be taken: waiting, ready again, or deferred and due."""
         if not self._again:
             return self._waiting[-1] if self._waiting else None
         return min(self._again[0], self._waiting[-1]) if self._waiting else self._again[0]
@@ -482,14 +501,7 @@ class Consumer:
         return deferred if deferred and deferred.endswith(name) else None
 
     def _wake_up_deferred(self) -> None:
-        if not self._due and not self._settling:
-            return
-        now = self._now()
-        if now < self._clock:  # it was set back: perhaps by more than any back-off
-            for encoded, deferred in self._deferred.items():
-                self._remember_deferred(encoded, deferred)
-        self._clock = now
-        while self._due and self._due[0][0] <= now:
+        while self._due and self._due[0][0] <= monotonic():
             _, deferred = heapq.heappop(self._due)
             if self._is_deferred(deferred):
                 heapq.heappush(self._again, deferred[20:])
@@ -508,56 +520,49 @@ class Consumer:
             self._set_aside("pending", name, "its name is not <number>-<key>")
             return None
         number, encoded = parsed
-        if self._is_late(name, encoded):
-            protocol.drop_late(self._layout, name)
-            return None
-        if encoded in self._out:
+        if encoded in self._in_flight or encoded in self._returning:
             self._blocked[encoded] = min(name, self._blocked.get(encoded, name))
             return None
         if encoded in self._ended or len(self._ended) > _MOST_ENDED:
             self._flush_ended()
         if deferred:
-            del self._deferred[encoded]
-            if not protocol.take_deferred(self._layout, deferred, name, number, encoded):
-                self._ended.add(encoded)
-                if self._layout.exists("pending", name):
-                    # A person has ended its back-off (or a late producer has published there): it counts as put back. Else a
-                    # value below it would not be seen to be late.
-                    self._back[encoded] = name
-                    heapq.heappush(self._again, name)
-                else:
-                    self._forget_note(name)
+            if not self._take_due(deferred, name, encoded):
                 return None
         elif not self._take_waiting(name, number, encoded):
             return None
         return self._have_taken(name, number, encoded, key)
 
+    def _take_due(self, deferred: str, name: str, encoded: str) -> bool:
+        try:
+            outcome = self._index.try_locked(protocol.come_due, self._layout, self._index, deferred, name)
+        except Busy:
+            heapq.heappush(self._due, (monotonic() + _SOON, deferred))
+            return False
+        del self._deferred[encoded]
+        if outcome == "moved":
+            return True
+        if outcome == "newer":
+            protocol.drop_superseded(self._layout, "deferred", deferred)
+        self._ended.add(encoded)
+        if not self._layout.exists("pending", name):  # (else a person has ended its back-off)
+            self._attempts.forget(name)
+        return False
+
     def _take_waiting(self, name: str, number: int, encoded: str) -> bool:
         if self._settings.settle and not self._settled(name, number):
             return False
-        outcome = protocol.take(self._layout, name, number, encoded)
-        if self._back.get(encoded) == name:
-            del self._back[encoded]
-        if outcome == "fold":
-            self._list_pending()
-            return False
-        if outcome == "gone":
+        if not protocol.take(self._layout, name):
             self._hold.verify()
             return False
-        stranded = self._stranded.pop(encoded, name)
-        if stranded != name:
-            # Superseded, too: it must not come back, at the next start, after what was just taken.
-            protocol.drop_stranded(self._layout, stranded)
-            self._forget_note(stranded)
         older = self._deferred.get(encoded)
         if older and older[20:] <= name:
             # Superseded by what was just taken: dropped at once, whatever its back-off said.
             del self._deferred[encoded]
             protocol.supersede_deferred(self._layout, older)
-            if older[20:] != name and self._looks_regular(older[20:]):
-                protocol.drop_late(self._layout, older[20:])  # a person has ended its back-off meanwhile
             if older[20:] != name:
-                self._forget_note(older[20:])
+                if self._looks_regular(older[20:]):
+                    remove(self._layout, "pending", older[20:])  # a person has ended its back-off meanwhile
+                self._attempts.forget(older[20:])
         return True
 
     def _settled(self, name: str, number: int) -> bool:
@@ -590,10 +595,7 @@ class Consumer:
         if not stat.S_ISREG(status.st_mode):
             self._set_aside("inflight", name, "it is not a regular file")
             return None
-        if status.st_nlink > 1 and protocol.release_twin(self._layout, name):
-            heapq.heappush(self._again, name)
-            return None
-        note = self._note_of(name, status)
+        note = self._attempts.of(name, status)
         taken = Taken(
             name,
             number,
@@ -605,24 +607,23 @@ class Consumer:
             inode=status.st_ino,
             modified=status.st_mtime_ns,
         )
-        self._out[encoded] = taken
+        self._in_flight[encoded] = taken
         return taken
 
     # --- listing pending/ --------------------------------------------------------------------------------------
 
     def _list_pending(self) -> None:
-        """Look at drop/ and pending/ afresh; fold what has more than one place."""
-        if self._layout.is_removed():
-            raise UnusableInbox(f"inbox {self._layout.path} was removed: stop, or create it again and start anew")
+        """Look at drop/ and pending/ afresh; coalesce what has more than one place."""
+        if gone := self._layout.where_it_went():
+            raise UnusableInbox(f"inbox {self._layout.path} {gone}: stop, and start anew on the one that is meant")
         self._hold.check()
         self.drops.adopt()
         self._log_drops()
         if self._nothing_new():
             return
-        # A listing is not a moment: of two names that come while it runs it may show only the later one. So what was
+        # A listing is not atomic: of two names that come while it runs it may show only the later one. So what was
         # not given out before it began is left for the next.
-        mark = self._sequence.peek()
-        self._more = False
+        mark = self._index.mark()
         names = self._layout.names("pending")
         self._long = len(names) > _LONG
         if self._settings.shard.count > 1:
@@ -637,9 +638,8 @@ class Consumer:
             else:
                 self._set_aside("pending", name, "its name is not <number>-<key>")
         self._more = self._sort_out_future(future)
-        self._back.clear()  # what was put back before is seen, and folded with what lies below it
         # (What is foreign among the others is set aside when its turn comes: to look at each of a million takes a second.)
-        self._waiting = self._fold_all(names)
+        self._waiting = self._coalesce_all(names)
         held = set(self._blocked.values()) | {name for _, name in self._settling} if self._blocked or self._settling else ()
         if held:
             self._waiting = [name for name in self._waiting if name not in held]
@@ -650,20 +650,20 @@ class Consumer:
     def _nothing_new(self) -> bool:
         """Tell whether a long listing can be spared: no add has ended since the last one, and nothing is in doubt.
 
-        Only where several hosts share the inbox: there every add ends with a change of `sequence`, after its element is in
+        Only where several hosts share the inbox: there every add ends with a change of the header, after its element is in
         its place. What is done by hand, or is not seen on this host, is seen when the listing is old.
         """
         if self._layout.sharing is None:
             return False
-        line = self._sequence.peek_line()
-        same = line == self._line and monotonic() < self._list_anew and self._long and self._listed
-        if same and not (self._waiting or self._more or self._back or self._in_doubt):
+        header = self._index.peek_header()
+        same = header == self._seen_header and monotonic() < self._list_anew and self._long and self._listed
+        if same and not (self._waiting or self._more or self._returning):
             return True
-        self._line, self._list_anew = line, monotonic() + RESCAN
+        self._seen_header, self._list_anew = header, monotonic() + RESCAN
         return False
 
     def _deferred_again(self, name: str) -> bool:
-        """Tell whether a name that came back waits in deferred/, where a listing of pending/ does not show it."""
+        """Tell whether a name that is ready again waits in deferred/, where a listing of pending/ does not show it."""
         parsed = parse_element(name)
         return bool(parsed and self._deferred.get(parsed[1], "").endswith(name))
 
@@ -672,44 +672,70 @@ class Consumer:
 
         Those whose number nobody has given out (a careless copy into pending/) are given one of ours.
         """
-        last = self._sequence.peek()
+        last = self._index.peek()
         forged = [name for name in names if int(name[:19]) > last]
         more = len(forged) < len(names)
-        if forged and self._sequence.try_lock():
-            try:
-                # (Not just read: the file may have been lost or damaged, and then it is mended here.)
-                last = protocol.last_number(self._layout, self._sequence)
-                for name in sorted(forged):
-                    more |= int(name[:19]) <= last or self._renumber(name)
-                self._sequence.finish()
-            finally:
-                self._sequence.unlock()
+        try:
+            if forged:
+                more |= self._index.try_locked(self._renumber_all, forged, patience=0)
+            elif more and self._layout.sharing and self._more and monotonic() > self._more_since + _STUCK:
+                self._more_since = monotonic()
+                self._settle()
+        except Busy:
+            pass
+        if not (more and self._more):
+            self._more_since = monotonic()
+        return more
+
+    def _settle(self) -> None:
+        """A host was cut off, or died, in its section: follow it by one of ours, so that what it published counts."""
+        try:
+            self._index.try_locked(self._index.settle)
+        except OSError:
+            pass  # it is tried again; whoever adds does it as well, and is told of the error
+
+    def _renumber_all(self, names: list[str]) -> bool:
+        """Give these numbers of ours; tell whether any is for the next listing. Inside the section."""
+        # (Not just read: the file may have been lost or damaged, and then it is mended here.)
+        last = self._index.last_number()
+        if int(max(names)[:19]) > last:
+            self._index.doubt()
+            last = self._index.last_number()
+        more = False
+        for name in sorted(names):
+            more |= int(name[:19]) <= last or self._renumber(name)
         return more
 
     def _renumber(self, name: str) -> bool:
-        """Queue a file with a number nobody gave out as if it came now. The caller holds the admission lock."""
+        """Queue a file with a number nobody gave out as if it came now. Inside the section."""
         parsed = self._parse("pending", name)
         if parsed is None:
             return False
         try:
-            number, waits = protocol.admit(self._layout, self._sequence, parsed[1])
+            number, waits, _ = self._index.admit(parsed[1])
+            if number == parsed[0]:  # its line knows it: so the last number is an old one
+                self._index.make_anew()
+                return True
             if waits:  # it must not overwrite what was added properly, and there is no telling which is newer
                 self._set_aside("pending", name, "its number was never given out, and a proper value of its key waits")
                 return False
             log.warning(
                 "pending/%s has a number that was never given out: it is queued as if it came now",
                 name,
-                extra=_about("renumbered", name) | {"seq": number},
+                extra=about("renumbered", name) | {"seq": number},
             )
-            return protocol.move_drop(self._layout, self._sequence, "pending", name, number, parsed[1])
+            return protocol.move_drop(self._layout, name, element_name(number, parsed[1]), "pending")
         except OSError as error:
             log.warning(
-                "cannot queue pending/%s: %s: it is tried again", name, error.strerror, extra=_about("not_renumbered", name)
+                "cannot queue pending/%s: %s: it is tried again", name, error.strerror, extra=about("not_renumbered", name)
             )
             return False
 
-    def _fold_all(self, names: list[str]) -> list[str]:
-        """Fold every key that has several places; return `names` (newest first) with one place a key."""
+    def _coalesce_all(self, names: list[str]) -> list[str]:
+        """Coalesce every key that has several places; return `names` (newest first) with one place a key.
+
+        But for keys that are in flight or deferred: what comes back would count as newer than a value below it (I2).
+        """
         twice = _hashes_of_twins(names)
         if not twice:
             return names
@@ -721,55 +747,51 @@ class Consumer:
         gone: set[str] = set()
         for encoded, numbers in places.items():
             if len(numbers) > 1 and decode_key(encoded) is None:
-                for number in numbers:  # no key's: it has no hint to remove, and `..` is no name for one
+                for number in numbers:
                     self._set_aside("pending", element_name(number, encoded), "its name is not <number>-<key>")
                 gone.update(element_name(number, encoded) for number in numbers)
-            elif len(numbers) > 1:
-                late = [number for number in numbers if self._is_late(element_name(number, encoded), encoded)]
-                for number in late:
-                    protocol.drop_late(self._layout, element_name(number, encoded))
-                    gone.add(element_name(number, encoded))
-                # A directory among them could be renamed neither over nor under a file. It is set aside when it is taken:
-                # here, a producer may be about to publish in its place.
-                left = [number for number in numbers if number not in late]
-                regular = [number for number in left if self._looks_regular(element_name(number, encoded))]
-                if len(regular) > 1:
-                    protocol.fold(self._layout, encoded, regular)
-                if len(regular) < len(left):
-                    protocol.remove_hint(self._layout, encoded)  # it would send whoever takes one of them back here to fold
-                gone.update(element_name(number, encoded) for number in regular[1:])
+            elif len(numbers) > 1 and not any(encoded in view for view in (self._in_flight, self._returning, self._deferred)):
+                gone.update(self._coalesce(encoded, numbers))
         return [name for name in names if name not in gone]
 
-    def _is_late(self, name: str, encoded: str) -> bool:
-        """Tell whether a value waits below the element of its key that is out, deferred, or was just put back.
-
-        Its producer had found this place before that element's was given out, so it is older, or overlaps. It is dropped.
-        Nothing of this key may be folded to this place: what is out may come back, and would count as the newer (I2).
-        """
-        if not (self._out or self._deferred or self._stranded or self._back):
-            return False
-        back = self._back.get(encoded, "")
-        if name < back and self._layout.exists("pending", back):
-            return self._looks_regular(name)
-        out, deferred = self._out.get(encoded), self._deferred.get(encoded, "")
-        held = max(out.name if out else "", deferred[20:], self._stranded.get(encoded, ""))
-        return name < held and self._looks_regular(name)
+    def _coalesce(self, encoded: str, numbers: list[int]) -> list[str]:
+        """Make one of a key's places, as far as the lock can be had; return the names that are gone. `numbers` ascend."""
+        # A directory among them could be renamed neither over nor under a file. It is set aside when it is taken: here, a
+        # producer may be about to publish in its place.
+        lowest, *others = [number for number in numbers if self._looks_regular(element_name(number, encoded))] or [0]
+        gone: list[str] = []
+        for number in others:
+            if gone:
+                flush_pending(self._layout)  # a power cut must not keep the later of two renames without the earlier
+            try:
+                self._index.try_locked(protocol.coalesce, self._layout, self._index, encoded, lowest, number)
+            except Busy:
+                self._more = True
+                break
+            gone.append(element_name(number, encoded))
+        return gone
 
     # --- the ways out ------------------------------------------------------------------------------------------
 
     def acknowledge(self, taken: Taken) -> None:
         """The element is done."""
         keep = self._settings.keep_done
-        if not (self._keep_done(taken.name, keep) if keep else protocol.acknowledge(self._layout, taken.name)):
+        try:
+            was_there = self._keep_done(taken.name, keep) if keep else protocol.acknowledge(self._layout, taken.name)
+        except OSError:
+            self._returning[taken.encoded] = WayBack(taken.name, taken.encoded, "pending", taken.name)
+            self._done(taken)
+            raise
+        if not was_there:
             self._hold.verify()
-        self._forget_note(taken.name)
+        self._attempts.forget(taken.name)
         self._done(taken)
 
     def _keep_done(self, name: str, most: int) -> bool:
         """Acknowledge an element by moving it to done/, and remove the oldest there above so many."""
         if self._done_names is None:
             self._layout.make("done")
-            found = protocol.oldest_first(self._layout, "done")
+            found = self._layout.oldest_first("done")
             self._done_names = dict.fromkeys(name for name in found if self._mine(name[20:]))
         try:
             if not protocol.keep_done(self._layout, name):
@@ -779,7 +801,7 @@ class Consumer:
                 "cannot keep %s in done/: %s: it is acknowledged, and removed",
                 name,
                 error.strerror,
-                extra=_about("not_kept", name),
+                extra=about("not_kept", name),
             )
             return protocol.acknowledge(self._layout, name)
         self._done_names.pop(name, None)  # from before it was replayed
@@ -787,131 +809,128 @@ class Consumer:
         while len(self._done_names) > most:
             oldest = next(iter(self._done_names))
             del self._done_names[oldest]
-            protocol.remove_leftover(self._layout, "done", oldest)
+            remove(self._layout, "done", oldest)
         return True
 
-    def put_back(self, taken: Taken, *, counted: bool) -> bool:
+    def requeue(self, taken: Taken, *, counted: bool) -> bool:
         """Return the element to its place. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
-        waits = protocol.put_back(self._layout, taken.name, taken.number, taken.encoded)
-        if not waits:
-            self._hold.verify()
-        self._done(taken)
-        if waits:
-            heapq.heappush(self._again, taken.name)
-            self._back[taken.encoded] = taken.name
-        else:
-            self._forget_note(taken.name)
-        return waits
+        return self._end(taken, WayBack(taken.name, taken.encoded, "pending", taken.name))
 
     def defer(self, taken: Taken, delay: float, *, counted: bool) -> bool:
-        """Lay the element aside for `delay` seconds. False if a newer value waits and it was dropped."""
+        """Defer the element for `delay` seconds. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
-        now = self._now()
-        self._clock = max(self._clock, now)
-        due = now + int(min(delay, MAX_DELAY) * 1e9)
-        deferred = protocol.defer(self._layout, taken.name, taken.number, taken.encoded, due)
-        if deferred is None:
-            self._hold.verify()
-        self._done(taken)
-        if deferred is None:
-            self._forget_note(taken.name)
-            return False
-        self._remember_deferred(taken.encoded, deferred)
-        return True
+        delay = min(delay, MAX_DELAY)
+        deferred = protocol.name_deferred(self._now() + int(delay * 1e9), taken.name)
+        return self._end(taken, WayBack(taken.name, taken.encoded, "deferred", deferred, delay))
 
     def fail(self, taken: Taken, reason: str) -> bool:
         """Give the element up. False if a newer value waits and it was dropped."""
-        failed = protocol.fail(self._layout, taken.name, taken.number, taken.encoded, reason)
-        if not failed:
-            self._hold.verify()
-        self._forget_note(taken.name)
+        protocol.write_reason(self._layout, taken.name, reason)  # first: what has failed has a reason
+        return self._end(taken, WayBack(taken.name, taken.encoded, "failed", taken.name))
+
+    def _end(self, taken: Taken, way: WayBack) -> bool:
+        doubt, self._rescan = self._rescan, True
+        try:
+            moved = self._send_back(way)
+        except OSError:
+            self._done(taken)
+            raise
         self._done(taken)
-        return failed
+        self._rescan = doubt
+        return moved
+
+    def _send_back(self, way: WayBack) -> bool:
+        """Send an element its way; False if a newer value waits and it was dropped, or if it is gone.
+
+        If the lock is not to be had it is tried again later; so it is if the system refuses, which is raised: OSError.
+        """
+        try:
+            step = protocol.go_back
+            outcome = self._index.try_locked(step, self._layout, self._index, way.name, way.folder, way.new)
+            if outcome == "newer":
+                protocol.drop_superseded(self._layout, "inflight", way.name)
+        except Busy:
+            self._returning[way.encoded] = way
+            return True
+        except OSError:
+            self._returning[way.encoded] = way
+            raise
+        if outcome == "gone":
+            self._hold.verify()
+        self._have_sent_back(way, outcome == "moved")
+        return outcome == "moved"
+
+    def _have_sent_back(self, way: WayBack, moved: bool) -> None:
+        self._returning.pop(way.encoded, None)
+        self._ended.add(way.encoded)
+        self._unblock(way.encoded)
+        if moved and way.folder == "pending":
+            heapq.heappush(self._again, way.name)
+        elif moved and way.folder == "deferred":
+            self._remember_deferred(way.encoded, way.new, way.delay)
+        else:
+            self._attempts.forget(way.name)
+            if way.folder == "failed" and not moved:
+                remove(self._layout, "failed", way.name + REASON)
+
+    def send_back_again(self, patience: float = 0.0) -> OSError | None:
+        """Try again what could not go back, for `patience` seconds in all. Returns why the system refused the last such one."""
+        refused = None
+        until = monotonic() + patience
+        for way in list(self._returning.values()):
+            try:
+                self._send_back(way)
+                while way.encoded in self._returning and monotonic() < until:
+                    sleep(_SOON / 5)
+                    self._send_back(way)
+            except OSError as error:
+                refused = error
+                self._hold.verify()
+                log.error(
+                    "cannot move inflight/%s to %s/: %s: it stays there, and is tried again",
+                    way.name,
+                    way.folder,
+                    error.strerror,
+                    extra=about("stranded", way.name),
+                )
+                self._next_drop_look = monotonic() + _STUCK
+        return refused
 
     def _done(self, taken: Taken) -> None:
-        del self._out[taken.encoded]
+        if self._in_flight.get(taken.encoded) is taken:
+            del self._in_flight[taken.encoded]
         self._ended.add(taken.encoded)
-        blocked = self._blocked.pop(taken.encoded, None)
+        self._unblock(taken.encoded)
+
+    def _unblock(self, encoded: str) -> None:
+        if encoded in self._returning:
+            return
+        blocked = self._blocked.pop(encoded, None)
         if blocked:
             heapq.heappush(self._again, blocked)
 
-    def _remember_deferred(self, encoded: str, deferred: str) -> None:
-        due = int(deferred[:19])
-        if due > self._now() + int(MAX_DELAY * 1e9):
-            due = 0  # the clock was set back since
+    def _remember_deferred(self, encoded: str, deferred: str, left: float) -> None:
+        """It is due in `left` seconds, by the monotonic clock: the other one may be set."""
         self._deferred[encoded] = deferred
-        heapq.heappush(self._due, (due, deferred))
+        heapq.heappush(self._due, (monotonic() + max(0.0, left), deferred))
 
-    # --- notes -------------------------------------------------------------------------------------------------
+    def _left_of(self, deferred: str) -> float:
+        """Return how many seconds of its back-off are left. Never more than the whole, if the clock was set back since."""
+        due = int(deferred[:19])
+        try:
+            began = os.lstat(deferred, dir_fd=self._layout.folder("deferred")).st_ctime_ns
+        except FileNotFoundError:
+            return 0.0
+        return min(due - self._now(), due - began, MAX_DELAY * 1e9) / 1e9
 
     def _count(self, taken: Taken, *, counted: bool) -> None:
         attempts = taken.attempts if counted else taken.attempts - 1
         # Whoever comes back alive is no suspect any more.
         if attempts:
-            self._write_note(taken.name, Note(attempts, taken.inode, taken.modified, ""))
+            self._attempts.write(taken.name, Note(attempts, taken.inode, taken.modified, ""))
         else:
-            self._forget_note(taken.name)
-
-    def _note_of(self, name: str, status: os.stat_result) -> Note | None:
-        note = self._notes.get(name)
-        if note and (note.inode, note.modified) == (status.st_ino, status.st_mtime_ns):
-            return note
-        return None
-
-    def _is_suspect(self, name: str) -> bool:
-        """Tell whether what waits under this name was out when a consumer died."""
-        note = self._notes.get(name)
-        if not note or not note.alone:
-            return False
-        try:
-            return self._note_of(name, os.lstat(name, dir_fd=self._layout.folder("pending"))) is not None
-        except FileNotFoundError:
-            return True  # it waits in deferred/, where nothing replaces it
-
-    def _write_note(self, name: str, note: Note) -> None:
-        self._notes[name] = note
-        folder = self._layout.folder("attempts")
-        draft = f".draft-{self._settings.shard.index}"
-        try:
-            try:
-                os.unlink(draft, dir_fd=folder)
-            except FileNotFoundError:
-                pass
-            os.symlink(f"{note.attempts}.{note.inode}.{note.modified}.{note.alone}", draft, dir_fd=folder)
-            os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError as error:
-            log.warning(
-                "cannot note the attempts at %s on disk: %s: a restart will not know of them",
-                name,
-                error.strerror,
-                extra=_about("not_noted", name),
-            )
-
-    def _forget_note(self, name: str) -> None:
-        if self._notes.pop(name, None) is None:
-            return
-        try:
-            os.unlink(name, dir_fd=self._layout.folder("attempts"))
-        except OSError:
-            pass  # gone; or it is left there, and only believed for the very file it names
-
-    def _load_notes(self) -> None:
-        folder = self._layout.folder("attempts")
-        for name in self._layout.names("attempts"):
-            if not self._mine(name[20:]):
-                continue
-            try:
-                attempts, inode, modified, alone = os.readlink(name, dir_fd=folder).split(".")
-                self._notes[name] = Note(int(attempts), int(inode), int(modified), alone)
-            except (OSError, ValueError):
-                continue  # no note of ours
-
-    def _forget_idle_notes(self) -> None:
-        deferred = {name[20:] for name in self._deferred.values()}
-        for name in list(self._notes):
-            if name not in deferred and not self._layout.exists("pending", name):
-                self._forget_note(name)
+            self._attempts.forget(taken.name)
 
     # --- what is no element ------------------------------------------------------------------------------------
 
@@ -950,7 +969,7 @@ class Consumer:
                 name,
                 reason,
                 error.strerror,
-                extra=_about("not_set_aside", name),
+                extra=about("not_set_aside", name),
             )
         else:
             log.warning(
@@ -959,7 +978,7 @@ class Consumer:
                 name,
                 reason,
                 aside,
-                extra=_about("set_aside", name) | {"folder": folder, "file": name, "reason": reason, "aside": aside},
+                extra=about("set_aside", name) | {"folder": folder, "file": name, "reason": reason, "aside": aside},
             )
 
     def _log_drops(self) -> None:

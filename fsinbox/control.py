@@ -13,10 +13,10 @@ import os
 from dataclasses import dataclass
 from time import time_ns
 
+from .files import flush_folder, unused_temporary
 from .layout import Layout
 from .lock import clean
 from .names import decode_key
-from .protocol import flush, unused_temporary
 
 _PAUSE = "pause"
 _HOLD = "hold-"
@@ -108,7 +108,7 @@ def _read(layout: Layout, name: str) -> tuple[int, str]:
 def _write(layout: Layout, name: str, when: int, *, durable: bool = True) -> None:
     put(layout, name, f"{when}.pid {os.getpid()} of user {os.getuid()} on {os.uname().nodename}")
     if durable:
-        flush(layout.folder("control"))
+        flush_folder(layout, "control")
 
 
 def _remove(layout: Layout, name: str) -> bool:
@@ -118,5 +118,5 @@ def _remove(layout: Layout, name: str) -> bool:
         os.unlink(name, dir_fd=layout.folder("control"))
     except FileNotFoundError:
         return False
-    flush(layout.folder("control"))
+    flush_folder(layout, "control")
     return True

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from _thread import RLock, allocate_lock
+from _thread import RLock
 from _weakref import ref
 from time import monotonic
 
-from . import adopt, protocol
+from . import files, index
+from .adding import Add
 from .codecs import check_codec, decode, encode
-from .errors import AddFailed, InvalidKey, InvalidPayload, LeaseLost, UnusableInbox, WrongState
+from .dropped import DRAFTS, finished_drop
+from .errors import AddFailed, InboxError, InvalidKey, InvalidPayload, LeaseLost, UnusableInbox, WrongState
+from .index import open_index
 from .layout import Layout
 from .names import decode_key, element_name, encode_key, parse_deferred, parse_element
-from .sequence import Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,16 +22,19 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
     from types import TracebackType
-    from typing import Any, BinaryIO, Literal, Self, TypeVar
+    from typing import Any, BinaryIO, Self, TypeVar
 
+    from .adding import Added
     from .consumer import Consumer, Taken
     from .watch import Waker, Watch
 
-    Added = Literal["new", "replaced", "behind"]
     Found = TypeVar("Found")
 
 _BATCH = 1000
 """Elements that add_many flushes at once: bounds what lies in tmp/, and how often the caller hears of progress."""
+
+_LAST_PATIENCE = 1.0
+"""Seconds for which close() tries to get the lock for what could not go back before."""
 
 _open: set[ref[Inbox]] = set()
 """The open inboxes of this process. (A weakref.WeakSet: importing that is a tenth of what a cold producer imports.)"""
@@ -55,11 +60,11 @@ class Waiting:
     @property
     def data(self) -> bytes:
         """The payload, read now. Raises OSError."""
-        return protocol.read_payload(self._inbox._layout, self._folder, self._file)
+        return files.read_payload(self._inbox._layout, self._folder, self._file)
 
     def open(self) -> int:
         """Return a descriptor of its file, open for reading, for the caller to close. Raises OSError."""
-        return protocol.open_for_reading(self._inbox._layout, self._folder, self._file)
+        return files.open_for_reading(self._inbox._layout, self._folder, self._file)
 
     @property
     def value(self) -> Any:
@@ -95,7 +100,11 @@ class Element(Waiting):
     """How often this value has been taken, this time included: 1 the first time. Survives restarts."""
 
     def __init__(self, inbox: Inbox, consumer: Consumer, taken: Taken) -> None:
-        super().__init__(inbox, inbox._layout.inflight, taken.name, taken.key, taken.number)
+        self._inbox = inbox
+        self._folder = inbox._layout.inflight
+        self._file = taken.name
+        self.key = taken.key
+        self.seq = taken.number
         self._taken = taken
         self._consumer = consumer
         self._ended = ""
@@ -137,10 +146,10 @@ class Element(Waiting):
     def superseded(self) -> bool:
         """Tell whether a newer value for the key waits, so that work on this one may stop early."""
         inbox = self._inbox
-        with _Looking(inbox):
-            if protocol.newer_waits(inbox._layout, self.seq, self._taken.encoded):
+        with _Looking(inbox) as layout:
+            if inbox._index.peek_place(self._taken.encoded) > self.seq or layout.exists("pending", self._taken.name):
                 return True
-            return adopt.finished_drop(inbox._layout, self.key) is not None
+            return finished_drop(layout, self.key) is not None
 
     def ack(self) -> None:
         """It is done: remove it. Raises WrongState if it was ended before."""
@@ -166,38 +175,58 @@ class Element(Waiting):
         if not 0 <= delay <= 7 * 24 * 3600:
             raise ValueError(f"delay must be 0 to 604800 seconds (7 days), not {delay}")
         if delay:
-            return self._end("put back", lambda consumer: consumer.defer(self._taken, delay, counted=counted))
-        return self._end("put back", lambda consumer: consumer.put_back(self._taken, counted=counted))
+            return self._end("requeued", lambda consumer: consumer.defer(self._taken, delay, counted=counted))
+        return self._end("requeued", lambda consumer: consumer.requeue(self._taken, counted=counted))
+
+    def _requeue_now(self) -> None:
+        """The inbox is being closed."""
+        self._end_now("requeued", lambda consumer: consumer.requeue(self._taken, counted=True))
 
     def _end(self, how: str, step: Callable[[Consumer], Found]) -> Found:
-        """End it by `step`, once. If the system refuses, it stays out, and comes back when a consumer next starts."""
+        """End it by `step`, once. If the system refuses, it stays in flight, and goes back later.
+
+        (An exception out of a signal handler leaves it as it was, or ended: whoever ends it again is told which.)
+        """
+        with self._inbox._alone("end it"):
+            result = self._end_now(how, step)
+        return result  # noqa: RET504 - not from within: a signal handler that came then would leave the lock taken
+
+    def _end_now(self, how: str, step: Callable[[Consumer], Found]) -> Found:
         inbox = self._inbox
-        with inbox._mutex:
-            if self._ended:
-                raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
-            if inbox._pid != os.getpid():
-                raise WrongState(
-                    f"the element of key {self.key!r} is out in the process that took it ({inbox._pid}): end it there"
-                )
-            consumer = self._consumer
-            if consumer.lost:
-                inbox._check_lease(consumer)
-            if inbox._consumer is not consumer:
-                raise WrongState(f"inbox {inbox.path} was closed, which put back the element of key {self.key!r}")
-            self._ended = how
-            inbox._elements.pop(self._taken.encoded, None)
-            inbox._wake()  # another thread may wait for this key, or for a place among max_inflight
-            try:
-                return step(consumer)
-            except LeaseLost:
-                inbox._stop_consuming(consumer)
-                raise
-            except OSError as error:
-                inbox._check_lease(consumer)
-                raise UnusableInbox(
-                    f"the element of key {self.key!r} in {inbox.path} could not be {how}: {error}: "
-                    "it comes back when a consumer starts next"
-                ) from error
+        consumer = self._consumer
+        if self._ended or (inbox._consumer is consumer and inbox._pid == os.getpid() and not consumer.has(self._taken)):
+            self._have_ended(self._ended or "ended")
+            raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
+        if inbox._pid != os.getpid():
+            raise WrongState(
+                f"the element of key {self.key!r} is in flight in the process that took it ({inbox._pid}): end it there"
+            )
+        if consumer.lost:
+            inbox._check_lease(consumer)
+        if inbox._consumer is not consumer:
+            raise WrongState(f"inbox {inbox.path} was closed, which requeued the element of key {self.key!r}")
+        try:
+            result = step(consumer)
+        except LeaseLost:
+            self._have_ended(how)
+            inbox._stop_consuming(consumer)
+            raise
+        except OSError as error:
+            self._have_ended(how)
+            inbox._check_lease(consumer)
+            raise UnusableInbox(
+                f"the element of key {self.key!r} in {inbox.path} could not be {how}: {error}: "
+                "it stays in flight until that is mended, or a consumer starts next"
+            ) from error
+        self._have_ended(how)
+        return result
+
+    def _have_ended(self, how: str) -> None:
+        inbox = self._inbox
+        self._ended = how
+        if inbox._elements.get(self._taken.encoded) is self:
+            del inbox._elements[self._taken.encoded]
+        inbox._wake()  # another thread may wait for this key, or for a place among max_inflight
 
 
 class _Looking:
@@ -206,11 +235,12 @@ class _Looking:
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Layout:
+        return self._inbox._begin_call(self)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if isinstance(error, OSError):
+        self._inbox._end_call(self)
+        if isinstance(error, OSError) and not isinstance(error, InboxError):
             raise UnusableInbox(
                 f"cannot look into inbox {self._inbox.path}: {error}: nothing was changed; mend that, look again"
             ) from error
@@ -289,15 +319,17 @@ class Inbox:
         self._keep_done = keep_done
         self._watch_settings = (watch, poll_interval)
         self._mutex = RLock()
-        self._sleeper = allocate_lock()
+        self._sleeper = RLock()
         self._consumer: Consumer | None = None
         self._watching: Watch | None = None
         self._elements: dict[str, Element] = {}
+        self._calls: set[object] = set()  # those that run: the last one to end closes what was closed meanwhile
+        self._next_check = 0.0
         self._pid = os.getpid()
         self._closed = False
         self._layout = Layout(os.fspath(path), create=create, shared=shared, scope="" if scope == "auto" else scope)
         try:
-            self._sequence = Sequence(self._layout)
+            self._index = open_index(self._layout)
         except BaseException:
             self._layout.close()
             raise
@@ -353,8 +385,6 @@ class Inbox:
         `progress` is called with the number queued so far, after each batch: those are then as durable as asked. If it
         raises, or an item is invalid, what was queued before stays queued. Raises InvalidKey, InvalidPayload, AddFailed.
         """
-        from .batch import add_batch
-
         durable = self.durable if durable is None else durable
         total: dict[Added, int] = {"new": 0, "replaced": 0, "behind": 0}
         batch: list[tuple[str, str, bytes]] = []
@@ -362,13 +392,11 @@ class Inbox:
 
         def finish() -> None:
             nonlocal done
-            try:
-                for outcome in add_batch(self._open_layout(), self._sequence, batch, durable=durable):
-                    total[outcome] += 1
-            except OSError as error:
-                raise self._add_failed(error, batch[0][0], maybe_added=True) from error
-            done += len(batch)
-            batch.clear()
+            now = batch[:]
+            batch.clear()  # first: it is tried once
+            for outcome in self._run_add(now[0][0], lambda add: add.many(now), durable):
+                total[outcome] += 1
+            done += len(now)
             if progress:
                 progress(done)
 
@@ -384,42 +412,33 @@ class Inbox:
 
     def _add(self, key: str, payload: Any, durable: bool | None) -> Added:
         encoded = encode_key(key)
-        layout = self._open_layout()
-        durable = self.durable if durable is None else durable
-        published = False
+        return self._run_add(key, lambda add: add.one(key, encoded, payload), durable)
+
+    def _run_add(self, key: str, step: Callable[[Add], Found], durable: bool | None) -> Found:
+        call = object()
         try:
-            if isinstance(payload, bytes):
-                temporary = protocol.write_payload(layout, payload, durable=durable)
-            else:
-                temporary = payload.write(layout, durable=durable)
+            layout = self._begin_call(call)
+            self._check_place()
+            add = Add(layout, self._index, durable=self.durable if durable is None else durable)
             try:
-                if protocol.label is not None:
-                    protocol.label(layout, temporary)
-                dropped = adopt.finished_drop(layout, key)
-                if layout.sharing:
-                    waits = protocol.add_shared(layout, self._sequence, temporary, encoded, dropped)
-                else:
-                    number, waits = protocol.find_place(layout, self._sequence, encoded, dropped)
-                    name = element_name(number, encoded)
-                    protocol.publish(layout, temporary, name)
-            except protocol.Unsure:
-                raise  # there is nothing in tmp/ any more
-            except BaseException:
-                if isinstance(payload, bytes):
-                    protocol.discard_temporary(layout, temporary)
-                else:
-                    payload.discard(layout, temporary)
+                result = step(add)
+            except AddFailed:
                 raise
-            published = True
-            if layout.sharing is None:
-                protocol.confirm(layout, self._sequence, name, number, encoded)
-            if durable:
-                protocol.flush_pending(layout)
-            if waits:
-                return "replaced"
-            return "behind" if protocol.is_out(layout, encoded) else "new"
-        except OSError as error:
-            raise self._add_failed(error, key, maybe_added=published or isinstance(error, protocol.Unsure)) from error
+            except OSError as error:
+                raise self._add_failed(error, key, maybe_added=add.may_be_there(error)) from error
+            self._end_call(call)
+            return result
+        except BaseException:
+            self._end_call(call)
+            raise
+
+    def _check_place(self) -> None:
+        """Raise UnusableInbox if the path leads elsewhere by now: nobody may ever look at what is added here."""
+        now = monotonic()
+        if now >= self._next_check:
+            self._next_check = now + 1
+            if gone := self._layout.where_it_went():
+                raise UnusableInbox(f"inbox {self.path} {gone}: nothing was added; open the one that is meant")
 
     def _add_failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
         if maybe_added:
@@ -431,6 +450,26 @@ class Inbox:
             f"cannot add key {key!r} to inbox {self.path}: {error.strerror or error}: {outcome}",
             maybe_added=maybe_added,
         )
+
+    def _alone(self, later: str) -> RLock:
+        """Return the lock under which the consumer works. Raises WrongState in a signal handler that interrupted who has it."""
+        if self._mutex._is_owned():  # type: ignore[attr-defined]
+            raise WrongState(f"inbox {self.path} is being worked on by what this signal handler interrupted: {later} later")
+        return self._mutex
+
+    def _begin_call(self, call: object) -> Layout:
+        """Have the folders stay open until _end_call(call). Raises WrongState if the inbox was closed."""
+        self._calls.add(call)  # first: close() looks at it after it has set _closed
+        return self._layout if self._pid == os.getpid() and not self._closed else self._open_layout()
+
+    def _end_call(self, call: object) -> None:
+        self._calls.discard(call)
+        if self._closed and not self._calls:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        self._index.close()
+        self._layout.close()
 
     def _open_layout(self) -> Layout:
         """Return the layout, opened anew in a forked child: it must not share the parent's locks and descriptors."""
@@ -448,11 +487,10 @@ class Inbox:
         self._watching = None
         self._elements = {}
         self._mutex = RLock()
-        self._sleeper = allocate_lock()
-        self._sequence.close()
-        self._layout.close()
+        self._sleeper = RLock()
+        self._close_files()
         self._layout = Layout(self._layout.path, create=False)
-        self._sequence = Sequence(self._layout)
+        self._index = open_index(self._layout)
 
     # --- taking ------------------------------------------------------------------------------------------------
 
@@ -462,10 +500,13 @@ class Inbox:
         The first take makes this process the consumer, and puts back what a dead one held.
         Raises WrongState while max_inflight elements are out, InboxBusy if there is another consumer.
         """
-        element = self._take_now()
-        if element or timeout == 0:
-            return element
-        return self._wait_for(self._take_now, timeout)
+        handed: list[Element] = []
+        try:
+            return self._take_now(handed) or (None if timeout == 0 else self._wait_for(lambda: self._take_now(handed), timeout))
+        except BaseException:
+            for element in handed:  # by an exception out of a signal handler
+                element.release()
+            raise
 
     def commit(self) -> None:
         """Acknowledge the element that is out. Raises WrongState if none is, or several are."""
@@ -485,36 +526,57 @@ class Inbox:
                 )
             return next(iter(self._elements.values()))
 
-    def _take_now(self) -> Element | None:
-        with self._mutex:
-            consumer = self._consume()
-            if len(self._elements) >= self.max_inflight:
-                keys = ", ".join(repr(element.key) for element in list(self._elements.values())[:3])
-                raise WrongState(
-                    f"{'an element is' if self.max_inflight == 1 else f'{self.max_inflight} elements are'} out ({keys}): "
-                    "commit() or rollback() first, or open the inbox with a larger max_inflight"
-                )
-            try:
-                taken = consumer.take()
-            except LeaseLost:
-                self._stop_consuming(consumer)
-                raise
-            except OSError as error:
-                self._check_lease(consumer)
-                raise UnusableInbox(
-                    f"cannot take from inbox {self.path}: {error}: nothing was lost; mend that, take again"
-                ) from error
+    def _take_now(self, handed: list[Element]) -> Element | None:
+        """Take the oldest element, if one may be taken now, and add it to `handed`."""
+        call = object()
+        try:
+            self._begin_call(call)
+            with self._alone("take"):
+                if self._closed:
+                    self._open_layout()  # which says so
+                element = self._take_next(handed)
+            self._end_call(call)
+            return element
+        except BaseException:
+            self._end_call(call)
+            raise
+
+    def _take_next(self, handed: list[Element]) -> Element | None:
+        consumer = self._consume()
+        if len(self._elements) >= self.max_inflight:
+            keys = ", ".join(repr(element.key) for element in list(self._elements.values())[:3])
+            raise WrongState(
+                f"{'an element is' if self.max_inflight == 1 else f'{self.max_inflight} elements are'} in flight ({keys}): "
+                "commit() or rollback() first, or open the inbox with a larger max_inflight"
+            )
+        try:
+            taken = consumer.take()
             if taken is None:
                 return None
-            if self._watching:
-                self._watching.found()
             element = Element(self, consumer, taken)
+            handed.append(element)
             self._elements[taken.encoded] = element
-            return element
+        except LeaseLost:
+            self._stop_consuming(consumer)
+            raise
+        except OSError as error:
+            self._check_lease(consumer)
+            raise UnusableInbox(
+                f"cannot take from inbox {self.path}: {error}: nothing was lost; mend that, take again"
+            ) from error
+        except InboxError:
+            raise
+        except BaseException:  # out of a signal handler: nobody will have what was taken
+            handed.clear()
+            consumer.disown(self._elements)
+            raise
+        if self._watching:
+            self._watching.found()
+        return element
 
     def become_consumer(self) -> None:
         """Become the consumer now, and not with the first take. Raises InboxBusy, UnusableInbox."""
-        with self._mutex:
+        with _Looking(self), self._mutex:
             self._consume()
 
     def check_lease(self) -> None:
@@ -539,14 +601,13 @@ class Inbox:
         consumer.close()
 
     def _consume(self) -> Consumer:
-        layout = self._open_layout()
         if self._consumer is None:
             from .consumer import Consumer, Settings
             from .lock import parse_shard
 
             settings = Settings(*self._settings, parse_shard(self._shard), self._lease, self._keep_done)
             try:
-                self._consumer = Consumer(layout, self._sequence, settings)
+                self._consumer = Consumer(self._layout, self._index, settings)
                 self._consumer.when_lost(self._wake)
             except OSError as error:
                 raise UnusableInbox(
@@ -624,9 +685,9 @@ class Inbox:
         """Look at each arrival until `look` finds something; None if it does not within `timeout` seconds."""
         deadline = None if timeout is None else monotonic() + timeout
         # One sleeper at a time: a wake reaches one. The next thread in line gives up at its own deadline.
-        if not self._sleeper.acquire(timeout=-1 if timeout is None else timeout):
-            return None
         try:
+            if not self._sleeper.acquire(timeout=-1 if timeout is None else timeout):
+                return None
             with self.listening() as watch:
                 while True:
                     watch.waker.clear()
@@ -638,28 +699,28 @@ class Inbox:
                         return None
                     watch.sleep(self._limit(left))
         finally:
-            self._sleeper.release()
+            if self._sleeper._is_owned():  # type: ignore[attr-defined]
+                self._sleeper.release()
 
     def _anything(self) -> bool:
-        layout = self._open_layout()
-        with _Looking(self):
+        with _Looking(self) as layout:
             if any(parse_element(name) for name in layout.names("pending")):
                 return True
-            return any(not name.lower().endswith(adopt.DRAFTS) for name in layout.names("drop"))
+            return any(not name.lower().endswith(DRAFTS) for name in layout.names("drop"))
 
     # --- looking -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Waiting]:
         """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
-        with _Looking(self):
-            places = self._places()
+        with _Looking(self) as layout:
+            places = self._places(layout)
         for seq, _, key, file in places:
             yield Waiting(self, "pending", file, key, seq)
 
-    def _places(self) -> list[tuple[int, str, str, str]]:
+    def _places(self, layout: Layout) -> list[tuple[int, str, str, str]]:
         """Return (number, encoded key, key, file name) of what waits, oldest first: per key the oldest place, the newest file."""
         places: dict[str, tuple[int, str, str, str]] = {}
-        for name in sorted(self._open_layout().names("pending")):
+        for name in sorted(layout.names("pending")):
             parsed = parse_element(name)
             key = parsed and decode_key(parsed[1])
             if parsed and key is not None:
@@ -672,14 +733,12 @@ class Inbox:
         return next(iter(self), None)
 
     def find(self, key: str) -> Waiting | None:
-        """Return the waiting element of `key`, or None. Quick where it has a hint; else it lists the folder."""
+        """Return the waiting element of `key`, or None. Quick where the index knows it; else it lists the folder."""
         encoded = encode_key(key)
-        layout = self._open_layout()
         with _Looking(self):
-            hint = protocol.read_hint(layout, encoded)
-            there = hint is not None and layout.exists("pending", element_name(hint[0], encoded))
-        if hint and there:
-            return Waiting(self, "pending", element_name(hint[0], encoded), key, hint[0])
+            place = self._index.peek_place(encoded)
+        if place:
+            return Waiting(self, "pending", element_name(place, encoded), key, place)
         return next((waiting for waiting in self if waiting.key == key), None)
 
     def __contains__(self, key: object) -> bool:
@@ -690,14 +749,14 @@ class Inbox:
             return False
         if self.find(decode_key(suffix[1:]) or ""):
             return True
-        with _Looking(self):
-            return any(name[39:] == suffix for name in self._layout.names("deferred") if parse_deferred(name))
+        with _Looking(self) as layout:
+            return any(name[39:] == suffix for name in layout.names("deferred") if parse_deferred(name))
 
     def __len__(self) -> int:
         """Return how many elements wait, those that wait out a back-off included, files in drop/ not. Lists the folders."""
-        with _Looking(self):
-            deferred = {name[40:] for name in self._open_layout().names("deferred") if parse_deferred(name)}
-            return len({encoded for _, encoded, _, _ in self._places()} | deferred)
+        with _Looking(self) as layout:
+            deferred = {name[40:] for name in layout.names("deferred") if parse_deferred(name)}
+            return len({encoded for _, encoded, _, _ in self._places(layout)} | deferred)
 
     def __bool__(self) -> bool:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""
@@ -706,36 +765,46 @@ class Inbox:
     # --- the end -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Put back what is out, stop being the consumer, and close. Safe to call twice."""
+        """Requeue what is in flight, stop being the consumer, and close. Safe to call twice.
+
+        A call that runs in another thread goes on to its end, or raises WrongState.
+        """
         if self._closed:
             return
         if self._pid != os.getpid():
             self._reopen_after_fork()
+        call = object()
+        self._calls.add(call)
+        self._closed = True
         try:
             with self._mutex:
-                try:
-                    for element in list(self._elements.values()):
-                        element.nack()
-                    if self._consumer:
-                        for taken in self._consumer.out:  # what an interrupted take left, without an element to show for it
-                            try:
-                                self._consumer.put_back(taken, counted=False)
-                            except OSError as error:
-                                raise UnusableInbox(
-                                    f"cannot put back key {taken.key!r} in inbox {self.path}: {error}: "
-                                    "it comes back when a consumer starts next"
-                                ) from error
-                except LeaseLost:
-                    pass  # what was out is with another consumer
+                if self._consumer:
+                    self._requeue_all(self._consumer)
         finally:
-            self._closed = True
+            self._wake()
             if self._watching:
                 self._watching.close()
-            if self._consumer:
-                self._consumer.close()
-                self._consumer = None
-            self._sequence.close()
-            self._layout.close()
+            with self._mutex:
+                if self._consumer:
+                    self._consumer.close()
+                    self._consumer = None
+            self._end_call(call)
+
+    def _requeue_all(self, consumer: Consumer) -> None:
+        try:
+            for element in list(self._elements.values()):
+                if consumer.has(element._taken):
+                    element._requeue_now()
+            try:
+                consumer.disown({})
+                if refused := consumer.send_back_again(_LAST_PATIENCE):
+                    raise refused
+            except OSError as error:
+                raise UnusableInbox(
+                    f"cannot requeue what is in flight in inbox {self.path}: {error}: it comes back when a consumer starts next"
+                ) from error
+        except LeaseLost:
+            pass  # what was in flight is with another consumer
 
     def __enter__(self) -> Self:
         return self
@@ -749,8 +818,10 @@ class Inbox:
 
 def _let_go_after_fork() -> None:
     """In a forked child: let go of the parent's locks, which the child would otherwise hold on to after its death."""
+    index.forget_sections()
     for inbox in filter(None, [known() for known in list(_open)]):
-        inbox._sequence.close()
+        inbox._calls.clear()  # of threads that are not here
+        inbox._index.close()
         if inbox._consumer:
             inbox._consumer.abandon_after_fork()
 

@@ -2,15 +2,14 @@
 
     tmp/        payloads being written; nothing here is an element
     drop/       anyone may `mv` a file in; its name is the key
-    keys/       for each key that waits, a symlink to `<number>.<boot>`: where its element waits (a hint, not the truth)
     pending/    `<number>-<key>`: waiting, oldest first by name (the truth)
     inflight/   `<number>-<key>`: taken, not acknowledged
     deferred/   `<due>-<number>-<key>`: waiting out a back-off
     failed/     given up on, each with its reason in `<number>-<key>~reason.txt`
     attempts/   for elements that came back: a symlink that counts how often (the consumer's own notes)
-    sequence    last number given out, and the boot it was given out in; admission locks this file
+    index       last number given out, and where each waiting key waits: see index; admission locks this file
     consumer.lock   locked by the one consumer for its life; its text says who that is
-    format      `fsinbox 1 local` or `fsinbox 1 network`: written last, so an inbox without it is unfinished
+    format      `fsinbox 2 local` or `fsinbox 2 network`: written last, so an inbox without it is unfinished
 
 Made when they are first needed (OPTIONAL); a version of fsinbox that does not know them leaves them alone:
 
@@ -30,14 +29,17 @@ import stat
 from itertools import count
 
 from .errors import UnusableInbox
+from .names import is_element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .hosts import Sharing
 
-VERSION = 1
-FOLDERS = ("tmp", "drop", "keys", "pending", "inflight", "deferred", "failed", "attempts")
-FILES = ("sequence", "consumer.lock", "format")
+VERSION = 2
+FOLDERS = ("tmp", "drop", "pending", "inflight", "deferred", "failed", "attempts")
+FILES = ("index", "consumer.lock", "format")
 OPTIONAL = ("control", "stats", "done")
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
@@ -59,12 +61,14 @@ NETWORK_FILE_SYSTEMS = frozenset(
 class Layout:
     """An open inbox: one descriptor a folder. Close it when done; use one per process.
 
+    `identity` is the device and inode of its folder.
     `token` and `serial` make names for files in tmp/: no other open inbox has this token, and each number comes once.
     `sharing` is None for an inbox of one host; else it says how this host works on it (see hosts). `inflight` is the folder
     in which its consumer, if that is us, holds what it has taken (see hold_in).
     """
 
     sharing: Sharing | None = None
+    commits: bool | None = None  # whether names last by a commit of the file system (Btrfs); None: not asked yet
 
     def __init__(self, root: str, *, create: bool = True, shared: bool = False, scope: str = "") -> None:
         """Open the inbox at `root`, creating it durably first if `create` and it is not there.
@@ -76,6 +80,8 @@ class Layout:
         try:
             self.root = self._open_root(create=create, shared=shared, scope=scope)
             self._fds["."] = self.root
+            status = os.fstat(self.root)
+            self.identity = (status.st_dev, status.st_ino)
             self.scope = self._read_format()
             if self.scope == "network":
                 from .hosts import sharing_of
@@ -111,6 +117,7 @@ class Layout:
         self.serial = count()
         self.inflight = "inflight"
         self._fds: dict[str, int] = {}
+        self.identity = (0, 0)
 
     def _unusable(self, error: OSError) -> UnusableInbox:
         return UnusableInbox(
@@ -137,7 +144,10 @@ class Layout:
                     f"cannot open folder {self.path}/{name}: {error.strerror}: it must be a real directory (not a link) "
                     f"that this user may enter"
                 ) from error
-            self._fds[name] = fd
+            kept = self._fds.setdefault(name, fd)
+            if kept != fd:  # another thread was quicker
+                let_go(fd)
+            return kept
         return fd
 
     def has(self, name: str) -> bool:
@@ -205,16 +215,45 @@ class Layout:
         system opening is what makes it current.
         """
         if self.sharing and self.sharing.touches_first:
-            try:
-                os.utime(folder)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
-                    raise  # (who may only look is shown what this host remembers)
+            self._touch(folder)
         fd = os.open(".", _OPEN_FOLDER, dir_fd=folder)
         try:
             return [name for name in os.listdir(fd) if hidden or name[0] != "."]
         finally:
             os.close(fd)
+
+    def _touch(self, folder: int) -> None:
+        """Change a folder, so that what is listed next is not what this host remembers."""
+        try:
+            os.utime(folder)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+                raise  # (who may only look is shown what this host remembers)
+
+    def oldest_first(self, folder: str) -> list[str]:
+        """Return the names of the elements in a folder, in the order in which they came there (by the times of their inodes)."""
+        times = []
+        for name in self.names(folder):
+            try:
+                times.append((os.lstat(name, dir_fd=self.folder(folder)).st_ctime_ns, name))
+            except FileNotFoundError:
+                continue
+        return [name for _, name in sorted(times) if is_element(name)]
+
+    def names_one_by_one(self, folder: str) -> Iterator[str]:
+        """Go through a folder without keeping a million names; where hosts share the inbox, through every consumer's."""
+        if folder == "inflight" and self.sharing:
+            yield from (name for _, name in self.out())
+            return
+        if self.sharing and self.sharing.touches_first:
+            self._touch(self.folder(folder))
+        fd = os.open(".", _OPEN_FOLDER, dir_fd=self.folder(folder))
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    yield entry.name
+        finally:
+            let_go(fd)
 
     def open_own(self, name: str, flags: int) -> int:
         """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is shared, too.
@@ -246,14 +285,23 @@ class Layout:
             return False
         return True
 
-    def is_removed(self) -> bool:
-        """Tell whether the folder of the inbox was deleted while it was open."""
-        return os.fstat(self.folder("pending")).st_nlink == 0
+    def where_it_went(self) -> str:
+        """Return "" if the path still leads to this inbox, as far as can be told; else what became of it, in words."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return "was removed, or moved away"
+        except OSError:
+            return ""  # this process may no longer walk the path, though it has the folders open
+        return "" if (status.st_dev, status.st_ino) == self.identity else "was moved away, and something else is in its place"
 
     def close(self) -> None:
-        """Close every descriptor. Safe to call twice."""
-        fds, self._fds = self._fds, {}
-        for fd in fds.values():
+        """Close every descriptor. Safe to call twice, by two threads as well."""
+        while self._fds:
+            try:
+                _, fd = self._fds.popitem()
+            except KeyError:
+                return
             let_go(fd)
 
     def _open_root(self, *, create: bool, shared: bool, scope: str) -> int:
@@ -297,7 +345,7 @@ class Layout:
             os.fchmod(fd, SHARED_FOLDER)
         for name in FOLDERS:
             make_folder(fd, name, shared=shared)
-        for name in ("sequence", "consumer.lock"):
+        for name in ("index", "consumer.lock"):
             make_file(fd, name, shared=shared)
         os.fsync(fd)
         write_format(fd, scope, shared=shared)
@@ -316,8 +364,9 @@ class Layout:
             )
         if words[1] != str(VERSION).encode():
             raise UnusableInbox(
-                f"{self.path} has format {words[1].decode(errors='replace')}, this fsinbox knows {VERSION}: "
-                "use the version of fsinbox that made it"
+                f"{self.path} has format {words[1].decode('ascii', 'backslashreplace')}, this fsinbox knows {VERSION}: "
+                "use the version of fsinbox that made it; to move what waits, `fsinbox export` it with that version, "
+                "and `fsinbox import` it into a new inbox with this one"
             )
         return "network" if words[2] == b"network" else "local"
 
@@ -354,7 +403,7 @@ def make_folder(root: int, name: str, *, shared: bool) -> None:
 
 
 def make_file(root: int, name: str, *, shared: bool) -> None:
-    """Make `sequence` or `consumer.lock` if it is not there. The caller flushes the root."""
+    """Make `index` or `consumer.lock` if it is not there. The caller flushes the root."""
     file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root)
     try:
         if shared:

@@ -164,6 +164,11 @@ class Hold:
         """Stop being the consumer. Safe to call twice."""
         self.unlock()
 
+    def __del__(self) -> None:
+        """Nobody has it: a signal handler's exception came just when it was made."""
+        if hasattr(self, "_fds"):
+            self.unlock()
+
 
 def word() -> str:
     """Return what a consumer says of itself: "pid 123 on host since 2026-01-31T12:00:00+0000", and a newline."""

@@ -17,9 +17,9 @@ from typing import Any
 from uuid import UUID
 
 from .errors import InboxError, InvalidKey, UnusableInbox
+from .files import open_for_reading, write_whole
 from .layout import Layout
 from .names import encode_key
-from .protocol import open_for_reading, write_payload
 
 Start = tuple[bool, list[Any]]
 """Where rows begin: whether among those that are locked, and behind which values of the columns of the order ([]: the first)."""
@@ -225,8 +225,7 @@ class Place:
         """Keep where to go on. Raises OSError."""
         self._layout.make("control")
         text = json.dumps([start[0], [_written(value) for value in start[1]]])
-        draft = write_payload(self._layout, text.encode(), durable=False)
-        os.rename(draft, self._name, src_dir_fd=self._layout.folder("tmp"), dst_dir_fd=self._layout.folder("control"))
+        write_whole(self._layout, "control", self._name, text.encode())
 
     def forget(self) -> None:
         """The run is through. Raises OSError."""

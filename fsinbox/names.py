@@ -19,6 +19,9 @@ MAX_ENCODED = 200
 
 REASON = "~reason.txt"
 
+_IS_PLAIN = dict.fromkeys(PLAIN)
+"""For str.translate: removes what needs no escape."""
+
 _ESCAPED = [chr(byte) if byte in PLAIN else f"%{byte:02X}" for byte in range(256)]
 
 
@@ -48,6 +51,8 @@ def encode_key(key: str) -> str:
 
 def decode_key(name: str) -> str | None:
     """Return the key that `name` encodes, or None if `name` is not the encoding of any key."""
+    if not name.translate(_IS_PLAIN) and name and name[0] != "." and len(name) <= MAX_ENCODED:
+        return name
     if "%" in name:
         head, *escapes = name.split("%")
         raw = bytearray(head, "ascii", "replace")
@@ -105,3 +110,10 @@ def label_for(name: str) -> str:
             break
         label += piece
     return label or "unnamed"
+
+
+def about(event: str, name: str) -> dict[str, object]:
+    """Return what a structured log says of the element of this name, for `extra`."""
+    number, encoded = parse_element(name) or (None, "")
+    key = decode_key(encoded)
+    return {"event": event} if key is None else {"event": event, "key": key, "seq": number}

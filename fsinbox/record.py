@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field, fields
 from time import time
 from typing import Any, TypeVar
 
+from .files import write_whole
 from .layout import Layout
 from .lock import Shard
-from .protocol import discard_temporary, write_payload
 
 Made = TypeVar("Made", "Record", "Totals", "Running", "Failure")
 
@@ -145,12 +145,7 @@ class Account:
         record.running = sorted(self._running.values(), key=lambda running: running.started)
         record.failures = list(self._failures)
         self._layout.make("stats")
-        draft = write_payload(self._layout, json.dumps(asdict(record)).encode(), durable=False)
-        try:
-            os.rename(draft, self._name, src_dir_fd=self._layout.folder("tmp"), dst_dir_fd=self._layout.folder("stats"))
-        except BaseException:
-            discard_temporary(self._layout, draft)
-            raise
+        write_whole(self._layout, "stats", self._name, json.dumps(asdict(record)).encode())
 
     def _minute(self) -> list[int]:
         minutes = self.record.minutes

@@ -16,12 +16,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from . import protocol
+from . import files, protocol
 from .control import look_again
 from .errors import UnusableInbox
+from .index import open_index
 from .layout import Layout
 from .names import REASON, encode_key
-from .sequence import Sequence
 from .survey import Row, rows
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ class Steering:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises UnusableInbox if there is no inbox at `path`."""
         self.layout = Layout(os.fspath(path), create=False)
-        self._sequence = Sequence(self.layout)
+        self._index = open_index(self.layout)
         self._changed: set[str] = set()
         self._reasons: list[str] = []
         self._look_again = False
@@ -52,7 +52,7 @@ class Steering:
         try:
             self.flush()
         finally:
-            self._sequence.close()
+            self._index.close()
             self.layout.close()
 
     def rows(self, states: Iterable[str], keys: Iterable[str] | None = None) -> Iterator[Row]:
@@ -81,16 +81,18 @@ class Steering:
 
         with self._refusals(row):
             try:
-                with open(protocol.open_for_reading(self.layout, row.folder, row.file), "rb") as file:
-                    temporary = Stream(file).write(self.layout, durable=True)
+                source = os.fdopen(files.open_for_reading(self.layout, row.folder, row.file), "rb")
             except FileNotFoundError:
                 return "gone"
         outcome = ""
+        drafts: list[str] = []
         try:
-            outcome = self._bring_back(row, "tmp", temporary)
+            with source, self._refusals(row):
+                Stream(source).write(self.layout, drafts, durable=True)
+            outcome = self._bring_back(row, "tmp", drafts[0])
         finally:
-            if outcome != "queued":
-                protocol.discard_temporary(self.layout, temporary)
+            if outcome != "queued" and drafts:
+                files.discard_temporary(self.layout, drafts[0])
         return outcome
 
     def discard(self, row: Row) -> bool:
@@ -123,9 +125,9 @@ class Steering:
                 self._look_again = False
                 look_again(self.layout)
             for folder in sorted(changed, key="pending".__ne__):  # pending/ first: better there twice than nowhere
-                protocol.flush(self.layout.folder(folder))
+                files.flush_folder(self.layout, folder)
             for reason in reasons:  # only now: what has come back to failed/ must have one
-                protocol.remove_leftover(self.layout, "failed", reason)
+                files.remove(self.layout, "failed", reason)
         except OSError as error:
             raise UnusableInbox(
                 f"cannot make it last in inbox {self.layout.path}: {error}: it is done, but a power cut may undo it"
@@ -143,7 +145,8 @@ class Steering:
     def _bring_back(self, row: Row, folder: str, file: str) -> str:
         """Move what lies in a folder as `file` to the element's place. Raises UnusableInbox."""
         with self._refusals(row):
-            outcome = protocol.return_to_place(self.layout, self._sequence, folder, file, row.seq, encode_key(row.key))
+            step = protocol.return_to_place
+            outcome = self._index.locked(step, self.layout, self._index, folder, file, row.seq, encode_key(row.key))
         if outcome == "queued":
             self._have_changed(row, look=True)
         return outcome

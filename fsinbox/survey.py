@@ -5,19 +5,21 @@ It goes by the names alone, one listing a folder: it is quick with a million wai
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import time, time_ns
+from time import gmtime, monotonic, sleep, strftime, time, time_ns
 
 from .errors import InvalidKey
+from .files import open_for_reading
+from .index import HIGHEST
 from .layout import Layout
-from .lock import WHOLE, Shard, is_locked, read_holder, shard_of_lock
+from .lock import WHOLE, Shard, clean, is_locked, read_holder, shard_of_lock
 from .names import DIGITS, REASON, decode_key, encode_key, parse_deferred, parse_element
-from .protocol import open_for_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,6 +175,8 @@ class Summary:
     pace: Pace
     totals: Totals
     """Of all consumers there have been."""
+    stuck: str | None
+    """Who holds the admission lock, so that all adds wait; None if it is free. (See share_lock.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +271,7 @@ def summary(layout: Layout) -> Summary:
         ages=ages(found.places, now),
         pace=_pace(found, accounts, holders, asked),
         totals=_sum(accounts),
+        stuck=_stuck(layout),
     )
 
 
@@ -408,3 +413,78 @@ def _locks(layout: Layout) -> list[Shard]:
         if shard:
             times.append((os.lstat(name, dir_fd=layout.root).st_mtime_ns, shard))
     return [shard for _, shard in sorted(times, key=lambda pair: pair[0], reverse=True)]
+
+
+# --- who holds the admission lock -----------------------------------------------------------------------------------
+
+PATIENCE = 1.0
+"""Seconds after which a lock that cannot be had is worth telling: an add holds it for some 50 microseconds."""
+
+
+def _stuck(layout: Layout) -> str | None:
+    try:
+        fd = os.open("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
+    except OSError:
+        return None  # `doctor` tells of that
+    try:
+        return share_lock(layout, fd)
+    finally:
+        os.close(fd)
+
+
+def share_lock(layout: Layout, fd: int) -> str | None:
+    """Share the admission lock until `fd`, open on `index`, is closed; None, or who has held it for PATIENCE.
+
+    In words: "process 123 (python3, stopped); the last number was given out at 2026-01-31T12:00:00+00:00".
+    """
+    until = monotonic() + PATIENCE
+    while True:
+        try:
+            if layout.sharing and layout.sharing.range_locks:
+                from .hosts import range_lock
+
+                range_lock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            else:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            if monotonic() > until:
+                return _holder_of(fd) + _last_given_out(fd)
+            sleep(0.01)
+        except OSError:
+            return None  # a file system that locks nothing for a reader
+
+
+def _holder_of(fd: int) -> str:
+    """Return which process holds an flock on this file, as far as the kernel says. See proc(5), /proc/locks."""
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                words = line.split()
+                if len(words) > 5 and words[1] == "FLOCK" and words[5] == device and words[4].isdigit():
+                    return f"process {words[4]}{_program(words[4])}"
+    except OSError:
+        pass
+    return "a process that cannot be seen from here"
+
+
+def _last_given_out(fd: int) -> str:
+    """Return when the last number was given out. (Nobody keeps since when a lock is held: since then, or later.)"""
+    digits = os.pread(fd, DIGITS, 0)
+    if not digits.isdigit() or int(digits) >= HIGHEST:
+        return ""
+    return f"; the last number was given out at {strftime('%Y-%m-%dT%H:%M:%S+00:00', gmtime(int(digits) / 1e9))}"
+
+
+def _program(pid: str) -> str:
+    """Return " (python3, stopped)" for a process, "" where that cannot be told. See proc(5), /proc/PID/stat."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            name, _, rest = file.read().partition(b"(")[2].rpartition(b")")
+    except FileNotFoundError:
+        return " (it has ended, and a child of it holds on)"
+    except OSError:
+        return ""
+    return f" ({clean(name)}{', stopped' if rest[1:2] in (b'T', b't') else ''})"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from . import protocol
+from . import files
 from .inbox import Inbox
 from .layout import Layout, let_go
 
@@ -49,7 +49,7 @@ def instrument() -> None:
         _original.update(_add=Inbox._add, add_many=Inbox.add_many)
         Inbox._add = _traced_add(Inbox._add)  # type: ignore[method-assign]
         Inbox.add_many = _traced_add_many(Inbox.add_many)  # type: ignore[method-assign]
-        protocol.label = _label
+        files.label = _label
 
 
 def uninstrument() -> None:
@@ -57,7 +57,7 @@ def uninstrument() -> None:
     for name, method in _original.items():
         setattr(Inbox, name, method)
     _original.clear()
-    protocol.label = None
+    files.label = None
 
 
 def producer_of(fd: int) -> Context | None:

@@ -6,8 +6,8 @@ import errno
 import os
 import stat
 
-from . import protocol
 from .errors import AddFailed
+from .files import create_temporary, discard_temporary, flush, unused_temporary, write_all
 from .layout import Layout, let_go
 
 TYPE_CHECKING = False
@@ -68,35 +68,31 @@ class Source:
                     maybe_added=True,
                 ) from error
 
-    def write(self, layout: Layout, *, durable: bool) -> str:
-        """Bring the content to a file in tmp/ and return its name. Raises OSError."""
-        if self._path is not None and self._hand_over(layout, name := protocol.unused_temporary(layout)):
-            self._moved_from, self._path = self._path, None
-            try:
+    def write(self, layout: Layout, drafts: list[str], *, durable: bool) -> None:
+        """Bring the content to a file in tmp/, whose name is added to `drafts`. Raises OSError."""
+        if self._path is not None:
+            drafts.append(unused_temporary(layout))
+            self._moved_from = self._path
+            if self._hand_over(layout, drafts[0]):
+                self._path = None
                 os.fchmod(self._fd, layout.file_mode)
                 if durable:
-                    protocol.flush(self._fd)
-            except BaseException:
-                self.discard(layout, name)
-                raise
-            return name
-        name, fd = protocol.create_temporary(layout)
+                    flush(self._fd)
+                return
+            self._moved_from = None
+            drafts.clear()
+        fd = create_temporary(layout, drafts)
         try:
-            try:
-                _copy(self._fd, fd)
-                if durable:
-                    protocol.flush(fd)
-            finally:
-                os.close(fd)
-        except BaseException:
-            protocol.discard_temporary(layout, name)
-            raise
-        return name
+            _copy(self._fd, fd)
+            if durable:
+                flush(fd)
+        finally:
+            os.close(fd)
 
     def discard(self, layout: Layout, name: str) -> None:
         """It was not queued: give the caller back what was handed over, else remove the copy in tmp/."""
         if self._moved_from is None:
-            protocol.discard_temporary(layout, name)
+            discard_temporary(layout, name)
             return
         try:
             try:
@@ -104,15 +100,21 @@ class Source:
                 os.link(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
             except FileExistsError:
                 raise
+            except FileNotFoundError:
+                if not layout.exists("tmp", name):
+                    return  # it was not moved; or it is queued
+                raise
             except OSError:  # no links on this file system, or a passing error
                 os.rename(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
                 return
         except OSError as error:
+            if self._path is not None and os.path.lexists(self._moved_from):
+                return  # it was not moved: it is there
             raise OSError(
                 error.errno,
                 f"{error.strerror} (and {self._moved_from} could not be given back: it is tmp/{name} in {layout.path} now)",
             ) from error
-        protocol.discard_temporary(layout, name)
+        discard_temporary(layout, name)
 
     def _hand_over(self, layout: Layout, name: str) -> bool:
         assert self._path is not None
@@ -133,25 +135,20 @@ class Stream:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def write(self, layout: Layout, *, durable: bool) -> str:
-        """Bring the content to a file in tmp/ and return its name. Raises OSError."""
-        name, fd = protocol.create_temporary(layout)
+    def write(self, layout: Layout, drafts: list[str], *, durable: bool) -> None:
+        """Bring the content to a file in tmp/, whose name is added to `drafts`. Raises OSError."""
+        fd = create_temporary(layout, drafts)
         try:
-            try:
-                while piece := self._stream.read(1 << 20):
-                    protocol.write_all(fd, piece)
-                if durable:
-                    protocol.flush(fd)
-            finally:
-                os.close(fd)
-        except BaseException:
-            protocol.discard_temporary(layout, name)
-            raise
-        return name
+            while piece := self._stream.read(1 << 20):
+                write_all(fd, piece)
+            if durable:
+                flush(fd)
+        finally:
+            os.close(fd)
 
     def discard(self, layout: Layout, name: str) -> None:
         """It was not queued: remove the file in tmp/."""
-        protocol.discard_temporary(layout, name)
+        discard_temporary(layout, name)
 
 
 def _copy(source: int, target: int) -> None:
@@ -174,4 +171,4 @@ def _copy(source: int, target: int) -> None:
             raise
     while piece := os.pread(source, 1 << 20, offset):
         offset += len(piece)
-        protocol.write_all(target, piece)
+        write_all(target, piece)

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from .files import write_whole
 from .layout import Layout
-from .protocol import create_temporary, discard_temporary
 
 log = logging.getLogger("fsinbox")
 
@@ -195,13 +195,7 @@ def probe(layout: Layout, source: Source, waker: Waker) -> bool:
     waker.clear()
     try:
         source.arm()
-        draft, fd = create_temporary(layout)
-        os.close(fd)
-        try:
-            os.rename(draft, name, src_dir_fd=layout.folder("tmp"), dst_dir_fd=layout.folder("pending"))
-        except OSError:
-            discard_temporary(layout, draft)
-            raise
+        write_whole(layout, "pending", name, b"")
         seen = waker.wait(PROBE_PATIENCE)
         os.unlink(name, dir_fd=layout.folder("pending"))
     except OSError as error:

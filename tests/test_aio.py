@@ -53,7 +53,7 @@ def test_the_example_of_the_readme_holds_for_asyncio(inbox_dir: Path) -> None:
             assert element
             key, value = element
             assert (key, value) == ("a", {"a": 3})
-            with pytest.raises(WrongState, match="an element is out"):
+            with pytest.raises(WrongState, match="an element is in flight"):
                 await inbox.take()
             assert await inbox.add("a", {"a": 4}) == "behind"
             await inbox.commit()
@@ -457,7 +457,7 @@ def test_the_event_loop_goes_on_while_an_add_waits_for_the_admission_lock(inbox_
 
     async def main() -> None:
         async with AsyncInbox(inbox_dir) as inbox:
-            fd = os.open(inbox_dir / "sequence", os.O_RDWR)
+            fd = os.open(inbox_dir / "index", os.O_RDWR)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 async with heartbeat() as beats:

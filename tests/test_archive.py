@@ -9,15 +9,17 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
 from helpers import run
 
 import fsinbox.archive
-from fsinbox import AddFailed, Inbox, archive, protocol
+from fsinbox import AddFailed, Inbox, archive, files, protocol
 from fsinbox.cli.commands import cli
 from fsinbox.survey import rows
+from tests.shim import meanwhile
 from tests.usual import drain, take
 
 KEYS = ["a", "é/\n", "c"]
@@ -198,7 +200,7 @@ def test_what_the_system_refuses_is_said(home: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> bool:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(protocol, "_rename_if_free", full)
+    monkeypatch.setattr(protocol, "_rename", full)
     with Inbox(home / "new") as inbox, (home / "all.tar").open("rb") as file:
         work = archive.Import(inbox, b"it", replace=False)
         found = archive.members(file)
@@ -217,34 +219,21 @@ def test_an_element_that_ends_while_it_is_exported_is_left_out(home: Path, monke
 
 
 def test_a_value_that_a_producer_adds_while_one_is_imported_wins(home: Path) -> None:
-    """Its place was found by both; the producer publishes first. Or the place was given up meanwhile."""
-    from tests.shim import meanwhile
-
-    with Inbox(home / "inbox", codec="text") as inbox:
+    """It comes when the imported one is written, and just before the lock is taken for it."""
+    with Inbox(home / "inbox", codec="text") as inbox, Inbox(home / "inbox", codec="text") as producer:
         drain(inbox)
-        layout = inbox.layout
-        temporary = protocol.write_payload(layout, b"imported", durable=False)
+        drafts: list[str] = []
+        files.write_payload(inbox.layout, b"imported", drafts, durable=False)
+        step = protocol.add_if_none_waits
 
-        def published() -> None:
-            number, _ = protocol.read_hint(layout, "k")  # type: ignore[misc]
-            (home / "inbox" / "pending" / f"{number:019d}-k").write_text("produced")
+        def produce() -> None:
+            thread = Thread(target=producer.add, args=("k", "produced"))
+            thread.start()
+            thread.join()
 
-        with meanwhile("lstat", lambda: None, when=lambda name, *_: str(name) == "pending"):
-            pass_over = inbox.layout.exists("pending", "pending")
-        assert not pass_over
-        original = protocol._rename_if_free
-        protocol._rename_if_free = lambda *words: (published(), original(*words))[1]  # type: ignore[assignment]
-        try:
-            assert not protocol.add_if_none_waits(layout, inbox._sequence, temporary, "k")
-        finally:
-            protocol._rename_if_free = original
+        with meanwhile("flock", produce):
+            assert not inbox._index.locked(step, inbox.layout, inbox._index, drafts[0], "k")
         assert drain(inbox) == [("k", "produced")]
-        protocol._rename_if_free = lambda *words: (original(*words), protocol.remove_hint(layout, "l"))[0]  # type: ignore[assignment]
-        try:
-            assert protocol.add_if_none_waits(layout, inbox._sequence, temporary, "l")
-        finally:
-            protocol._rename_if_free = original
-        hint = protocol.read_hint(layout, "l")
-        assert hint
-        assert inbox.add("l", "newer") == "new"  # at a higher place, and folded
-        assert drain(inbox) == [("l", "newer")]
+        assert inbox._index.locked(step, inbox.layout, inbox._index, drafts[0], "k")
+        assert inbox.add("k", "newer") == "replaced"
+        assert drain(inbox) == [("k", "newer")]

@@ -54,7 +54,7 @@ def test_init_shared_lets_the_group_in(tmp_path: Path) -> None:
     run("init", "--shared", cwd=tmp_path)
     assert stat.S_IMODE((tmp_path / "inbox").stat().st_mode) == 0o2770
     assert stat.S_IMODE((tmp_path / "inbox/drop").stat().st_mode) == 0o2770
-    assert stat.S_IMODE((tmp_path / "inbox/sequence").stat().st_mode) == 0o660
+    assert stat.S_IMODE((tmp_path / "inbox/index").stat().st_mode) == 0o660
 
 
 def test_init_in_an_empty_directory_makes_it_the_inbox(tmp_path: Path) -> None:
@@ -72,17 +72,17 @@ def test_init_where_the_parent_is_missing_says_which_to_create(tmp_path: Path) -
 @pytest.mark.parametrize("scope", ["local", "network"])
 def test_init_scope_says_whether_several_hosts_use_it(tmp_path: Path, scope: str) -> None:
     run("init", "--scope", scope, cwd=tmp_path)
-    assert (tmp_path / "inbox/format").read_text() == f"fsinbox 1 {scope}\n"
+    assert (tmp_path / "inbox/format").read_text() == f"fsinbox 2 {scope}\n"
     run("add", "k", "v", cwd=tmp_path)
     assert contents(tmp_path / "inbox") == {"k": b"v"}
-    assert len((tmp_path / "inbox/sequence").read_text().split()) == {"local": 2, "network": 4}[scope]
+    assert len((tmp_path / "inbox/index").read_bytes()[:64].split()) == {"local": 3, "network": 6}[scope]
     run("init", "--scope", "auto", cwd=tmp_path)  # it stays what it is
-    assert (tmp_path / "inbox/format").read_text() == f"fsinbox 1 {scope}\n"
+    assert (tmp_path / "inbox/format").read_text() == f"fsinbox 2 {scope}\n"
 
 
 def test_init_shared_by_users_and_hosts_is_both(tmp_path: Path) -> None:
     run("init", "--shared", "--scope", "network", cwd=tmp_path)
-    assert (tmp_path / "inbox/format").read_text() == "fsinbox 1 network\n"
+    assert (tmp_path / "inbox/format").read_text() == "fsinbox 2 network\n"
     assert stat.S_IMODE((tmp_path / "inbox/inflight").stat().st_mode) == 0o2770
 
 
@@ -850,7 +850,7 @@ def test_an_element_that_is_too_large_to_show_is_named(invoke: Callable[..., Res
         raise MemoryError
 
     (path,) = Path("inbox/pending").iterdir()
-    monkeypatch.setattr("fsinbox.protocol.open_for_reading", too_large)
+    monkeypatch.setattr("fsinbox.files.open_for_reading", too_large)
     done = invoke("show", "a")
     assert done.exit_code == 1
     assert done.output == f"fsinbox: {path.absolute()} is too large for the memory: look at it there\n"

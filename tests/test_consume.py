@@ -753,7 +753,7 @@ def test_an_innocent_that_was_out_when_the_consumer_died_once_is_handled_next(pl
     assert place.left() == {"inflight": ["a"]}
     done = place.drain()
     assert place.notes == ["1", "2"]
-    assert "a consumer died with key 'a' out: put back" in done.stderr
+    assert "a consumer died with key 'a' in flight: requeued" in done.stderr
 
 
 def test_what_a_dead_consumer_held_is_dropped_for_a_newer_value(place: Place) -> None:

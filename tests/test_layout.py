@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import fsinbox.sequence
+import fsinbox.index
 from fsinbox import AddFailed, Inbox, InboxError, UnusableInbox
 from fsinbox.layout import FILES, FOLDERS, NETWORK_FILE_SYSTEMS, Layout, file_system_type, is_network, set_mode
 from tests.shim import intercepted, meanwhile, refusing
@@ -40,7 +40,7 @@ def test_an_inbox_is_created_with_all_its_parts(inbox_dir: Path) -> None:
         assert inbox.path == str(inbox_dir)
     assert {path.name for path in inbox_dir.iterdir()} == {*FOLDERS, *FILES}
     assert all((inbox_dir / name).is_dir() for name in FOLDERS)
-    assert (inbox_dir / "format").read_text() in ("fsinbox 1 local\n", "fsinbox 1 network\n")
+    assert (inbox_dir / "format").read_text() in ("fsinbox 2 local\n", "fsinbox 2 network\n")
 
 
 def test_a_relative_path_stays_the_same_inbox_when_the_working_directory_changes(
@@ -94,7 +94,7 @@ def test_a_shared_inbox_is_the_group_s_whatever_the_umask(inbox_dir: Path, tmp_p
     assert {mode_of(path) for path in files} == {0o660}
 
 
-@pytest.mark.parametrize("name", ["sequence", "consumer.lock"])
+@pytest.mark.parametrize("name", ["index", "consumer.lock"])
 def test_a_shared_inbox_stays_the_group_s_when_a_file_of_it_is_made_anew(inbox_dir: Path, umask: None, name: str) -> None:
     Inbox(inbox_dir, shared=True).close()
     (inbox_dir / name).unlink()
@@ -173,10 +173,11 @@ def test_a_path_that_is_a_file_is_an_error(inbox_dir: Path) -> None:
         Inbox(inbox_dir)
 
 
-def test_another_version_is_refused(inbox_dir: Path) -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_version_is_refused_with_the_way_out(inbox_dir: Path, version: int) -> None:
     Inbox(inbox_dir).close()
-    (inbox_dir / "format").write_text("fsinbox 2 local\n")
-    with pytest.raises(UnusableInbox, match=r"format 2.*knows 1"):
+    (inbox_dir / "format").write_text(f"fsinbox {version} local\n")
+    with pytest.raises(UnusableInbox, match=rf"format {version}.*knows 2: .*`fsinbox export` it .*`fsinbox import` it"):
         Inbox(inbox_dir)
 
 
@@ -184,7 +185,7 @@ def test_another_version_is_refused(inbox_dir: Path) -> None:
 def test_a_damaged_format_is_refused_with_a_way_out(inbox_dir: Path, text: bytes) -> None:
     Inbox(inbox_dir).close()
     (inbox_dir / "format").write_bytes(text)
-    with pytest.raises(UnusableInbox, match=r"format.*fsinbox 1 local"):
+    with pytest.raises(UnusableInbox, match=r"format.*fsinbox 2 local"):
         Inbox(inbox_dir)
 
 
@@ -209,7 +210,7 @@ def test_a_folder_that_is_a_link_is_not_followed(inbox_dir: Path, tmp_path: Path
         Layout(str(inbox_dir)).folder(name)
 
 
-@pytest.mark.parametrize("name", ["tmp", "keys", "pending"])
+@pytest.mark.parametrize("name", ["tmp", "pending"])
 def test_a_producer_writes_nothing_through_a_link(inbox_dir: Path, tmp_path: Path, name: str) -> None:
     Inbox(inbox_dir).close()
     (inbox_dir / name).rename(tmp_path / "victim")
@@ -303,7 +304,7 @@ def test_an_inbox_that_was_removed_can_be_closed_with_an_element_out(inbox_dir: 
 @linux
 def test_an_inbox_keeps_no_descriptor_after_an_error(inbox_dir: Path) -> None:
     Inbox(inbox_dir).close()
-    (inbox_dir / "format").write_text("fsinbox 2 local\n")
+    (inbox_dir / "format").write_text("fsinbox 3 local\n")
     before = os.listdir("/proc/self/fd")
     for _ in range(5):
         with pytest.raises(UnusableInbox):
@@ -332,11 +333,11 @@ def test_network_file_systems_are_known_by_their_names_in_mountinfo() -> None:
 def test_a_boot_that_cannot_be_told_makes_an_inbox_unusable_and_leaves_nothing_open(
     inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_descriptors(scope: str) -> str:
+    def no_descriptors() -> str:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc/sys/kernel/random/boot_id")
 
     Inbox(inbox_dir).close()
-    monkeypatch.setattr(fsinbox.sequence, "boot_tag", no_descriptors)
+    monkeypatch.setattr(fsinbox.index, "boot_tag", no_descriptors)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(UnusableInbox, match=f"{inbox_dir}.*Too many open files"):
         Inbox(inbox_dir)
@@ -346,7 +347,7 @@ def test_a_boot_that_cannot_be_told_makes_an_inbox_unusable_and_leaves_nothing_o
 # --- what the system refuses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sequence", "consumer.lock"])
+@pytest.mark.parametrize("name", ["index", "consumer.lock"])
 def test_a_file_of_ours_that_has_another_name_is_not_written_to(inbox_dir: Path, tmp_path: Path, name: str) -> None:
     with Inbox(inbox_dir) as inbox:
         inbox.add("a", 1)
@@ -385,9 +386,9 @@ def test_a_mode_is_not_set_through_a_link(inbox_dir: Path, tmp_path: Path) -> No
     (inbox_dir / "link").symlink_to(outside)
     root = os.open(inbox_dir, os.O_RDONLY)
     set_mode(root, "link", 0o666)
-    set_mode(root, "sequence", 0o666)
+    set_mode(root, "index", 0o666)
     os.close(root)
-    assert (mode_of(outside), mode_of(inbox_dir / "sequence")) == (0o600, 0o666)
+    assert (mode_of(outside), mode_of(inbox_dir / "index")) == (0o600, 0o666)
 
 
 def test_whoever_makes_an_inbox_just_before_us_has_made_it(inbox_dir: Path) -> None:

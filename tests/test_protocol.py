@@ -1,26 +1,28 @@
-"""Each step of an element's life, when the system refuses it, or when somebody else does something just before it.
+"""Each step of an element's life: what it does, when the system refuses it, or somebody else does something just before it.
 
 The calls are the real ones; tests/shim.py stands between, to refuse one, or to let another process's work come first.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fsinbox import AddFailed, Inbox, UnusableInbox, protocol
+from fsinbox import AddFailed, Element, Inbox, UnusableInbox, files
 from fsinbox.layout import Layout
 from fsinbox.names import element_name
+from fsinbox.steering import Steering
 from tests.shim import intercepted, meanwhile, refusing
-from tests.usual import drain, names, path_of, take
+from tests.usual import drain, held, is_free, names, path_of, take
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def drop(inbox: Inbox, elsewhere: Path, key: str) -> Path:
 def test_a_name_in_tmp_that_is_taken_is_not_used(inbox: Inbox, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(inbox.path, "tmp", "taken").write_bytes(b"another's")
     given = iter(("taken", "free"))
-    monkeypatch.setattr(protocol, "unused_temporary", lambda layout: next(given))
+    monkeypatch.setattr(files, "unused_temporary", lambda layout: next(given))
     inbox.add("a", b"1")
     assert names(inbox, "tmp") == ["taken"]
     assert Path(inbox.path, "tmp", "taken").read_bytes() == b"another's"
@@ -62,7 +64,7 @@ def test_a_draft_whose_mode_cannot_be_set_is_removed_again(inbox_dir: Path) -> N
         assert names(inbox, "tmp") == names(inbox, "pending") == []
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "readlink", "symlink", "rename"])
+@pytest.mark.parametrize("call", ["write", "fsync", "flock", "pread", "pwrite", "rename"])
 def test_an_add_that_is_refused_before_it_is_visible_was_not_added_and_leaves_nothing(inbox: Inbox, call: str) -> None:
     with refusing(**{call: errno.EIO}), pytest.raises(AddFailed, match="was not added") as caught:
         inbox.add("a", b"1")
@@ -102,7 +104,7 @@ def test_a_drive_that_needs_a_full_flush_gets_one(inbox: Inbox, monkeypatch: pyt
 
 def test_a_flush_of_many_that_fails_says_why() -> None:
     with pytest.raises(OSError) as caught:
-        protocol.flush_all(SimpleNamespace(folder=lambda name: -1), "tmp", list("abcdef"))  # type: ignore[arg-type]
+        files.flush_all(SimpleNamespace(folder=lambda name: -1), "tmp", list("abcdef"))  # type: ignore[arg-type]
     assert caught.value.errno == errno.EBADF
 
 
@@ -116,17 +118,18 @@ def test_a_flush_of_few_passes_over_what_is_gone(inbox: Inbox, layout: Layout) -
         return call(*arguments, **more)
 
     with intercepted(note):
-        protocol.flush_all(layout, "drop", ["gone", "there"])
+        files.flush_all(layout, "drop", ["gone", "there"])
     assert len(flushed) == 1
 
 
 def test_a_batch_of_which_one_is_refused_leaves_no_draft(inbox: Inbox) -> None:
+    inbox.add("z", b"1")
     done = 0
 
     def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
         nonlocal done
-        done += name == "symlink"
-        if name == "symlink" and done == 2:
+        done += name == "rename"
+        if name == "rename" and done == 2:
             raise OSError(errno.ENOSPC, "no space")
         return call(*arguments, **more)
 
@@ -134,106 +137,172 @@ def test_a_batch_of_which_one_is_refused_leaves_no_draft(inbox: Inbox) -> None:
         inbox.add_many([("a", b"1"), ("b", b"1"), ("c", b"1")])
     assert caught.value.maybe_added
     assert names(inbox, "tmp") == []
-    assert drain(inbox) == [("a", b"1")]
+    assert is_free(inbox.path)
+    assert drain(inbox) == [("z", b"1"), ("a", b"1")]
 
 
-# --- a producer that was paused ----------------------------------------------------------------------------------
+# --- the section -------------------------------------------------------------------------------------------------
+
+IN_SECTION = {"add", "add_many", "requeue", "defer", "fail", "due", "coalesce", "ingest", "retry"}
+"""Of the steps below, those that happen inside the section."""
 
 
-def paused(acts: dict[str, Callable[[], object]]) -> Callable[..., Any]:
-    """Return a hook that does each act once, just before the first call of its name, in that order."""
-    waiting = list(acts.items())
+def steps(inbox: Inbox, tmp_path: Path) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    """Return step -> (what comes before, the step)."""
 
-    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        if waiting and waiting[0][0] == name:
-            waiting.pop(0)[1]()
-        return call(*arguments, **more)
+    def waiting() -> None:
+        drain(inbox)
+        inbox.add("a", b"1")
+        inbox.add("b", b"1")
 
-    return hook
+    def taken() -> None:
+        waiting()
+        take(inbox)
+
+    def due() -> None:
+        taken()
+        element_of(inbox).nack(0.000_001)
+        path_of(inbox, "pending", "b").unlink()
+
+    def failed() -> None:
+        for path in Path(inbox.path, "failed").iterdir():
+            path.unlink()
+        taken()
+        element_of(inbox).fail("no")
+
+    def twice() -> None:
+        taken()
+        element_of(inbox).ack()
+        second_place(inbox, "b", b"2")
+        assert inbox._consumer
+        inbox._consumer._listed = False
+
+    def retry() -> None:
+        with Steering(inbox.path) as steering:
+            (row,) = steering.rows(("failed",))
+            assert steering.retry(row) == "queued"
+
+    return {
+        "add": (waiting, lambda: inbox.add("c", b"1")),
+        "add_many": (waiting, lambda: inbox.add_many([(key, b"1") for key in "cdefgh"])),
+        "take": (waiting, inbox.take),
+        "ack": (taken, lambda: element_of(inbox).ack()),
+        "requeue": (taken, lambda: element_of(inbox).nack()),
+        "defer": (taken, lambda: element_of(inbox).nack(0.000_001)),
+        "fail": (taken, lambda: element_of(inbox).fail("no")),
+        "due": (due, lambda: take(inbox).ack()),
+        "coalesce": (twice, lambda: take(inbox).ack()),
+        "ingest": (lambda: (drain(inbox), drop(inbox, tmp_path, "d")), lambda: take(inbox).ack()),
+        "retry": (failed, retry),
+    }
 
 
-@pytest.mark.parametrize("when", ["flock", "symlink"])
-def test_a_value_that_is_taken_while_it_is_confirmed_leaves_no_hint(inbox: Inbox, when: str) -> None:
-    """Its place had been given up, and the consumer has it before, or just when, the key is given a place above it."""
+def element_of(inbox: Inbox) -> Element:
+    (element,) = inbox._elements.values()
+    return element
+
+
+@pytest.mark.parametrize("step", [*sorted(IN_SECTION), "take", "ack"])
+def test_a_section_waits_for_no_disk_and_reads_no_payload(inbox: Inbox, tmp_path: Path, step: str) -> None:
+    """Others wait for its lock meanwhile. And what may have to happen inside it does, but for takes and acknowledgements."""
+    before, do = steps(inbox, tmp_path)[step]
+    before()
+    inside = False
+    calls: list[str] = []
+
+    def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        nonlocal inside
+        result = call(*arguments, **more)
+        if name == "flock":
+            inside = bool(arguments[1] & fcntl.LOCK_EX)
+        elif inside:
+            calls.append(name)
+        return result
+
+    with intercepted(note):
+        do()
+    assert bool(calls) == (step in IN_SECTION)
+    assert not {"fsync", "syncfs", "read", "write", "posix_fallocate"} & set(calls)
+    assert ("listdir" in calls) == (step == "retry")  # of inflight/ and deferred/, for what people bring back
+    moved = calls.count("rename")
+    assert moved == (6 if step == "add_many" else 1 if step in IN_SECTION else 0)
+    assert len(calls) < (30 if step == "retry" else 12 * moved + 1)
+
+
+@pytest.mark.parametrize("step", ["take", "ack"])
+def test_a_take_and_its_acknowledgement_need_no_lock(inbox: Inbox, tmp_path: Path, step: str) -> None:
+    before, do = steps(inbox, tmp_path)[step]
+    before()
+    with held(inbox.path), refusing_nothing("flock"):
+        do()
+
+
+@contextmanager
+def refusing_nothing(call: str) -> Iterator[None]:
+    """While this lasts, the call must not be made."""
+
+    def hook(name: str, do: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        assert name != call
+        return do(*arguments, **more)
+
+    with intercepted(hook):
+        yield
+
+
+def added_by_another(inbox: Inbox, key: str, data: bytes) -> Callable[[], None]:
+    """Return what has another thread add, by an Inbox of its own, and waits for that."""
+
+    def add() -> None:
+        with Inbox(inbox.path, codec="bytes") as other:
+            thread = Thread(target=other.add, args=(key, data))
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive()
+
+    return add
+
+
+def test_a_value_that_lands_at_the_very_place_of_what_is_just_taken_follows_it(inbox: Inbox) -> None:
+    """Its producer found the place just before the take, and publishes just after it."""
     inbox.add("a", b"1")
-    place = path_of(inbox, "pending", "a")
-    hint = Path(inbox.path, "keys", "a")
-    acts: dict[str, Callable[[], object]] = {"rename": hint.unlink, when: place.unlink}
-    with intercepted(paused(acts)):
+    inbox.add("b", b"1")
+    assert inbox.take(0) is not None
+    inbox.rollback()
+    name = path_of(inbox, "pending", "a").name
+    taken: list[Element] = []
+    with meanwhile("rename", lambda: taken.append(take(inbox)), when=lambda old, new, **_: new == name):
+        assert Inbox(inbox.path, codec="bytes").add("a", b"2") == "replaced"
+    assert taken[0].data == b"1"
+    assert taken[0].superseded()
+    assert taken[0].nack() is False
+    assert sorted(drain(inbox)) == [("a", b"2"), ("b", b"1")]
+
+
+def test_two_producers_of_a_key_publish_one_after_the_other(inbox: Inbox) -> None:
+    """The second waits for the first, from before it found its place."""
+    inbox.add("a", b"1")
+    second = Thread(target=added_by_another(inbox, "a", b"3"))
+
+    def come() -> None:
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()
+
+    with meanwhile("rename", come, when=lambda old, new, **_: new.endswith("-a")):
         inbox.add("a", b"2")
-    assert names(inbox, "keys") == names(inbox, "pending") == []
-    assert inbox.add("a", b"3") == "new"
+    second.join(20)
+    assert drain(inbox) == [("a", b"3")]
 
 
-def test_a_dropped_file_that_is_taken_as_soon_as_it_is_adopted_leaves_no_hint(inbox: Inbox, tmp_path: Path) -> None:
-    assert inbox.take() is None
-    drop(inbox, tmp_path, "a")
-
-    def gone() -> None:
-        for path in Path(inbox.path, "pending").iterdir():
+def test_a_draft_that_was_removed_by_hand_is_an_error(inbox: Inbox) -> None:
+    def remove() -> None:
+        for path in Path(inbox.path, "tmp").iterdir():
             path.unlink()
 
-    assert inbox._consumer
-    with intercepted(paused({"rename": lambda: None, "symlink": lambda: None, "lstat": gone})):
-        inbox._consumer.drops.adopt()
-    assert names(inbox, "keys") == names(inbox, "pending") == []
-
-
-# --- hints -------------------------------------------------------------------------------------------------------
-
-
-def test_a_hint_of_an_earlier_boot_counts_if_its_element_is_there(inbox: Inbox) -> None:
-    for key in "ab":
-        inbox.add(key, b"1")
-    hint = Path(inbox.path, "keys", "a")
-    number = os.readlink(hint).partition(".")[0]
-    hint.unlink()
-    hint.symlink_to(f"{number}.another")
-    assert inbox.add("a", b"2") == "replaced"
-    assert os.readlink(hint) == f"{number}.{inbox._sequence.boot}"
-    assert drain(inbox) == [("a", b"2"), ("b", b"1")]
-
-
-def test_a_hint_above_every_number_given_out_does_not_count_for_a_drop(inbox: Inbox, tmp_path: Path) -> None:
-    inbox.add("z", b"1")
-    Path(inbox.path, "keys", "a").symlink_to(f"8888888888888888888.{inbox._sequence.boot}")
-    drop(inbox, tmp_path, "a")
-    assert drain(inbox) == [("z", b"1"), ("a", b"dropped")]
-
-
-def test_a_directory_in_place_of_a_hint_is_set_aside(inbox: Inbox) -> None:
-    Path(inbox.path, "keys", "a").mkdir()
-    assert inbox.add("a", b"1") == "new"
-    assert [name[20:] for name in names(inbox, "failed")] == ["a", "a~reason.txt"]
-    assert drain(inbox) == [("a", b"1")]
-
-
-def test_a_directory_in_place_of_a_hint_that_is_removed_meanwhile_is_no_error(inbox: Inbox) -> None:
-    hint = Path(inbox.path, "keys", "a")
-    hint.mkdir()
-    looks = iter((False, True))  # the first look is for a drop of that name
-    with meanwhile("lstat", hint.rmdir, when=lambda name: name == "a" and next(looks)):
+    with meanwhile("flock", remove), pytest.raises(AddFailed, match="was not added") as caught:
         inbox.add("a", b"1")
-    assert drain(inbox) == [("a", b"1")]
-    assert names(inbox, "failed") == []
-
-
-def test_a_hint_that_may_not_be_removed_is_an_error_not_a_directory(inbox: Inbox) -> None:
-    Path(inbox.path, "keys", "a").symlink_to("damaged")
-    with refusing(unlink=errno.EACCES, when=lambda name: name == "a"), pytest.raises(AddFailed, match="Permission denied"):
-        inbox.add("a", b"1")
-    assert names(inbox, "keys") == ["a"]
-    assert names(inbox, "failed") == []
-
-
-def test_a_hint_is_only_withdrawn_if_it_still_says_what_was_wrong(inbox: Inbox, layout: Layout) -> None:
-    hint = Path(inbox.path, "keys", "a")
-    assert protocol.withdraw_hint(layout, "a", "wrong") is False
-    hint.symlink_to("right by now")
-    assert protocol.withdraw_hint(layout, "a", "wrong") is False
-    assert os.readlink(hint) == "right by now"
-    assert protocol.withdraw_hint(layout, "a", "right by now") is True
-    assert names(inbox, "keys") == []
+    assert not caught.value.maybe_added
+    assert drain(inbox) == []
 
 
 # --- take --------------------------------------------------------------------------------------------------------
@@ -286,70 +355,96 @@ def test_a_deferred_element_that_is_removed_by_hand_is_superseded_all_the_same(i
     assert drain(inbox) == [("a", b"2")]
 
 
-# --- put back ----------------------------------------------------------------------------------------------------
+# --- requeue -----------------------------------------------------------------------------------------------------
 
 
-def test_a_value_that_lands_while_the_older_is_put_back_stays(inbox: Inbox) -> None:
-    """By a producer that had read the hint before the take: at the very place that the older one goes back to."""
+def test_a_value_that_comes_just_before_the_older_is_requeued_stays(inbox: Inbox) -> None:
     inbox.add("a", b"1")
     element = take(inbox)
-    place = Path(inbox.path, "pending", element_name(element.seq, "a"))
-    with meanwhile("link", lambda: place.write_bytes(b"2")):
+    with meanwhile("flock", added_by_another(inbox, "a", b"2")):
         assert element.nack() is False
+    assert names(inbox, "inflight") == []
     assert drain(inbox) == [("a", b"2")]
 
 
-def test_a_put_back_that_was_cut_short_is_finished_at_the_next_start(inbox: Inbox) -> None:
+def test_a_value_at_the_very_place_of_one_that_goes_back_stays(inbox: Inbox) -> None:
+    inbox.add("a", b"1")
+    element = take(inbox)
+    Path(inbox.path, "pending", element_name(element.seq, "a")).write_bytes(b"2")
+    assert element.nack() is False
+    assert drain(inbox) == [("a", b"2")]
+
+
+@pytest.mark.parametrize("end", ["nack", "defer", "fail"])
+def test_what_a_newer_value_supersedes_is_dropped_only_when_that_is_flushed(inbox: Inbox, layout: Layout, end: str) -> None:
+    inbox.add("a", b"1")
+    element = take(inbox)
+    inbox.add("a", b"2")
+    pending = layout.folder("pending")
+    calls: list[str] = []
+
+    def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if (name == "fsync" and arguments[0] == pending) or (name == "unlink" and arguments[0].endswith("-a")):
+            calls.append(name)
+        return call(*arguments, **more)
+
+    with intercepted(note):
+        assert (element.nack(3600) if end == "defer" else getattr(element, end)(*["no"] * (end == "fail"))) is False
+    assert calls[:2] == ["fsync", "unlink"]
+    assert names(inbox, "deferred") == names(inbox, "failed") == names(inbox, "inflight") == []
+    assert drain(inbox) == [("a", b"2")]
+
+
+def test_a_deferred_element_goes_when_a_newer_value_is_taken_and_before_anybody_sees_that(inbox: Inbox, layout: Layout) -> None:
+    inbox.add("a", b"1")
+    take(inbox).nack(3600)
+    inbox.add("a", b"2")
+    folders = {layout.folder(name): name for name in ("pending", "inflight", "deferred")}
+    calls: list[str] = []
+
+    def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name == "fsync":
+            calls.append(folders[arguments[0]])
+        elif name in ("rename", "unlink"):
+            calls.append(name)
+        return call(*arguments, **more)
+
+    with intercepted(note):
+        assert take(inbox).data == b"2"
+    assert calls[-6:] == ["rename", "pending", "inflight", "unlink", "deferred", "unlink"]  # (the last: its attempts)
+    assert names(inbox, "deferred") == []
+
+
+def test_a_second_element_of_a_key_is_only_taken_when_the_end_of_the_first_is_flushed(inbox: Inbox, layout: Layout) -> None:
+    inbox.add("a", b"1")
+    take(inbox).ack()
+    inbox.add("a", b"2")
+    folders = {layout.folder(name): name for name in ("pending", "inflight", "deferred")}
+    calls: list[str] = []
+
+    def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name in ("fsync", "rename"):
+            calls.append(folders.get(arguments[0], name))
+        return call(*arguments, **more)
+
+    with intercepted(note):
+        take(inbox).ack()
+    assert calls == ["pending", "inflight", "deferred", "rename"]
+
+
+def test_what_cannot_be_requeued_stays_in_flight_and_is_tried_again(inbox: Inbox) -> None:
     inbox.add("a", b"1")
     element = take(inbox)
     name = element_name(element.seq, "a")
-    with refusing(unlink=errno.EIO, when=lambda path: path == name), pytest.raises(UnusableInbox, match="comes back"):
-        element.nack()
-    assert names(inbox, "pending") == names(inbox, "inflight") == [name]
-    with pytest.raises(UnusableInbox), refusing(unlink=errno.EIO, when=lambda path: path == name):
-        inbox.close()
+    with refusing(rename=errno.EIO, when=lambda path, *_: path == name):
+        with pytest.raises(UnusableInbox, match="stays in flight"):
+            element.nack()
+        with pytest.raises(UnusableInbox, match="cannot requeue what is in flight"):
+            inbox.close()
     with Inbox(inbox.path, codec="bytes") as again:
+        assert names(again, "inflight") == [name]
         assert drain(again) == [("a", b"1")]
         assert names(again, "inflight") == []
-
-
-def test_an_element_with_both_names_of_a_half_done_put_back_is_taken_once(inbox: Inbox) -> None:
-    inbox.add("a", b"1")
-    assert inbox._consume()
-    waiting = path_of(inbox, "pending", "a")
-    os.link(waiting, Path(inbox.path, "inflight", waiting.name))
-    assert drain(inbox) == [("a", b"1")]
-    assert names(inbox, "inflight") == names(inbox, "pending") == []
-
-
-@pytest.mark.parametrize("newer", [False, True])
-def test_where_a_link_is_refused_an_element_is_put_back_by_a_rename_that_replaces_nothing(inbox: Inbox, newer: bool) -> None:
-    inbox.add("a", b"1")
-    element = take(inbox)
-    place = Path(inbox.path, "pending", element_name(element.seq, "a"))
-
-    def land(*_: object, **__: object) -> bool:
-        if newer:
-            place.write_bytes(b"2")
-        return True
-
-    with refusing(link=errno.EPERM, when=land):
-        assert element.nack() is not newer
-    assert names(inbox, "inflight") == []
-    assert drain(inbox) == [("a", b"2" if newer else b"1")]
-
-
-def test_a_rename_that_may_not_replace_says_why_it_cannot(layout: Layout) -> None:
-    with pytest.raises(OSError, match="too long") as caught:
-        protocol.rename_if_free(layout, "n" * 300)
-    assert caught.value.errno == errno.ENAMETOOLONG
-    assert not protocol.rename_if_free(layout, "removed by hand")
-
-
-def test_where_there_is_no_such_rename_it_is_an_error(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace())  # macOS's C library has none
-    with pytest.raises(OSError, match="cannot be put back on this system"):
-        protocol.rename_if_free(layout, "any")
 
 
 # --- give up -----------------------------------------------------------------------------------------------------
@@ -381,33 +476,25 @@ def test_an_element_that_is_gone_leaves_no_reason_when_it_is_given_up(inbox: Inb
     assert names(inbox, "failed") == []
 
 
-@pytest.mark.parametrize("remove", [protocol.drop_late, protocol.acknowledge, protocol.drop_deferred])
-def test_what_is_gone_is_as_removed_as_it_can_be(layout: Layout, remove: Callable[[Layout, str], None]) -> None:
-    remove(layout, element_name(1, "gone"))
-    protocol.remove_leftover(layout, "tmp", "gone")
-    assert layout.names("tmp") == layout.names("pending") == layout.names("inflight") == layout.names("deferred") == []
-
-
-# --- fold, and drops ---------------------------------------------------------------------------------------------
+# --- coalesce, and drops ------------------------------------------------------------------------------------------
 
 
 def second_place(inbox: Inbox, key: str, data: bytes) -> Path:
-    """Give a key another place, above its own, as a producer that was paused does."""
-    with inbox._sequence as sequence:
-        number = sequence.advance(sequence.read()[0])
+    """Give a key another place, above its own, as if it was not known in the index."""
+    number = inbox._index.locked(inbox._index._give_out, 1)
     path = Path(inbox.path, "pending", element_name(number, key))
     path.write_bytes(data)
     return path
 
 
-def test_a_place_that_goes_while_it_is_folded_is_passed_over(inbox: Inbox) -> None:
+def test_a_place_that_goes_while_it_is_coalesced_is_passed_over(inbox: Inbox) -> None:
     inbox.add("a", b"1")
     higher = second_place(inbox, "a", b"2")
     with meanwhile("rename", higher.unlink, when=lambda name, *_: name == higher.name):
         assert drain(inbox) == [("a", b"1")]
 
 
-def test_three_places_are_folded_from_the_bottom_up_with_a_flush_in_between(inbox: Inbox, layout: Layout) -> None:
+def test_three_places_are_coalesced_from_the_bottom_up_with_a_flush_in_between(inbox: Inbox, layout: Layout) -> None:
     assert inbox.take() is None
     inbox.add("a", b"1")
     lowest = path_of(inbox, "pending", "a").name

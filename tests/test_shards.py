@@ -214,5 +214,5 @@ def test_a_shard_and_its_lock_have_names() -> None:
     assert str(parse_shard("2/4")) == "2/4"
     for shard in (Shard(1, 1), Shard(2, 4), Shard(999, 999)):
         assert shard_of_lock(shard.lock_file) == shard
-    for name in ("consumer-1of1.lock", "consumer-5of4.lock", "consumer-0of4.lock", "sequence", "consumer-1of4.locks"):
+    for name in ("consumer-1of1.lock", "consumer-5of4.lock", "consumer-0of4.lock", "index", "consumer-1of4.locks"):
         assert shard_of_lock(name) is None

@@ -170,7 +170,7 @@ def test_an_inbox_that_goes_away_ends_it_with_a_message_on_a_clean_terminal(
     view.screen("OK: nothing waits")
     shutil.rmtree(place / "inbox")
     text = view.rest()
-    assert "was removed while it was being watched" in text.partition(LEAVES)[2]
+    assert "was removed, or moved away while it was being watched" in text.partition(LEAVES)[2]
     assert view.child.exitstatus == 3
 
 

@@ -35,9 +35,9 @@ def delivered(inbox: Inbox) -> list[bytes]:
 
 
 @pytest.mark.parametrize("move", [False, True])
-@pytest.mark.parametrize("call", ["fstat", "readlink"])
+@pytest.mark.parametrize("call", ["fstat", "pread"])
 def test_a_file_that_could_not_be_queued_is_where_it_was(inbox: Inbox, file: Path, call: str, move: bool) -> None:
-    """The first fstat is of the file; readlink, of the hint, comes when the payload is in tmp/ already."""
+    """The first fstat is of the file; pread, of the index, comes when the payload is in tmp/ already."""
     before = file.stat()
     with refusing(**{call: errno.EIO}, times=1), pytest.raises(AddFailed) as caught:
         inbox.add_file("a", file, move=move)
@@ -55,7 +55,7 @@ def test_a_file_that_was_handed_over_and_is_refused_is_given_back(inbox: Inbox, 
 
 
 def test_a_file_is_given_back_where_there_are_no_links(inbox: Inbox, file: Path) -> None:
-    with refusing(link=errno.EPERM, readlink=errno.EIO), pytest.raises(AddFailed, match="was not added"):
+    with refusing(link=errno.EPERM, pread=errno.EIO), pytest.raises(AddFailed, match="was not added"):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"content" * 1000
     assert names(inbox, "tmp") == []
@@ -66,7 +66,7 @@ def test_a_file_is_not_given_back_over_another_one(inbox: Inbox, file: Path) -> 
         file.write_bytes(b"another's")
         return True
 
-    with refusing(readlink=errno.EIO, when=refused), pytest.raises(AddFailed, match="could not be given back: it is tmp/"):
+    with refusing(pread=errno.EIO, when=refused), pytest.raises(AddFailed, match="could not be given back: it is tmp/"):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"another's"
     (kept,) = names(inbox, "tmp")
@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_given_back_is_kept_and_it_is_said_where(inbox: In
         return name != str(file)  # its way into tmp/ is not refused
 
     with (
-        refusing(readlink=errno.EIO, link=errno.EPERM, rename=errno.EROFS, when=back),
+        refusing(pread=errno.EIO, link=errno.EPERM, rename=errno.EROFS, when=back),
         pytest.raises(AddFailed, match="could not be given back: it is tmp/") as caught,
     ):
         inbox.add_file("a", file, move=True)
@@ -134,7 +134,7 @@ def test_a_stream_that_breaks_queues_nothing(inbox: Inbox) -> None:
 
 
 def test_a_stream_that_could_not_be_queued_leaves_no_draft(inbox: Inbox) -> None:
-    with refusing(readlink=errno.EIO), pytest.raises(AddFailed, match="was not added"):
+    with refusing(pread=errno.EIO), pytest.raises(AddFailed, match="was not added"):
         inbox.add_stream("a", io.BytesIO(b"streamed"))
     assert names(inbox, "tmp") == []
 

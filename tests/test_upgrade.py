@@ -1,4 +1,5 @@
-"""Versions of fsinbox beside each other on one inbox: older ones, out of this repository's history, and the present one."""
+"""Inboxes of other formats: refused, with the way out. Older versions of fsinbox, out of this repository's history, export
+what they hold, and the present one imports it."""
 
 from __future__ import annotations
 
@@ -10,55 +11,44 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-from collections import defaultdict
 from io import BytesIO
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
-from helpers import PACKAGE, PATIENCE, contents, environment, json_lines, keys_in, run, wait_until
-from usual import take
+from helpers import PACKAGE, PATIENCE, contents, environment, json_lines, keys_in, reason, run
+from usual import drain
 
-from fsinbox import Inbox, control
+from fsinbox import Inbox
 from fsinbox.cli.commands import cli
 from fsinbox.doctor import examine
-from fsinbox.lock import WHOLE
-from fsinbox.record import Account
 
 ROOT = Path(__file__).parent.parent
+
+FORMAT_2 = "fsinbox/index.py"
+"""The file that came with format 2."""
 
 OLDER = {
     "as it first worked": "tests/oracle.py",
     "before control, stats and done": "fsinbox/record.py",
-    "the last one committed": "",
+    "before it could export": "fsinbox/archive.py",
+    "the last of format 1": FORMAT_2,
 }
-"""Versions, each by the file that came with the commit after it."""
+"""Versions of format 1, each by the file that came with the commit after it."""
 
 JOBS = """
 import os, pathlib, signal
 
-def note(*words):
-    fd = os.open("notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(fd, (" ".join(map(str, words)) + "\\n").encode())
-    os.close(fd)
-
 def job(element):
-    note(element.key, element.value, element.attempts)
+    with open("notes", "a") as notes:
+        print(element.key, element.value, file=notes)
+
+def fail(element):
+    raise ValueError("no good")
 
 def die(element):
-    pathlib.Path("taken").touch()
     os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-PRODUCER = """
-import sys
-from fsinbox import Inbox
-
-with Inbox("inbox", durable=False) as inbox:
-    for value in range(20):
-        for key in range(8):
-            inbox.add(f"{sys.argv[1]}{key}", value)
 """
 
 
@@ -70,12 +60,12 @@ def git(*words: str) -> bytes:
 
 
 def commit_before(file: str) -> str:
-    if not file:
-        return "HEAD"
     found = git("log", "--diff-filter=A", "--format=%H", "--", file).decode().split()
-    if not found:
+    if found:
+        return f"{found[-1]}^"
+    if file != FORMAT_2:
         pytest.skip(f"no history to take an older version from: it does not say when {file} came")
-    return f"{found[-1]}^"
+    return "HEAD"  # it is about to come
 
 
 @pytest.fixture(scope="module", params=OLDER)
@@ -90,60 +80,37 @@ def old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 class Place:
-    """A working directory where both versions work on one inbox."""
+    """A working directory where both versions are at work."""
 
     def __init__(self, path: Path, old: str) -> None:
         self.path = path
         self.inbox = path / "inbox"
         self.old = old
         self.new = PACKAGE
+        self.exports = Path(old, "fsinbox/archive.py").exists()
         (path / "jobs.py").write_text(JOBS)
-        # What an older version does not know is there.
-        with Inbox(self.inbox, keep_done=3) as inbox:
-            inbox.add("before", 0)
-            take(inbox).ack()
-            control.hold(inbox.layout, "nobody-s")
-            Account(inbox.layout, WHOLE, "jobs:job", 1).write()
 
-    def start(self, version: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start `python *words` with a version. (Older ones are not measured: their lines are not the package's.)"""
+    def fsinbox(self, version: str, *words: str, status: int = 0) -> str:
+        """Run `fsinbox *words` with a version; return what it said. (Older ones are not measured: their lines are not ours.)"""
         here = {name: value for name, value in environment().items() if version == self.new or "COVERAGE" not in name}
-        return subprocess.Popen(
-            [sys.executable, *words], cwd=self.path, env=here | {"PYTHONPATH": version}, stderr=subprocess.PIPE
+        done = subprocess.run(
+            [sys.executable, "-m", "fsinbox", *words],
+            cwd=self.path,
+            env=here | {"PYTHONPATH": version},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
 
-    def run(self, version: str, *words: str, status: int = 0) -> None:
-        process = self.start(version, *words)
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == status, errors.decode()
-
-    def fsinbox(self, version: str, *words: str, status: int = 0) -> None:
-        self.run(version, "-m", "fsinbox", *words, status=status)
-
-    def drain(self, version: str, *words: str) -> None:
-        self.fsinbox(version, "consume", "--handler", "jobs:job", "--drain", *words)
-
-    @property
-    def notes(self) -> list[tuple[str, int, int]]:
-        """What was handled, in order: (key, value, attempts)."""
-        path = self.path / "notes"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(key, int(value), int(attempts)) for key, value, attempts in map(str.split, lines)]
-
-    def die(self, version: str) -> None:
-        """Have a consumer take an element and be killed with it out."""
-        (self.path / "taken").unlink(missing_ok=True)
-        self.fsinbox(version, "consume", "--handler", "jobs:die", status=-signal.SIGKILL)
-        assert (self.path / "taken").exists()
-
-    def check(self) -> None:
-        """Nothing is left, and what only the present version knows is as it was."""
-        for folder in ("pending", "inflight", "deferred", "failed"):
-            assert keys_in(self.inbox, folder) == []
-        assert os.listdir(self.inbox / "control") == ["hold-nobody-s"]
-        assert "before" in keys_in(self.inbox, "done")
-        assert list((self.inbox / "stats").iterdir()) == [self.inbox / "stats/1of1.json"]
-        assert examine(str(self.inbox)).healthy
+    def everything(self) -> dict[str, tuple[int, bytes | str | None]]:
+        """Return all that lies in the inbox: path -> (inode, content)."""
+        found: dict[str, tuple[int, bytes | str | None]] = {}
+        for path in self.inbox.rglob("*"):
+            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            found[str(path)] = (path.lstat().st_ino, content)
+        return found
 
 
 @pytest.fixture
@@ -151,87 +118,83 @@ def place(tmp_path: Path, old: str) -> Place:
     return Place(tmp_path, old)
 
 
-def test_the_older_version_is_another_one(place: Place) -> None:
-    code = f"import fsinbox; assert fsinbox.__file__.startswith({place.old!r}), fsinbox.__file__"
-    place.run(place.old, "-c", code)
+def test_the_older_version_is_another_one_and_of_format_1(place: Place) -> None:
+    place.fsinbox(place.old, "init")
+    assert (place.inbox / "format").read_text() == "fsinbox 1 local\n"
 
 
-@pytest.mark.parametrize("consumer", ["old", "new"])
-def test_producers_of_both_versions_and_a_consumer_of_either_lose_nothing_and_the_newest_wins(
-    place: Place, consumer: str
-) -> None:
-    words = ("-m", "fsinbox", "consume", "--handler", "jobs:job", "--poll-interval", "0.05", "--concurrency", "2")
-    running = place.start(getattr(place, consumer), *words)
-    producers = [place.start(place.old, "-c", PRODUCER, "old"), place.start(place.new, "-c", PRODUCER, "new")]
-    try:
-        for producer in producers:
-            assert producer.wait(PATIENCE) == 0
-        last = {(f"{who}{key}", 19) for who in ("old", "new") for key in range(8)}
-        wait_until(lambda: running.poll() is not None or last <= {note[:2] for note in place.notes})
-        running.terminate()
-        _, errors = running.communicate(timeout=PATIENCE)
-        assert running.returncode == 0, errors.decode()
-    finally:
-        running.kill()
-    values = defaultdict(list)
-    for key, value, attempts in place.notes:
-        values[key].append(value)
-        assert attempts == 1
-    assert values.keys() == {key for key, _ in last}
-    assert all(handled == sorted(set(handled)) and handled[-1] == 19 for handled in values.values())
-    place.check()
+COMMANDS = [
+    ("add", "k", "v"),
+    ("consume", "--handler", "jobs:job", "--drain"),
+    ("ls",),
+]
 
 
-def test_versions_replace_each_other_s_values_in_their_place(place: Place) -> None:
-    for number, version in enumerate([place.old, place.new, place.old, place.new, place.old]):
-        place.fsinbox(version, "add", "k", str(number))
-        if number == 0:
-            place.fsinbox(place.new, "add", "behind", "0")
-    assert list(contents(place.inbox).items()) == [("k", b"4"), ("behind", b"0")]
-    place.drain(place.new)
-    assert place.notes == [("k", 4, 1), ("behind", 0, 1)]
-    place.check()
-
-
-@pytest.mark.parametrize(("first", "second"), [("old", "new"), ("new", "old")])
-def test_what_a_killed_consumer_of_one_version_held_comes_back_to_one_of_the_other(place: Place, first: str, second: str) -> None:
-    place.fsinbox(place.new, "add", "a", "1")
-    place.fsinbox(place.old, "add", "b", "1")
-    place.die(getattr(place, first))
-    place.drain(getattr(place, second))
-    assert place.notes == [("a", 1, 2), ("b", 1, 1)]
-    place.check()
-
-
-@pytest.mark.parametrize(("first", "second"), [("old", "new"), ("new", "old")])
-def test_a_newer_value_of_one_version_supersedes_what_a_killed_consumer_of_the_other_held(
-    place: Place, first: str, second: str
-) -> None:
-    place.fsinbox(getattr(place, second), "add", "a", "1")
-    place.die(getattr(place, first))
-    place.fsinbox(getattr(place, second), "add", "a", "2")
-    place.drain(getattr(place, second))
-    assert place.notes == [("a", 2, 1)]
-    place.check()
-
-
-def test_attempts_and_back_offs_of_one_version_count_for_the_other(place: Place) -> None:
-    (place.path / "jobs.py").write_text(JOBS + "\ndef fail(element):\n    raise ValueError\n")
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_what_an_older_version_made_is_refused_with_the_way_out_and_left_as_it_is(place: Place, words: tuple[str, ...]) -> None:
     place.fsinbox(place.old, "add", "a", "1")
-    place.fsinbox(place.old, "consume", "--handler", "jobs:fail", "--once", "--retry-delay", "0.01")
-    place.fsinbox(place.new, "consume", "--handler", "jobs:fail", "--once", "--retry-delay", "0.01")
-    place.drain(place.old)
-    assert place.notes == [("a", 1, 3)]
-    place.check()
+    before = place.everything()
+    said = place.fsinbox(place.new, *words, status=3)
+    assert "inbox has format 1, this fsinbox knows 2: use the version of fsinbox that made it" in said
+    assert "`fsinbox export` it with that version, and `fsinbox import` it into a new inbox with this one" in said
+    assert place.everything() == before
 
 
-def test_an_older_doctor_leaves_alone_what_it_does_not_know(place: Place) -> None:
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_an_older_version_refuses_what_this_one_made_and_leaves_it_as_it_is(place: Place, words: tuple[str, ...]) -> None:
+    place.fsinbox(place.new, "add", "a", "1")
+    before = place.everything()
+    assert "format" in place.fsinbox(place.old, *words, status=3)
+    assert place.everything() == before
+
+
+def test_the_doctor_of_neither_mends_what_the_other_made(place: Place) -> None:
     if not Path(place.old, "fsinbox/doctor").exists():
         pytest.skip("that version had no doctor")
-    process = place.start(place.old, "-m", "fsinbox", "doctor", "--repair")
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode in (0, 1)
-    place.check()
+    for maker, doctor in ((place.old, place.new), (place.new, place.old)):
+        place.fsinbox(maker, "add", "a", "1")
+        before = place.everything()
+        for words in (("doctor",), ("doctor", "--repair")):
+            assert "format" in place.fsinbox(doctor, *words, status=3)
+        assert place.everything() == before
+        shutil.rmtree(place.inbox)
+
+
+def test_all_that_an_older_version_holds_is_moved(place: Place) -> None:
+    """What waits, in order; what was in flight, deferred or failed."""
+    if not place.exports:
+        pytest.skip("that version could not export: it moved to a later one of its format first")
+    place.fsinbox(place.old, "add", "failed", "0")
+    place.fsinbox(place.old, "consume", "--handler", "jobs:fail", "--once", "--max-attempts", "1", status=1)
+    place.fsinbox(place.old, "add", "deferred", "0")
+    place.fsinbox(place.old, "consume", "--handler", "jobs:fail", "--once", "--retry-delay", "1000")
+    place.fsinbox(place.old, "add", "in-flight", "0")
+    place.fsinbox(place.old, "consume", "--handler", "jobs:die", status=-signal.SIGKILL)
+    for key in ("c", "b", "a", "é/"):
+        place.fsinbox(place.old, "add", key, "1")
+    place.fsinbox(place.old, "add", "c", "2")
+    place.fsinbox(
+        place.old, "export", "--state", "out", "--state", "waiting", "--state", "deferred", "--state", "failed", "all.tar"
+    )
+
+    place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
+    assert (place.path / "new/format").read_text() == "fsinbox 2 local\n"
+    assert keys_in(place.path / "new", "failed") == ["failed"]
+    assert "no good" in reason(place.path / "new", "failed")
+    assert examine(str(place.path / "new")).healthy
+    assert place.everything()  # the old one is as it was: to be removed by hand
+    with Inbox(place.path / "new") as inbox:
+        assert drain(inbox) == [("in-flight", 0), ("c", 2), ("b", 1), ("a", 1), ("é/", 1), ("deferred", 0)]
+
+
+def test_values_that_are_newer_here_are_kept(place: Place) -> None:
+    if not place.exports:
+        pytest.skip("that version could not export")
+    place.fsinbox(place.old, "add", "a", "1")
+    place.fsinbox(place.old, "export", "all.tar")
+    place.fsinbox(place.new, "--inbox", "new", "add", "a", "2")
+    place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
+    assert contents(place.path / "new") == {"a": b"2"}
 
 
 # --- the format ----------------------------------------------------------------------------------------------------
@@ -243,12 +206,12 @@ WITHOUT_INBOX = {"completion", "settings"}
 def future(tmp_path: Path) -> Path:
     """A working directory with an inbox of a format to come."""
     Inbox(tmp_path / "inbox").close()
-    (tmp_path / "inbox/format").write_text("fsinbox 2 local\n")
+    (tmp_path / "inbox/format").write_text("fsinbox 3 local\n")
     return tmp_path
 
 
 def refused(text: str) -> bool:
-    return bool(re.search(r"/inbox has format 2, this fsinbox knows 1: use the version of fsinbox that made it", text))
+    return bool(re.search(r"/inbox has format 3, this fsinbox knows 2: use the version of fsinbox that made it", text))
 
 
 @pytest.mark.parametrize("name", sorted({*cli.list_commands(click.Context(cli))} - {"consume", *WITHOUT_INBOX}))
@@ -295,5 +258,5 @@ def test_the_format_is_refused_as_json_too(future: Path) -> None:
 
 def test_the_shell_producer_refuses_a_format_to_come(future: Path) -> None:
     done = subprocess.run([ROOT / "scripts/fsinbox-add", "k", "v"], cwd=future, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (3, "fsinbox-add: inbox has format 2, this fsinbox-add knows 1\n")
+    assert (done.returncode, done.stderr) == (3, "fsinbox-add: inbox has format 3, this fsinbox-add knows 2\n")
     assert os.listdir(future / "inbox/pending") == os.listdir(future / "inbox/tmp") == []

@@ -211,7 +211,7 @@ def test_polling_is_chosen_for_an_inbox_on_a_network_and_said_once(
     inbox_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Inbox(inbox_dir).close()
-    (inbox_dir / "format").write_text("fsinbox 1 network\n")
+    (inbox_dir / "format").write_text("fsinbox 2 network\n")
     monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4"))
     with caplog.at_level(logging.INFO, "fsinbox"), Inbox(inbox_dir, poll_interval=0.1) as inbox:
         for _ in range(3):
@@ -230,7 +230,7 @@ def test_polling_is_chosen_for_an_inbox_on_a_network_and_said_once(
 @linux
 def test_events_can_be_asked_for_on_a_network(inbox_dir: Path) -> None:
     Inbox(inbox_dir).close()
-    (inbox_dir / "format").write_text("fsinbox 1 network\n")
+    (inbox_dir / "format").write_text("fsinbox 2 network\n")
     with Inbox(inbox_dir, watch="events") as inbox:
         assert not watch_of(inbox).polling
 

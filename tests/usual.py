@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +37,27 @@ def path_of(inbox: Inbox, folder: str, key: str) -> Path:
     """Return the path of the one element of a key in a folder."""
     (path,) = Path(inbox.path, folder).glob(f"*-{key}")
     return path
+
+
+@contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Hold the admission lock of the inbox at `path`, as another process does."""
+    with open(os.path.join(path, "index"), "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_free(path: str | Path) -> bool:
+    """Tell whether another process would get the admission lock of the inbox at `path` at once."""
+    with open(os.path.join(path, "index"), "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def the_one(inbox: Inbox, folder: str, key: str) -> Path | None:
+    """Return the path of a key's element in a folder, None if there is none."""
+    found = list(Path(inbox.path, folder).glob(f"*-{key}"))
+    return found[0] if found else None

@@ -8,7 +8,7 @@ from ..inbox import Inbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..inbox import Added
+    from ..adding import Added
 
 
 def add(

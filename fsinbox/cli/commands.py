@@ -194,8 +194,8 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     import base64
 
     from .. import survey
+    from ..files import open_for_reading
     from ..layout import Layout
-    from ..protocol import open_for_reading
     from .text import say, when
 
     layout = Layout(chosen(inbox), create=False)

@@ -91,6 +91,8 @@ def verdict(found: Summary, limits: Limits) -> tuple[str, str]:
 def oddities(found: Summary, *, failures: bool) -> list[str]:
     """Return what a person may want to know though no limit says so; that something has failed only if `failures`."""
     odd = []
+    if found.stuck is not None:
+        odd.append(f"the lock is held, and all adds wait: {found.stuck}")
     missing = [str(one["shard"]) for one in found.consumers if not one["holder"]]
     there = found.waiting + found.out + found.deferred + found.dropped
     if found.consumer is None and there:

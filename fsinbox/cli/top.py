@@ -145,8 +145,8 @@ class View:
         from ..errors import UnusableInbox
         from ..record import records
 
-        if self._layout.is_removed():
-            raise UnusableInbox(f"inbox {self._layout.path} was removed while it was being watched")
+        if gone := self._layout.where_it_went():
+            raise UnusableInbox(f"inbox {self._layout.path} {gone} while it was being watched")
         found = survey.summary(self._layout)
         accounts = records(self._layout)
         self._depth.append(found.waiting)

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from .. import control, protocol, survey
+from .. import control, files, survey
 from ..cli.seeing import Limits
 from ..cli.text import seconds, when
 from ..errors import UnusableInbox
@@ -173,7 +173,7 @@ class _Site:
         """A payload, as it is."""
         with closing(look.Glance(self._path)) as layout:
             row = self._located(request, layout)
-            fd = protocol.open_for_reading(layout, row.folder, row.file)
+            fd = files.open_for_reading(layout, row.folder, row.file)
         headers = {
             "Content-Length": str(os.fstat(fd).st_size),
             # (An element's name has no character that would need quoting here.)

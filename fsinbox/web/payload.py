@@ -7,8 +7,8 @@ import os
 from codecs import getincrementaldecoder
 from dataclasses import dataclass
 
+from ..files import open_for_reading
 from ..layout import Layout
-from ..protocol import open_for_reading
 from ..survey import Row
 
 SHOWN = 64 * 1024

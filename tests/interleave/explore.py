@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 from tests.oracle import Event, judge, judge_order
 
-from .scenarios import Scenario
+from .scenarios import AGAIN, Scenario
 from .stepper import NOTED, SHARED, Actor, Run, World, spell, unspell
 
 Events = tuple[tuple[str, str, str], ...]
@@ -34,8 +35,8 @@ class Spot(NamedTuple):
 
     what: tuple[Any, ...]
     kind: int
-    waits: bool  # for the lock, if another holds it
-    holds: bool  # the lock
+    waits: int  # for the lock of this generation of `index`, if another holds it; 0: for none
+    holds: int  # the lock of this generation of `index`; 0: none
     begun: bool
     ended: bool
     error: str
@@ -164,7 +165,8 @@ class Explorer:
                     able = [index]
                     break
                 able.append(index)
-        steps = [index for index in able if not (spots[index].waits and any(spot.holds for spot in spots))]
+        held = {spot.holds for spot in spots} - {0}
+        steps = [index for index in able if spots[index].waits not in held]
         if state.crashed == self.scenario.crashes:
             return steps
         crashers = self.scenario.crashers
@@ -193,7 +195,7 @@ class Explorer:
 
     def _ended_node(self, index: int) -> int:
         node = self._nodes.setdefault(("ended", "None"), len(self._nodes) + 1)
-        self._spots.setdefault((index, node), Spot((), SHARED, False, False, True, True, ""))
+        self._spots.setdefault((index, node), Spot((), SHARED, 0, 0, True, True, ""))
         return node
 
     def _with(self, state: State, index: int, disk: int, node: int, events: Events) -> State:
@@ -204,9 +206,9 @@ class Explorer:
 
     def _call(self, state: State, choice: int) -> tuple[Any, ...]:
         what = self._spots[choice, state.nodes[choice]].what
-        if what[0] != "flock":
+        if what[0] not in ("lock", "try_lock"):
             return what, state.disk
-        return what, state.disk, any(self._spots[actor, node].holds for actor, node in enumerate(state.nodes))
+        return what, state.disk, any(self._spots[actor, node].holds == what[2] for actor, node in enumerate(state.nodes))
 
     # --- what the oracle will need -----------------------------------------------------------------------------
 
@@ -227,8 +229,6 @@ class Explorer:
             return [*wrong, f"deadlock: {', '.join(stuck)} can never go on"]
         if verdict is None:
             verdict = self._verdicts[key] = self._judge_history(state)
-        if not state.crashed and not verdict and "keys/" in self._drains[state.disk][1]:
-            verdict = [f"left over, though nobody crashed: {self._drains[state.disk][1]}"]
         return wrong + verdict
 
     def _judge_history(self, state: State) -> list[str]:
@@ -242,9 +242,7 @@ class Explorer:
         for key, value in taken:
             history += [Event("deliver", "-", key, value), Event("ack", "-", key, value)]
         history = [event._replace(t=t) for t, event in enumerate(history)]
-        wrong = judge(history, causal=self.causal)
-        if self.scenario.in_order:
-            wrong += judge_order(history)
+        wrong = judge_all(history, self.scenario, causal=self.causal)
         if any(folder in left for folder in ("pending/", "inflight/", "deferred/", "drop/")):
             wrong.append(f"left over: {left}")
         return wrong
@@ -320,9 +318,10 @@ class Explorer:
     def _note_spot(self, actor: Actor) -> None:
         if actor.ended:
             error = repr(actor.error) if actor.error else ""
-            spot = Spot((), SHARED, False, False, True, True, error)
+            spot = Spot((), SHARED, 0, 0, True, True, error)
         else:
-            spot = Spot(actor.waiting, actor.kind, actor.lock >= 0, actor.holds, actor.begun, False, "")
+            waits = actor.waiting[2] if actor.waiting[0] == "lock" else 0
+            spot = Spot(actor.waiting, actor.kind, waits, actor.holds, actor.begun, False, "")
         known = self._spots.setdefault((actor.index, actor.node), spot)
         assert known == spot, f"{actor.letter} is no function: {known} {spot}"
 
@@ -347,6 +346,54 @@ def _heard(known: tuple[Any, ...], who: str, events: Events) -> tuple[Any, ...]:
         else:
             seen = (*seen, (what, who, key, value))
     return order, added, completed, seen
+
+
+def judge_all(history: list[Event], scenario: Scenario, *, causal: bool) -> list[str]:
+    """Return what is wrong with a history.
+
+    What a person brings back is a value that was added once more, but one that nothing newer may give way to: that is only
+    known here.
+    """
+    plain: list[Event] = []
+    again: dict[tuple[str, str], str] = {}
+    wrong = []
+    for at, event in enumerate(history):
+        if event.what == "queued":
+            again[event.key, event.value] = event.value + AGAIN
+            wrong += _gave_way(history[:at], event)
+            event = event._replace(what="add_end", value=event.value + AGAIN)
+        elif event.what in ("deliver", "ack", "nack"):
+            event = event._replace(value=again.get((event.key, event.value), event.value))
+        plain.append(event)
+    wrong += judge(plain, causal=causal)
+    if scenario.in_order:
+        wrong += judge_order(plain)
+    return wrong
+
+
+def _gave_way(before: list[Event], queued: Event) -> list[str]:
+    """Return what waited, and was newer than what was queued again."""
+    start, end = {}, {}
+    last, settled = "", False
+    for at, event in enumerate(before):
+        if event.key != queued.key:
+            continue
+        if event.what == "add_start":
+            start[event.value] = at
+        elif event.what == "add_end":
+            end[event.value] = at
+        elif event.what == "deliver":
+            last, settled = event.value, False
+        elif event.what == "ack":
+            settled = True
+        elif event.what == "nack":
+            settled = False
+    return [
+        f"missed: key {queued.key}: {queued.value} was queued again, over {value}, which is newer"
+        for value, at in start.items()
+        if at > end.get(queued.value, 0) and end.get(value, inf) < start[queued.value + AGAIN]
+        if not (settled and (value == last or end.get(last, inf) > at))
+    ]
 
 
 def check(world: World, scenario: Scenario, *, causal: bool = True, limit: int | None = None) -> Result:
@@ -381,9 +428,7 @@ def replay(world: World, scenario: Scenario, schedule: str, *, causal: bool = Tr
         _tell(run, trace)
     finally:
         run.end()
-    wrong = errors + judge(run.events, causal=causal)
-    if scenario.in_order:
-        wrong += judge_order(run.events)
+    wrong = errors + judge_all(run.events, scenario, causal=causal)
     if left:
         trace.append(Event("left", "-", left))
     return wrong, [_line(entry) for entry in trace]
@@ -399,4 +444,5 @@ def _line(entry: Any) -> str:
     if isinstance(entry, Event):
         return f"      {entry.who}: {entry.what} {entry.key} {entry.value}".rstrip()
     who, what, result = entry
-    return f"{who} {' '.join(map(str, what))}{'' if result is None else f' -> {result}'}".replace("0" * 14, "")
+    line = f"{who} {' '.join(map(str, what))}{'' if result is None else f' -> {result}'}"
+    return line.replace("0" * 14, "").replace(r"\x00", "").replace(" " * 24, "")

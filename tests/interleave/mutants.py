@@ -2,6 +2,9 @@
 
 A mutant is the source text of one or more functions with a piece replaced. The text must occur exactly once: when the code
 changes, its mutants have to be looked at again.
+
+Not here, for no scenario shows anything wrong with it: `come_due` without the lock. What is due and taken while a newer value is
+added is only handled before that, as if it had been taken a moment earlier.
 """
 
 from __future__ import annotations
@@ -73,77 +76,56 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
     return names[function.__name__].__code__
 
 
-_DROP_INSIDE = """
-        if dropped is not None:
-            # Inside the lock: outside, the place could be given up and a newer drop be moved to it.
-            waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
-"""
-_DROP_OUTSIDE = """
-    if dropped is not None:
-        waits |= move_drop(layout, sequence, "drop", dropped, number, encoded)
-"""
-
+_LOCKED = "self._index.locked(publish, self._layout, self._index, drafts, self._published)"
+_TRIED = "self._index.try_locked(step, self._layout, self._index, way.name, way.folder, way.new)"
+_NOT_TRIED = "step(self._layout, self._index, way.name, way.folder, way.new)"
 
 MUTANTS = {
     mutant.name: mutant
     for mutant in (
         Mutant(
+            "published-after-the-section",
+            "the place may have been taken, and a newer value have come and gone, before the older is published there",
+            ("replaced-thrice",),
+            (
+                Edit(
+                    "adding:Add._publish",
+                    _LOCKED,
+                    "place = self._index.locked(self._index.admit, drafts[0][1])\n"
+                    "    found = type('', (), {'admit': lambda *_: place})()\n"
+                    "    publish(self._layout, found, drafts, self._published)",
+                ),
+            ),
+        ),
+        Mutant(
             "number-outside-lock",
             "two producers are given the same place, or the older add the higher one",
-            ("dropped", "dropped-nack"),
-            (Edit("protocol:find_place", "with sequence:", "if True:"),),
+            ("two-adds-one-add",),
+            (Edit("index:Index._enter", "self._flock(fcntl.LOCK_EX)", "pass"),),
         ),
         Mutant(
-            "hint-outside-lock",
-            "an older place's hint replaces a newer one's",
-            ("one-out-of-two",),
+            "requeued-without-lock",
+            "it is renamed over a newer value, or above one that nobody can see is newer",
+            ("two-adds-nack", "replaced-nack"),
+            (Edit("consumer:Consumer._send_back", _TRIED, _NOT_TRIED),),
+        ),
+        Mutant(
+            "deferred-without-lock",
+            "a newer value is published under the number of what is deferred; when a person ends the back-off it is overlooked",
+            ("requeued", "requeued-at-once"),
             (
-                Edit("protocol:admit", "    write_hint(layout, encoded, number, sequence.boot)\n", ""),
                 Edit(
-                    "protocol:find_place",
-                    "    return number, waits",
-                    "    write_hint(layout, encoded, number, sequence.boot)\n    return number, waits",
+                    "consumer:Consumer._send_back",
+                    _TRIED,
+                    f"{_NOT_TRIED} if way.folder == 'deferred' else {_TRIED}",
                 ),
             ),
         ),
         Mutant(
-            "put-back-by-rename",
-            "it overwrites a newer value that landed there meanwhile",
-            ("two-adds-nack", "deferred-twice"),
-            (
-                Edit(
-                    "protocol:put_back",
-                    'os.link(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"), '
-                    "follow_symlinks=False)",
-                    'os.rename(name, name, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"))',
-                ),
-            ),
-        ),
-        Mutant(
-            "fold-highest-only",
-            "the middle, older value is delivered after the newest",
-            ("late-publisher",),
-            (Edit("protocol:fold", "for number in numbers[1:]:", "for number in numbers[-1:]:"),),
-        ),
-        Mutant(
-            "no-confirm",
-            "a value published at a place that was given up is delivered after a newer one",
-            ("late-publisher",),
-            (Edit("protocol:confirm", "    with sequence:", "    return\n    with sequence:"),),
-        ),
-        Mutant(
-            "no-mark",
-            "a listing that shows only the later of two numbers is believed: a key is taken before its turn",
-            ("even-first-in-order",),
-            (Edit("consumer:Consumer._list_pending", "element_name(mark + 1, ", "element_name(mark + 1000, "),),
-            finds=("order",),
-        ),
-        Mutant(
-            "hint-kept",
-            "adds go on at a place that has been taken, before keys that came earlier",
-            ("two-adds-nack",),
-            (Edit("protocol:take", "remove_hint(layout, encoded)", "pass"),),
-            finds=("left over",),
+            "newer-at-its-place-overlooked",
+            "what goes back is renamed over a newer value that was published under its own number while it was taken",
+            ("replaced-nack",),
+            (Edit("protocol:newer_waits", ' or layout.exists("pending", element_name(number, encoded))', ""),),
         ),
         Mutant(
             "deferred-kept",
@@ -152,10 +134,88 @@ MUTANTS = {
             (Edit("consumer:Consumer._take_waiting", "if older and older[20:] <= name:", "if False:"),),
         ),
         Mutant(
+            "deferred-removed-late",
+            "a consumer that dies when the newer value is done leaves the older one to be delivered after it",
+            ("deferred", "deferred-twice"),
+            (
+                Edit(
+                    "consumer:Consumer._take_waiting", "protocol.supersede_deferred(self._layout, older)", "self._older = older"
+                ),
+                Edit(
+                    "consumer:Consumer.acknowledge",
+                    "    self._attempts.forget(taken.name)\n",
+                    "    self._attempts.forget(taken.name)\n"
+                    "    if getattr(self, '_older', None):\n"
+                    "        protocol.supersede_deferred(self._layout, self._older)\n",
+                ),
+            ),
+        ),
+        Mutant(
+            "coalesced-from-the-top",
+            "the middle, older value is delivered after the newest",
+            ("scattered",),
+            (Edit("consumer:Consumer._coalesce", "for number in others:", "for number in others[::-1]:"),),
+        ),
+        Mutant(
+            "coalesced-the-highest-only",
+            "the middle, older value is delivered after the newest",
+            ("scattered",),
+            (Edit("consumer:Consumer._coalesce", "for number in others:", "for number in others[-1:]:"),),
+        ),
+        Mutant(
+            "coalesced-while-in-flight",
+            "the newer value ends up below the one that is in flight, which then counts as newer when it comes back",
+            ("by-hand",),
+            (
+                Edit(
+                    "consumer:Consumer._coalesce_all",
+                    "not any(encoded in view for view in (self._in_flight, self._returning, self._deferred))",
+                    "True",
+                ),
+            ),
+        ),
+        Mutant(
+            "no-mark",
+            "a listing that shows only the later of two numbers is believed: a key is taken before its turn",
+            ("odd-first-in-order", "even-first-in-order"),
+            (Edit("consumer:Consumer._list_pending", "element_name(mark + 1, ", "element_name(mark + 1000, "),),
+            finds=("order",),
+        ),
+        Mutant(
+            "lines-for-what-is-in-flight",
+            "a line names an old place, below what is in flight: the next value is published there, and counts as older",
+            ("by-hand-boot",),
+            (Edit("index:Index.make_anew", '("pending", "inflight", "deferred")', '("pending",)'),),
+        ),
+        Mutant(
+            "line-believed",
+            "a key is given a place of another, or one that was taken: before its turn",
+            ("same-crc",),
+            (Edit("index:Index._look", "self._waits(element_name(number, encoded))", "True"),),
+            finds=("order",),
+        ),
+        Mutant(
+            "line-for-what-was-requeued",
+            "a line names the place of what came back, although a newer value that is not known waits above it",
+            ("scattered-other",),
+            (
+                Edit(
+                    "protocol:go_back",
+                    "    try:\n        _rename",
+                    "    if to == 'pending' and index._lines:\n"
+                    "        crc = index._crc(encoded, index.tag)\n"
+                    "        slot = index._look(encoded, crc)[2]\n"
+                    "        if slot > 0:\n"
+                    "            index._write_line(crc, number, slot)\n"
+                    "    try:\n        _rename",
+                ),
+            ),
+        ),
+        Mutant(
             "drop-overlooked",
-            "a dropped file is adopted over a value that was added after it",
+            "a dropped file is ingested over a value that was added after it",
             ("dropped", "dropped-nack"),
-            (Edit("protocol:find_place", "    if dropped is None:\n", "    dropped = None\n    if dropped is None:\n"),),
+            (Edit("adding:Add._publish", "finished_drop(self._layout, key)", "None"),),
         ),
     )
 }

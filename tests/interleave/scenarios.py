@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import fsinbox.protocol
+from fsinbox.files import read_payload
+from fsinbox.names import REASON, element_name, parse_element
 
 if TYPE_CHECKING:
     from .stepper import Actor
 
 PROBE = 10**9 * 3600
 """Nanoseconds by which a consumer's `wait` moves its clock on: more than any delay in a script."""
+
+
+AGAIN = " again"
+"""Added to the value of what a person has queued again."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,10 @@ class Role:
     script: Callable[[Actor], None]
     opened: bool = False  # a consumer that had become the consumer, and found nothing, before it all began
     after: int | None = None  # only starts when that actor has ended
+    holds: bool = False  # a consumer that had taken an element before it all began
     inflight: int = 1
     consumer: bool = False
+    old: tuple[str, str] | None = None  # the key and the value of an element from long ago that it brings
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,18 @@ class Scenario:
     name: str
     roles: tuple[Role, ...]
     before: tuple[tuple[str, str], ...] = ()  # keys and values that were added before
+    by_hand: tuple[int, str, str] | None = None  # an old element that somebody had put at a place in pending/
+    scattered: bool = False  # each of these was added when the index had been lost
     crashes: int = 0  # how many actors may crash, all in all
     crashers: str = ""  # which may (their letters); empty: all
     drops: bool = False  # something is dropped: drop/ is looked at
     notes: bool = False  # a crash between two operations in attempts/ counts
+    meets: tuple[str, ...] = ()  # of inflight/, deferred/ and failed/: what the consumer changes, and others look at
+    loses: str = ""  # what a loser does to `index`: it is "removed", "emptied", or an "old" copy is written over it
+    bucket: int = 8  # lines of the table: as few as make no difference
+    clock_runs: bool = False  # else it was set back, and numbers only count on
     listing: tuple[int, ...] = ()  # not atomic: which numbers (modulo) a listing sees first
-    fresh_boot: bool = False  # the first admission finds the sequence of an earlier boot
+    fresh_boot: bool = False  # the first admission finds the index of an earlier boot
     in_order: bool = True  # keys that were added once must come in order
     long: bool = False
 
@@ -71,6 +85,67 @@ def dropper(key: str, value: str) -> Role:
     return Role(script)
 
 
+def many(*adds: tuple[str, str]) -> Role:
+    """A producer that adds these keys and values in one go."""
+
+    def script(actor: Actor) -> None:
+        for key, value in adds:
+            actor.will("add_start", key, value)
+        actor.inbox.add_many(adds, durable=False)
+        for key, value in adds:
+            actor.did("add_end", key, value)
+        actor.forget()
+
+    return Role(script)
+
+
+def person(folder: str) -> Role:
+    """A person who looks into failed/ or deferred/, and queues again what is there (one element, at most)."""
+
+    def script(actor: Actor) -> None:
+        layout, index = actor.layout, actor.inbox._index
+        for file in layout.names(folder):
+            parsed = parse_element(file[20:] if folder == "deferred" else file)
+            if file.endswith(REASON) or not parsed:
+                continue
+            value = actor.world.call(("read", folder, file), (folder,), lambda file=file: _read(actor, folder, file))
+            actor.will("add_start", parsed[1], value + AGAIN)
+            outcome = index.locked(fsinbox.protocol.return_to_place, layout, index, folder, file, *parsed)
+            if outcome == "queued":
+                actor.did("queued", parsed[1], value)
+            break
+
+    return Role(script)
+
+
+def _read(actor: Actor, folder: str, file: str) -> str:
+    try:
+        with actor.world.nobody():
+            return read_payload(actor.layout, folder, file).decode()
+    except FileNotFoundError:
+        return "?"
+
+
+def careless(number: int, key: str, value: str) -> Role:
+    """Somebody who moves an old element to a place in pending/ by hand."""
+
+    def script(actor: Actor) -> None:
+        folder = actor.layout.folder
+        actor.world.create("tmp", "old", value)
+        name = element_name(number, key)
+        fsinbox.protocol.os.rename("old", name, src_dir_fd=folder("tmp"), dst_dir_fd=folder("pending"))
+
+    return Role(script, old=(key, value))
+
+
+def _lose(actor: Actor) -> None:
+    actor.world.lose_index()
+
+
+LOSER = Role(_lose)
+"""Somebody who does to `index` what the scenario says."""
+
+
 def consumer(script: str, *, opened: bool = False, after: int | None = None, inflight: int = 1) -> Role:
     """A consumer that does this, word for word.
 
@@ -83,7 +158,7 @@ def consumer(script: str, *, opened: bool = False, after: int | None = None, inf
     words = script.split()
 
     def run(actor: Actor) -> None:
-        out: list[Any] = []
+        out: list[Any] = list(actor.taken)
         for word in words:
             if word == "take":
                 element = actor.inbox.take()
@@ -130,6 +205,11 @@ def _opened(script: str, inflight: int = 1) -> Role:
 
 TWO = (_k("a"), _k("b"))
 WAITING = (("k", "o"),)
+P, B = "plumless", "buckeroo"  # two keys of one CRC-32
+HELD = ("inflight",)
+OLD = {"before": WAITING, "loses": "old", "meets": HELD, "clock_runs": True}
+SCATTERED = (("k", "o"), ("k", "p"), ("k", "q"))
+IN_ORDER = (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take"))
 
 SCENARIOS = {
     scenario.name: scenario
@@ -140,10 +220,10 @@ SCENARIOS = {
         Scenario("two-adds-one-add", (_k("a", "b"), _k("c"), _opened("take ack take ack"))),
         Scenario("three-producers", (*TWO, _k("c"), _opened("take ack"))),
         Scenario("replaced", (*TWO, _opened("take ack take ack")), before=WAITING, crashes=1),
-        Scenario("replaced-nack", (*TWO, _opened("take nack take ack")), before=WAITING),
+        Scenario("replaced-nack", (*TWO, _opened("take nack take ack")), before=WAITING, crashes=1),
         Scenario("replaced-close", (*TWO, _opened("take close")), before=WAITING, crashes=1),
-        Scenario("late-publisher", (_k("a"), _k("b", "c"), _opened("take ack take ack")), before=WAITING),
-        Scenario("late-publisher-nack", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING, long=True),
+        Scenario("replaced-thrice", (_k("a"), _k("b", "c"), _opened("take ack take ack")), before=WAITING),
+        Scenario("replaced-thrice-nack", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING),
         Scenario("starting-consumer", (*TWO, consumer("take ack take ack")), crashes=1),
         Scenario("starting-consumer-waiting", (*TWO, consumer("take ack take ack")), before=WAITING),
         Scenario("two-keys", (producer(("k", "a"), ("j", "b")), producer(("j", "c")), _opened("take ack take ack"))),
@@ -152,27 +232,92 @@ SCENARIOS = {
         Scenario("one-out-of-two", (_k("a", "b"), _k("c"), _opened("take take ack take ack", inflight=2))),
         Scenario("deferred", (*TWO, _opened("take defer wait take ack")), crashes=1),
         Scenario("deferred-twice", (_k("a", "b"), _opened("take defer take defer wait take ack")), crashes=1),
+        Scenario("deferred-replaced", (_k("a"), _opened("take defer wait take ack take ack")), before=WAITING, crashes=1),
         Scenario("failed", (*TWO, _opened("take fail take ack")), crashes=1),
         Scenario("even-first", (*TWO, _opened("take ack take ack")), listing=(0, 1)),
         Scenario("odd-first", (*TWO, _opened("take ack take ack")), listing=(1, 0)),
         Scenario("even-first-nack", (*TWO, _opened("take nack take ack")), listing=(0, 1)),
         Scenario("odd-first-nack", (*TWO, _opened("take nack take ack")), listing=(1, 0)),
-        Scenario(
-            "even-first-in-order",
-            (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")),
-            listing=(0, 1),
-        ),
-        Scenario(
-            "odd-first-in-order",
-            (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take")),
-            listing=(1, 0),
-        ),
+        Scenario("even-first-in-order", IN_ORDER, listing=(0, 1)),
+        Scenario("odd-first-in-order", IN_ORDER, listing=(1, 0)),
+        Scenario("same-crc", (producer((P, "a"), (B, "b")), producer(("j", "c")), _opened("take ack take"))),
+        Scenario("same-crc-nack", (producer((P, "a"), (B, "b")), producer((P, "c")), _opened("take nack take ack"))),
+        Scenario("many", (many(("k", "a"), ("j", "b")), _k("c"), _opened("take ack take ack")), crashes=1),
+        Scenario("many-of-one", (many(("k", "a"), ("k", "b")), _k("c"), _opened("take nack take ack")), before=WAITING),
         Scenario("dropped", (dropper("k", "d"), _k("a"), _opened("take ack take ack")), drops=True, crashes=1),
         Scenario("dropped-nack", (dropper("k", "d"), _k("a"), _opened("take nack take ack")), drops=True),
-        Scenario("dropped-two", (dropper("k", "d"), *TWO, _opened("take ack take ack")), drops=True),
+        Scenario("dropped-two", (dropper("k", "d"), _k("a"), replace(_k("b"), after=0), _opened("take ack")), drops=True),
+        Scenario("dropped-batch", (dropper("k", "d"), dropper("j", "e"), _k("a"), _opened("take ack")), drops=True),
+        Scenario("dropped-many", (dropper("k", "d"), many(("j", "a"), ("k", "b")), _opened("take ack take")), drops=True),
         Scenario("recovery", (*TWO, _opened("take ack"), consumer("take ack take ack", after=2)), crashes=1, crashers="C"),
+        Scenario("recovery-nack", (*TWO, _opened("take nack"), consumer("take ack", after=2)), crashes=1, crashers="C"),
         Scenario("recovery-crash", (_k("a", "b"), _opened("take ack"), consumer("take ack", after=1)), crashes=2, notes=True),
-        Scenario("boot", (*TWO, _opened("take ack take ack")), fresh_boot=True, crashes=1),
-        Scenario("boot-waiting", (*TWO, _opened("take ack take ack")), fresh_boot=True, before=WAITING),
+        Scenario("boot", (*TWO, consumer("take ack")), fresh_boot=True, meets=HELD, crashes=1),
+        Scenario("boot-waiting", (*TWO, _opened("take ack take ack")), fresh_boot=True, meets=HELD, before=WAITING),
+        Scenario("boot-nack", (_k("a", "b"), _opened("take nack take ack")), fresh_boot=True, meets=HELD, before=WAITING),
+        Scenario("scattered", (_k("a"), _opened("take ack take ack")), before=SCATTERED, scattered=True, crashes=1),
+        Scenario("scattered-nack", (_k("a"), _opened("take nack take ack")), before=SCATTERED, scattered=True, crashes=1),
+        Scenario("scattered-two", (*TWO, _opened("take ack")), before=SCATTERED[:2], scattered=True),
+        Scenario(
+            "scattered-other",
+            (producer(("j", "b"), ("k", "a")), _opened("take nack take ack")),
+            before=SCATTERED[:2],
+            scattered=True,
+        ),
+        Scenario("removed", (_k("a"), LOSER, _opened("take ack take ack")), before=WAITING, loses="removed", meets=HELD),
+        Scenario("removed-two", (*TWO, LOSER), before=WAITING, loses="removed", meets=HELD),
+        Scenario("removed-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), loses="removed", meets=HELD),
+        Scenario("emptied", (*TWO, LOSER, _opened("take ack")), loses="emptied", meets=HELD),
+        Scenario("emptied-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), loses="emptied", meets=HELD),
+        Scenario(
+            "emptied-defer",
+            (_k("a", "b"), LOSER, _opened("take defer wait take")),
+            loses="emptied",
+            meets=("inflight", "deferred"),
+        ),
+        Scenario("old-copy", (_k("a", "b"), LOSER, _opened("take ack take ack")), **OLD),
+        Scenario("old-copy-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), **OLD),
+        Scenario(
+            "retried",
+            (_k("a"), _opened("take fail take ack"), person("failed")),
+            before=WAITING,
+            meets=("inflight", "failed"),
+            crashes=1,
+        ),
+        Scenario(
+            "retried-twice",
+            (_k("a", "b"), _opened("take fail take ack"), person("failed")),
+            before=WAITING,
+            meets=("inflight", "failed"),
+        ),
+        Scenario(
+            "requeued",
+            (_k("a"), _opened("take defer wait take ack"), person("deferred")),
+            before=WAITING,
+            meets=("inflight", "deferred"),
+        ),
+        Scenario(
+            "requeued-at-once",
+            (_k("a"), _opened("take defer take ack"), person("deferred")),
+            before=WAITING,
+            meets=("inflight", "deferred"),
+            crashes=1,
+        ),
+        Scenario("by-hand", (_k("a", "b"), _opened("take nack take ack"), careless(5, "k", "h"))),
+        Scenario(
+            "by-hand-boot",
+            (_k("a"), replace(_opened("nack take ack"), holds=True)),
+            before=WAITING,
+            by_hand=(5, "k", "h"),
+            fresh_boot=True,
+            meets=HELD,
+        ),
+        Scenario(
+            "by-hand-while-made-anew",
+            (_k("a"), _opened("take nack take ack"), careless(5, "k", "h")),
+            before=WAITING,
+            fresh_boot=True,
+            meets=HELD,
+        ),
     )
 }

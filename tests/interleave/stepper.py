@@ -8,16 +8,23 @@ closed and its locks are thereby free. When all actors are done or dead, a fresh
 nothing is left, and the oracle judges the history.
 
 These calls are not steps:
- - what only concerns the caller's own files and descriptors: all in tmp/ (names are unique there), open of `sequence` and
+ - what only concerns the caller's own files and descriptors: all in tmp/ (names are unique there), open of `index` and
    `consumer.lock`, close, fstat, fsync, leases, and the text in consumer.lock;
+ - reads of `index` by whoever holds its lock: nobody else writes it, so what it says then is part of what the locking gives;
  - unlocking: it only lets others go on, so it might as well happen at once after the step before it;
- - a producer's look into inflight/: it only decides between "new" and "behind";
+ - a producer's look whether an element is in flight: it only decides between "new" and "behind";
  - everything in drop/, in a scenario where nobody drops anything.
-What only consumers touch (inflight/, deferred/, failed/, attempts/) is a step before which the consumer may crash, but nobody
-else runs in between: it would make no difference to either. In attempts/ it crashes only in scenarios that say `notes=True`.
+What nobody else looks at is a step before which its actor may crash, but nobody else runs in between, for it would make no
+difference to either: the lines of `index` (its header is read without the lock, so writing that is a step), and what only
+consumers touch, inflight/, deferred/, failed/ and attempts/. In attempts/ a consumer crashes only in scenarios that say
+`notes=True`. In a scenario's `meets` are those of these folders that the consumer changes while others look there: a producer
+that makes the index anew, or a person who brings something back. With `loses` somebody removes `index`, and opening it is a
+step; or empties it or writes an old copy over it without the lock, and what is done to its lines is a step as well.
+
+Whoever tries to lock, and finds that another has the lock, gives up at once: no time passes here. It tries again later.
 
 A listing is one step, or several: in a scenario with `listing=(1, 0)` a listing of pending/ first sees the odd numbers that
-are there, and later the even ones. For a readdir is not a moment: an entry that comes or goes meanwhile is seen or is not.
+are there, and later the even ones. For readdir is not atomic: an entry that comes or goes meanwhile is seen or is not.
 """
 
 from __future__ import annotations
@@ -30,8 +37,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
-from math import inf
+from itertools import count, islice
 from types import CodeType, FrameType, ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -40,28 +46,38 @@ from greenlet import getcurrent, greenlet
 
 import fsinbox.adopt
 import fsinbox.consumer
+import fsinbox.files
 import fsinbox.inbox
+import fsinbox.index
 import fsinbox.layout
+import fsinbox.lock
 import fsinbox.protocol
-import fsinbox.sequence
 from fsinbox import Inbox
+from fsinbox.index import header_line
 from fsinbox.layout import FOLDERS, Layout
+from fsinbox.names import element_name
 from tests.oracle import Event
 
 from . import scenarios
 from .scenarios import PROBE, Role, Scenario
 
-CONTENTS = ("sequence", "pending", "inflight", "deferred", "failed", "drop", "keys", "attempts")
+CONTENTS = ("index", "pending", "inflight", "deferred", "failed", "drop", "attempts")
+
+TAG = "now-now-"
+FIRST = 10
+"""The first number that is given out: there is room below it."""
 
 LANDINGS = (
-    (fsinbox.protocol, "read_hint last_number admit find_place confirm take fold put_back"),
+    (fsinbox.index.Index, "admit make_anew"),
+    (fsinbox.protocol, "take go_back come_due coalesce"),
     (fsinbox.consumer.Consumer, "_list_pending _take"),
 )
 """Functions after which an actor has forgotten all results, but for what its variables hold: no call of them is within an
 expression of which a part was worked out before, or in a loop over what is not in a variable."""
 
-IRRELEVANT = ("waits", "fd")
-"""Variables that do not matter: one only decides what add returns, the other is of the same file whatever its number."""
+IRRELEVANT = ("waits", "others", "numbers", "fd", "until")
+"""Variables that do not matter: some only decide what add returns, one is of the same file whatever its number, and one is a
+time that nobody looks at any more."""
 
 MAX_LEFT = 50
 """More elements than a scenario has: whoever takes that many runs in circles."""
@@ -109,7 +125,11 @@ class Files:
     def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         world = self._world
         folder = world.folders.get(dir_fd, "")
-        if path == "." or folder in ("", "."):
+        if folder == "." and path == "index":
+            what = "open", "index", flags & os.O_CREAT
+            kind = SHARED if world.run.scenario.loses == "removed" else UNSEEN
+            fd = world.call(what, ("index",), lambda: world.open_index(flags), world.generation, kind=kind)
+        elif path == "." or folder in ("", "."):
             fd = os.open(path, flags, mode, dir_fd=dir_fd)
             world.folders[fd] = folder if path == "." else path
         elif folder == "tmp":
@@ -145,7 +165,9 @@ class Files:
         folder = self._world.folders[dir_fd]
         return self._world.call(("symlink", folder, name, target), (folder,), lambda: os.symlink(target, name, dir_fd=dir_fd))
 
-    def readlink(self, name: str, *, dir_fd: int) -> str:
+    def readlink(self, name: str, *, dir_fd: int | None = None) -> str:
+        if dir_fd is None:
+            return os.readlink(name)
         folder = self._world.folders[dir_fd]
         return self._world.call(("readlink", folder, name), (folder,), lambda: os.readlink(name, dir_fd=dir_fd))
 
@@ -156,16 +178,29 @@ class Files:
             (folder,),
             lambda: self._world.same_for_all(os.lstat(name, dir_fd=dir_fd)),
             None if self._identity else "there",
+            kind=self._kind_of_look(folder),
         )
+
+    def _kind_of_look(self, folder: str) -> int | None:
+        """Return what kind of step a look into a folder is, None: the usual one."""
+        if folder != "inflight":
+            return None
+        return PRIVATE if self._world.is_consumer() else UNSEEN  # who moves all that is in it; who only wants to tell "behind"
+
+    def stat(self, path: str) -> Status:
+        return self._world.same_for_all(os.stat(path))
 
     def fstat(self, fd: int) -> Status:
         return self._world.same_for_all(os.fstat(fd))
 
-    def listdir(self, fd: int) -> list[str]:
+    def listdir(self, fd: int | str) -> list[str]:
+        if isinstance(fd, str):
+            return os.listdir(fd)
         folder = self._world.folders[fd]
         order = self._world.listing_order(folder)
         if not order:
-            return self._world.call(("listdir", folder), (folder,), lambda: sorted(os.listdir(fd)))
+            kind = PRIVATE if folder == "inflight" and self._world.is_consumer() else None
+            return self._world.call(("listdir", folder), (folder,), lambda: sorted(os.listdir(fd)), kind=kind)
         names: list[str] = []
         for part in order:
             names += self._world.call(("listdir", folder, part), (folder,), lambda part=part: _part(fd, part, len(order)))
@@ -176,12 +211,31 @@ class Files:
         yield [_Entry(name) for name in self.listdir(fd)]
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        file = self._world.folders[fd]
-        return self._world.call(("pread", file), (file,), lambda: os.pread(fd, length, offset))
+        world = self._world
+        # (The header is read just after the file was locked: what happens in between might as well have happened before.)
+        kind = SHARED if world.is_written_to() and offset else UNSEEN
+        return world.call_index("pread", fd, (offset,), lambda: os.pread(fd, length, offset), kind)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
-        file = self._world.folders[fd]
-        return self._world.call(("pwrite", file, data), (file,), lambda: os.pwrite(fd, data, offset))
+        world = self._world
+        if world.folders[fd] != "index":
+            return os.pwrite(fd, data, offset)
+
+        def write() -> int:
+            if offset == 0:
+                world.highest = max(world.highest, int(data[:19]))
+            return os.pwrite(fd, data, offset)
+
+        return world.call_index("pwrite", fd, (offset, data), write, world.index_kind() if offset else SHARED)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        if self._world.folders[fd] != "index":
+            return os.ftruncate(fd, length)
+        return self._world.call_index("ftruncate", fd, (length,), lambda: os.ftruncate(fd, length), self._world.index_kind())
+
+    def posix_fallocate(self, fd: int, offset: int, length: int) -> None:
+        kind = self._world.index_kind()
+        self._world.call_index("allocate", fd, (length,), lambda: os.posix_fallocate(fd, offset, length), kind)
 
 
 class _Entry(NamedTuple):
@@ -208,9 +262,18 @@ class Locks:
         if how & fcntl.LOCK_UN:
             self._world.unlock(fd)
             return
-        waits = -1 if how & fcntl.LOCK_NB else fd
-        file = self._world.folders[fd]
-        self._world.call(("flock", file), (file,), lambda: fcntl.flock(fd, how | fcntl.LOCK_NB), lock=waits)
+        world = self._world
+        if world.folders[fd] != "index":
+            fcntl.flock(fd, how)
+            return
+        tries = bool(how & fcntl.LOCK_NB)
+
+        def lock() -> tuple[Any, ...]:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+            return world.learnt_by_locking(fd)
+
+        what = ("try_lock" if tries else "lock", "index", world.generation(fd))
+        world.call(what, ("index",), lock, lock=fd, kind=SHARED)
 
 
 def _modules() -> list[ModuleType]:
@@ -245,19 +308,32 @@ class World:
         self.main = getcurrent()
         self.layouts: dict[str, KeptLayout] = {}
         self.base = KeptLayout(path)
-        self._sequence = os.open("sequence", os.O_RDWR, dir_fd=self.base.root)
+        self.highest = 0  # number that was given out
+        self._indexes: list[int] = []  # each file that was `index`, in the order in which they were made
+        self._inodes: dict[int, int] = {}  # of these, to which of them it is, from 1
+        self._times = count(1)
         self._patches = [
             mock.patch.object(fsinbox.inbox, "Layout", self._layout),
-            mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: "now"),
-            mock.patch.object(fsinbox.protocol, "unused_temporary", self._unused_temporary),
+            mock.patch.object(fsinbox.index, "boot_tag", lambda: TAG),
+            mock.patch.object(fsinbox.index, "get_ident", lambda: self.actor.letter if self.actor else ""),
+            mock.patch.object(fsinbox.index, "BUCKET", 0),  # both as the scenario says: the table is one bucket
+            mock.patch.object(fsinbox.index, "FEWEST_LINES", 0),
+            mock.patch.object(fsinbox.index, "LINES_A_KEY", 1),
+            mock.patch.object(fsinbox.lock.Hold, "__del__", lambda hold: None),  # an actor's descriptors are closed when it ends
+            mock.patch.object(fsinbox.files, "unused_temporary", self._unused_temporary),
+            mock.patch.object(fsinbox.consumer, "_DROP_INTERVAL", 0),  # so it is always time to look into drop/ again
         ]
         for module in _modules():
             stand_ins = {
                 "os": Files(self, identity=module is not fsinbox.layout),
                 "fcntl": Locks(self),
-                "time_ns": self._clock if module is fsinbox.consumer else lambda: 0,  # so numbers are 1, 2, 3 ...
+                "time_ns": self._clock if module is fsinbox.consumer else lambda: 0,
                 "monotonic": self._monotonic,
+                "sleep": self._sleep,
             }
+            if module is fsinbox.index:
+                # Numbers are 11, 12, 13 ...; and any patience is over when the lock was asked for once.
+                stand_ins |= {"time_ns": self._now, "monotonic": lambda: next(self._times) * 1000}
             self._patches += [
                 mock.patch.object(module, name, stand_in) for name, stand_in in stand_ins.items() if name in vars(module)
             ]
@@ -272,7 +348,7 @@ class World:
     def __exit__(self, *_: object) -> None:
         for patch in reversed(self._patches):
             patch.stop()
-        os.close(self._sequence)
+        self._forget_indexes()
         for layout in (*self.layouts.values(), self.base):
             layout.end()
 
@@ -293,8 +369,15 @@ class World:
         return self.actor.clock if self.actor else self.run.clock
 
     def _monotonic(self) -> float:
-        """Never, or always, is it time for the look into drop/ that a consumer takes now and then."""
-        return inf if self.run.scenario.drops else 0
+        return self._clock() / 1e9
+
+    def _sleep(self, seconds: float) -> None:
+        """All patience is over after it: who else has the lock has it as long."""
+        self.actor.clock += int(seconds * 1e12)
+
+    def _now(self) -> int:
+        """Return the time for a number: stopped, unless the scenario has a clock that runs."""
+        return self.highest + 1 if self.run.scenario.clock_runs else 0
 
     def _landing(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -330,17 +413,19 @@ class World:
         what: tuple[Any, ...],
         where: tuple[str, ...],
         act: Callable[[], Any],
-        result_is: object = None,
+        result_is: Any = None,
         lock: int = -1,
+        kind: int | None = None,
     ) -> Any:
         """Do `act`, as a step of the actor whose turn it is if others could notice. `result_is`: instead of the result,
-        what the actor can know of it."""
+        what the actor can know of it, or a function of it that tells. `kind`: of step, if it is not as usual in this folder."""
         actor = self.actor
         if actor is None or actor.quiet:
             return act()
         if actor.dead:
             raise Died
-        kind = actor.kind_of(where)
+        if kind is None:
+            kind = actor.kind_of(where)
         if kind:
             actor.pause(what, lock, kind)
         try:
@@ -349,19 +434,89 @@ class World:
             if kind:
                 actor.note(what, errno.errorcode[error.errno])
             raise
-        if what[0] == "flock":
-            actor.holds = True
+        if what[0] in ("lock", "try_lock"):
+            actor.holds, actor.locked = what[2], lock
         if kind:
-            actor.note(what, result if result_is is None else result_is)
+            actor.note(what, result if result_is is None else result_is(result) if callable(result_is) else result_is)
         return result
 
+    def call_index(self, name: str, fd: int, more: tuple[Any, ...], act: Callable[[], Any], kind: int) -> Any:
+        """Do something to `index`, which is of this kind for who holds its lock."""
+        actor = self.actor
+        if actor is None or actor.quiet:
+            return act()
+        generation = self.generation(fd)
+        kind = kind if actor.holds == generation else SHARED
+        return self.call((name, "index", generation, *more), ("index",), act, kind=kind)
+
+    def index_kind(self) -> int:
+        """Return what kind of step a change of the table is."""
+        return SHARED if self.is_written_to() else PRIVATE
+
+    def is_written_to(self) -> bool:
+        """Tell whether somebody writes to `index` without its lock in this scenario."""
+        return self.run.scenario.loses in ("emptied", "old")
+
     def unlock(self, fd: int) -> None:
-        """Unlock: no step."""
-        if self.actor:
-            if self.actor.dead:
-                raise Died
-            self.actor.holds = False
+        """Unlock: no step. (So does an actor that dies.)"""
+        if self.actor and not self.actor.quiet:
+            self.actor.holds, self.actor.locked = 0, -1
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+    # index
+
+    def open_index(self, flags: int) -> int:
+        """Open `index`; know this file from one that is put in its place."""
+        fd = os.open("index", flags, 0o600, dir_fd=self.base.root)
+        self.folders[fd] = "index"
+        inode = os.fstat(fd).st_ino
+        if inode not in self._inodes:
+            self._indexes.append(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))  # (kept, so that no other has this inode)
+            self._inodes[inode] = len(self._indexes)
+        return fd
+
+    def generation(self, fd: int) -> int:
+        """Return which of the files that have been `index` it is: the first is 1."""
+        return self._inodes[os.fstat(fd).st_ino]
+
+    def learnt_by_locking(self, fd: int) -> tuple[Any, ...]:
+        """Return what whoever locks `index` knows by that: what it says, for nobody else can write it now."""
+        status = os.fstat(fd)
+        if self.is_written_to():
+            return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.index.HEADER, 0)
+        return (status.st_nlink, _plain(os.pread(fd, 1 << 20, 0)))
+
+    def _forget_indexes(self) -> None:
+        for fd in self._indexes:
+            os.close(fd)
+        self._indexes.clear()
+        self._inodes.clear()
+
+    def write_index(self, content: bytes) -> None:
+        """Have `index` hold this, and nothing else."""
+        fd = os.open("index", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=self.base.root)
+        os.write(fd, content)
+        os.close(fd)
+
+    def lose_index(self) -> None:
+        """A step of somebody who does the index some harm."""
+        acts = {
+            "removed": lambda: os.unlink("index", dir_fd=self.base.root),
+            "emptied": lambda: self.write_index(b""),
+            "old": lambda: self.write_index(self.run.old_index),
+        }
+        how = self.run.scenario.loses
+        self.call((how, "index"), ("index",), acts[how], kind=SHARED)
+
+    def read_index(self, generation: int) -> bytes:
+        """Return all that this file says."""
+        return os.pread(self._indexes[generation - 1], 1 << 20, 0)
+
+    # whose descriptors
+
+    def is_consumer(self) -> bool:
+        """Tell whether it is the turn of one."""
+        return bool(self.actor and self.actor.role.consumer)
 
     def opened(self, fd: int) -> None:
         """Remember a descriptor of the actor's."""
@@ -369,9 +524,11 @@ class World:
             self.actor.descriptors.add(fd)
 
     def closed(self, fd: int) -> None:
-        """Forget it."""
+        """Forget it, and the lock on it."""
         if self.actor:
             self.actor.descriptors.discard(fd)
+            if fd == self.actor.locked:
+                self.actor.holds, self.actor.locked = 0, -1
 
     def create(self, folder: str, name: str, content: str) -> None:
         """Create a finished file."""
@@ -391,18 +548,23 @@ class World:
 
     # the state on disk
 
-    def clear(self, *, fresh_boot: bool) -> None:
-        """Make the inbox as good as new."""
+    def clear(self) -> None:
+        """Make the inbox as good as new, and its index hold nothing."""
         self.files.clear()
+        fsinbox.index.forget_sections()
         for folder in FOLDERS:
             fd = self.base.folder(folder)
             for name in os.listdir(fd):
                 os.unlink(name, dir_fd=fd)
-        os.pwrite(self._sequence, b"%019d %s\n" % (0, b"old" if fresh_boot else b"now"), 0)
+        self._forget_indexes()
+        self.write_index(blank_index(FIRST - 1))
+        os.close(self.open_index(os.O_RDWR))
+        self.highest = FIRST - 1
 
     def contents(self) -> tuple[Any, ...]:
         """Return what is on disk, but for tmp/, where each actor's files are its own business."""
-        found: list[Any] = [os.pread(self._sequence, 64, 0)]
+        indexes = tuple((os.fstat(fd).st_nlink, _plain(os.pread(fd, 1 << 20, 0))) for fd in self._indexes)
+        found: list[Any] = [(indexes, self.highest)]
         for folder in CONTENTS[1:6]:
             with os.scandir(self.base.folder(folder)) as entries:
                 found.append(tuple(sorted((entry.name, self.files.get(entry.inode(), "?")) for entry in entries)))
@@ -421,6 +583,17 @@ class World:
         return True
 
 
+def blank_index(last: int, tag: str = TAG) -> bytes:
+    """Return the content of an index that knows of no key."""
+    lines = fsinbox.index.FEWEST_LINES
+    return header_line(last, tag, lines) + bytes(lines * fsinbox.index.LINE)
+
+
+def _plain(content: bytes) -> str:
+    """Return the content of an index as text, without its blank lines at the end."""
+    return f"{len(content)}: " + content.rstrip(b"\0").decode("ascii", "replace").replace("\0" * 32, "-")
+
+
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
@@ -434,11 +607,13 @@ class Actor:
         self.role = role
         self.letter = chr(ord("A") + index)
         self.begun = False  # its first step was made
-        self.holds = False  # the admission lock
+        self.holds = 0  # the lock of this generation of `index`
+        self.locked = -1  # the descriptor by which it does
         self.ended = False
         self.dead = False
         self.quiet = False
         self.error: Exception | None = None
+        self.taken: list[Any] = []  # before it all began
         self.descriptors: set[int] = set()
         self.clock = 0
         self.temporaries = 0
@@ -469,6 +644,13 @@ class Actor:
             yield
         finally:
             self.world.actor, self.quiet = before, False
+
+    def take_before(self) -> None:
+        """Take an element."""
+        with self.unstepped():
+            element = self.inbox.take()
+            self.taken.append(element)
+            self.run.happened("deliver", self.letter, element.key, element.value)
 
     def start(self) -> None:
         """Run up to the first step."""
@@ -506,7 +688,8 @@ class Actor:
 
     def is_enabled(self) -> bool:
         """Tell whether it can make a step now."""
-        return not self.ended and self.may_start() and (self.lock < 0 or self.world.is_free(self.lock))
+        waits = self.lock >= 0 and self.waiting[0] == "lock"
+        return not self.ended and self.may_start() and (not waits or self.world.is_free(self.lock))
 
     def step(self) -> None:
         """Make the next step."""
@@ -554,11 +737,23 @@ class Actor:
             variables = [(name, value) for name, value in frame.f_locals.items() if name not in IRRELEVANT]
             frames.append((frame.f_code.co_qualname, _place(frame.f_code, frame.f_lasti), variables))
             frame = frame.f_back
+        if type(result) is tuple:
+            result = result[0]  # what admit returns: the rest only decides what add returns
         plain = _ADDRESS.sub("", repr((result, frames)))
         self.node = self.run.node(("within", self.position, self.temporaries, plain, self._remembered(), self.clock))
 
     def _remembered(self) -> str:
-        return _memory(self.inbox) if self.role.consumer else ""
+        index = self.inbox._index
+        knows: list[Any] = [_memory(self.inbox)] if self.role.consumer else []
+        if self.holds:
+            knows += [self.holds, index._last, index._lines, index._is_ours]
+            if not self.world.is_written_to():
+                knows.append(self.world.read_index(self.holds))
+        elif self.run.scenario.loses == "removed" and index._fd >= 0:
+            knows.append(self.world.generation(index._fd))
+        if self.run.scenario.loses:
+            knows.append(index._highest)
+        return repr(knows)
 
     # what its calls do
 
@@ -571,7 +766,9 @@ class Actor:
 
     def _kind_of(self, folder: str) -> int:
         scenario = self.run.scenario
-        if folder in ("pending", "keys", "sequence") or (folder == "drop" and scenario.drops):
+        if folder == "pending" or (folder == "drop" and scenario.drops):
+            return SHARED
+        if folder in scenario.meets:
             return SHARED
         if folder in ("tmp", "consumer.lock") or not self.role.consumer:
             return UNSEEN
@@ -611,9 +808,9 @@ def _memory(inbox: Inbox) -> str:
     knows = inbox._consumer
     if knows is None:
         return "nothing"
-    fixed = ("_layout", "_sequence", "_settings", "_hold", "_mine", "drops")
-    drops = [(name, value) for name, value in vars(knows.drops).items() if name not in fixed]
-    return repr(([(name, value) for name, value in vars(knows).items() if name not in fixed], drops))
+    fixed = ("_layout", "_index", "_settings", "_hold", "_mine", "drops", "_attempts")
+    parts = knows, knows.drops, knows._attempts
+    return repr([[(name, value) for name, value in vars(part).items() if name not in fixed] for part in parts])
 
 
 class Run:
@@ -629,12 +826,26 @@ class Run:
         self.trace = trace
         self._nodes = nodes
         world.run = self
-        world.clear(fresh_boot=scenario.fresh_boot)
+        fsinbox.index.BUCKET = fsinbox.index.FEWEST_LINES = scenario.bucket
+        world.clear()
         self.actors = [Actor(self, index, role) for index, role in enumerate(scenario.roles)]
         for actor in self.actors:
             actor.open()
+        for actor in self.actors:
+            if actor.role.old:  # from long ago, and nobody knows what became of it: it may be delivered at any time, or never
+                self.happened("add_start", actor.letter, *actor.role.old)
         if scenario.before:
             self._add_before()
+        for actor in self.actors:
+            if actor.role.holds:
+                actor.take_before()
+        if scenario.by_hand:
+            number, key, value = scenario.by_hand
+            self.events.insert(0, Event("add_start", "-", key, value))
+            world.create("pending", element_name(number, key), value)
+        self.old_index = world.read_index(1)
+        if scenario.fresh_boot:
+            world.write_index(self.old_index.replace(TAG.encode(), b"old-old-"))
         for actor in self.actors:
             actor.start()
 
@@ -644,6 +855,8 @@ class Run:
                 self.happened("add_start", "-", key, value)
                 inbox.add(key, value, durable=False)
                 self.happened("add_end", "-", key, value)
+                if self.scenario.scattered:
+                    self.world.write_index(blank_index(inbox._index.peek()))
 
     def node(self, seen: tuple[Any, ...]) -> int:
         """Return a number that stands for this, and nothing else."""
@@ -688,7 +901,7 @@ class Run:
                 taken.append((element.key, element.value))
                 element.ack()
         left = dict(zip(CONTENTS, self.world.contents(), strict=True))
-        del left["sequence"]
+        del left["index"]
         return taken, ", ".join(f"{folder}/: {names}" for folder, names in left.items() if names)
 
     def end(self) -> None:

@@ -1,6 +1,6 @@
 """Proves, for small numbers of producers, adds and takes, that no interleaving of file operations, and no crash before any
 of them, loses an update, delivers an older value after a newer one, delivers two elements of a key at once, keeps a key from
-its turn, leaves a hint behind, or ends in a deadlock: on the real code and a real directory (see stepper.py and explore.py).
+its turn, or ends in a deadlock: on the real code and a real directory (see stepper.py and explore.py). Nor does a lost index.
 
 It also proves that the check can tell: with a mutant of the code (mutants.py) it finds what is wrong.
 
@@ -8,7 +8,7 @@ A failure prints a line that replays it, step by step:
 
     FSINBOX_SCHEDULE=two-producers:ABBAC pytest tests/interleave -k replay -rP
 
-(with a mutant: two-producers+no-confirm:ABBAC). Small letters are crashes. `--long` goes through larger scenarios, too.
+(with a mutant: replaced-nack+requeued-without-lock:CCAAA). Small letters are crashes. `--long` goes through larger ones, too.
 """
 
 from __future__ import annotations
@@ -76,16 +76,14 @@ def test_a_mutant_is_found(world: World, mutant: Mutant, scenario: Scenario) -> 
         result = Explorer(world, scenario).explore(limit=LIMIT)
         print(_summary(scenario, result), *result.wrong, f"{scenario.name}+{mutant.name}:{result.schedule}")
         assert any(wrong.startswith(mutant.finds) for wrong in result.wrong), f"{mutant.name} was not found: {mutant.why}"
-        # (What is left over is only looked at in the search: a replay shows it, and does not judge it.)
-        judged = [wrong for wrong in result.wrong if not wrong.startswith("left over")]
-        assert replay(world, scenario, result.schedule)[0] == judged
+        assert replay(world, scenario, result.schedule)[0] == result.wrong
 
 
 def test_the_search_knows_what_really_happens(world: World) -> None:
     """The states that the search works out are those that runs get into, step by step, whatever is chosen."""
     explorer = Explorer(world, SCENARIOS["two-producers-nack"])
     explorer.explore()
-    assert explorer.check_by_running(samples=300) > 5000
+    assert explorer.check_by_running(samples=300) > 3000
 
 
 def test_replay(world: World) -> None:
