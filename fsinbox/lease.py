@@ -29,10 +29,10 @@ from time import monotonic, sleep, time_ns
 from typing import NamedTuple
 
 from .errors import InboxBusy, LeaseLost, UnusableInbox
+from .files import create_temporary, discard_temporary
 from .layout import HOLD, PRIVATE_FOLDER, SHARED_FOLDER, Layout, let_go
 from .lock import Hold, Shard, clean, is_locked, word
 from .names import parse_element
-from .protocol import create_temporary, discard_temporary
 
 _FILE = ".lease"
 
@@ -75,13 +75,14 @@ def leases(layout: Layout) -> list[Held]:
 
 def server_clock(layout: Layout) -> int:
     """Return what time it is by the clock that sets the times of files in this inbox, in nanoseconds. Raises OSError."""
-    name, fd = create_temporary(layout)
+    drafts: list[str] = []
+    fd = create_temporary(layout, drafts)
     try:
         os.utime(fd)
         return os.fstat(fd).st_mtime_ns
     finally:
         let_go(fd)
-        discard_temporary(layout, name)
+        discard_temporary(layout, drafts[0])
 
 
 def _parse(name: str) -> Held | None:
@@ -158,7 +159,11 @@ class Lease(Hold):
             os.write(fd, (word() + terms).encode("utf-8", "replace"))
         finally:
             os.close(fd)
-        self._fence([held for held in leases(self.layout) if held.name != self._name and self._comes_after(held)])
+        others = [held for held in leases(self.layout) if held.name != self._name]
+        for held in others:
+            if held.shard == self.shard and held.epoch > epoch:  # our mkdir came late: that one has followed us already
+                raise self.busy(held.holder)
+        self._fence([held for held in others if self._comes_after(held)])
         self._bring_in_strays()
         self.verify()
         return True

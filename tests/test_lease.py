@@ -115,10 +115,10 @@ def test_who_has_lost_the_lease_is_told_when_it_reads(inbox_dir: Path) -> None:
 
 def test_a_host_that_died_with_the_admission_lock_keeps_no_consumer_from_starting(inbox_dir: Path) -> None:
     """NFS 3 never takes a lock from a host that is gone."""
-    with opened(inbox_dir) as dead, opened(inbox_dir) as inbox:
+    with opened(inbox_dir) as dead, opened(inbox_dir) as inbox, (inbox_dir / "index").open("r+") as index:
         dead.add("a", "1")
-        with dead._sequence:
-            assert drain(inbox) == [("a", "1")]
+        fcntl.flock(index, fcntl.LOCK_EX)
+        assert drain(inbox) == [("a", "1")]
 
 
 def test_who_has_lost_the_lease_cannot_take(inbox_dir: Path) -> None:
@@ -206,8 +206,8 @@ def test_what_lies_in_inflight_itself_is_brought_in(inbox_dir: Path) -> None:
         assert consumer
         consumer._hold.close()  # as if it had died
     assert len(os.listdir(inbox_dir / "inflight")) == 1
-    (inbox_dir / "format").write_text("fsinbox 1 network\n")
-    (inbox_dir / "sequence").unlink()
+    (inbox_dir / "format").write_text("fsinbox 2 network\n")
+    (inbox_dir / "index").unlink()
     with opened(inbox_dir) as shared:
         shared.add("b", "2")
         assert drain(shared) == [("a", "1"), ("b", "2")]
@@ -302,6 +302,66 @@ def test_a_holder_whose_folder_is_taken_away_before_it_left_word_is_refused(inbo
         ):
             one.take()
         assert drain(one) == [("a", "1")]
+
+
+def test_a_folder_that_is_made_late_keeps_nobody(inbox_dir: Path) -> None:
+    """A host was cut off, and killed, when it was about to become the consumer; its mkdir comes when others have followed."""
+    with opened(inbox_dir) as first:
+        first.add("a", "1")
+        stopped(first)
+        with opened(inbox_dir) as one:
+            take(one).nack()
+            (inbox_dir / "inflight" / FIRST).mkdir()
+            assert drain(one) == [("a", "1")]
+            one.add("b", "2")
+    with opened(inbox_dir, lease=60) as other:
+        began = monotonic()
+        assert drain(other) == [("b", "2")]
+        assert monotonic() - began < 5
+        assert len(names(other, "inflight")) == 1
+
+
+def test_who_becomes_the_consumer_late_finds_that_others_have_followed(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, but it lives, and goes on."""
+    monkeypatch.setattr("fsinbox.lock._try_lock", lambda layout, fd, how: True)  # the server has freed it
+    with opened(inbox_dir) as late, opened(inbox_dir) as one, opened(inbox_dir) as other:
+        other.add("a", "1")
+
+        def meanwhile_others() -> None:
+            stopped(one)
+            assert take(other).key == "a"
+
+        def makes_its(name: str, *_: object) -> bool:
+            return name == FIRST
+
+        with meanwhile("mkdir", meanwhile_others, when=makes_its), pytest.raises(InboxBusy, match="already has a consumer"):
+            late.take()
+        assert names(other, "inflight") == ["lease-1of1-0000000002"]
+        (element,) = other._elements.values()
+        element.ack()
+
+
+def test_what_a_cut_off_consumer_moves_late_comes_too_late(inbox_dir: Path) -> None:
+    """Into its folder, which is gone, and out of it, where nothing is left."""
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        for key in "ab":
+            one.add(key, "1")
+        element = take(one)
+        layout, (waiting,) = one._layout, [name for name in names(one, "pending") if name.endswith("-b")]
+        own, name = layout.folder("inflight"), element._taken.name
+        cut_off(one)
+        again = take(other)
+        assert again.key == "a"
+        for source, target, file in (("pending", own, waiting), (own, "pending", name), (own, "failed", name)):
+            with pytest.raises(FileNotFoundError):
+                os.rename(
+                    file,
+                    file,
+                    src_dir_fd=layout.folder(source) if isinstance(source, str) else source,
+                    dst_dir_fd=layout.folder(target) if isinstance(target, str) else target,
+                )
+        again.ack()
+        assert drain(other) == [("b", "1")]
 
 
 def test_a_lease_that_says_nonsense_lasts_as_long_as_ones_own(inbox_dir: Path) -> None:

@@ -28,12 +28,12 @@ PAYLOAD = b"x" * 200
 INTERVALS = (0.1, 0.5, 1.0, 5.0)
 
 
-def repeat(work: Callable[[int], object], seconds: float) -> list[float]:
-    """Do it again and again for some seconds; return how long each took."""
-    times = []
+def repeat(work: Callable[[int], object], seconds: float, most: int) -> list[float]:
+    """Do it again and again for some seconds, at most so often; return how long each took."""
+    times: list[float] = []
     end = monotonic() + seconds
     began = monotonic()
-    while began < end:
+    while began < end and len(times) < most:
         work(len(times))
         now = monotonic()
         times.append(now - began)
@@ -58,32 +58,43 @@ def bare(mount: str) -> Callable[[int], None]:
     return add
 
 
-def line(what: str, times: list[float]) -> str:
-    """Return a line of the first table."""
-    milliseconds = sorted(seconds * 1000 for seconds in times)
+def asked(mount: str) -> int:
+    """Return how often an NFS client has asked its server so far, by /proc/self/mountstats; 0 for other file systems."""
+    ours = Path("/proc/self/mountstats").read_text().partition(f" mounted on {mount} ")[2].partition("\ndevice ")[0]
+    operations = ours.partition("per-op statistics\n")[2].splitlines()
+    return sum(int(line.split()[1]) for line in operations if ":" in line)
+
+
+def measure(
+    what: str, mount: str, work: Callable[[int], object], seconds: float, *, elements: int = 1, most: int = 1_000_000
+) -> None:
+    """Print a line of the first table. `elements`: how many each call of `work` is for; `most`: calls."""
+    work(-1)  # what is remembered from then on
+    before = asked(mount)
+    times = repeat(work, seconds, most)
+    trips = (asked(mount) - before) / len(times) / elements
+    milliseconds = sorted(time * 1000 / elements for time in times)
     late = milliseconds[len(milliseconds) * 95 // 100]
-    return f"{what:<44}{len(times) / sum(times):>8.0f}{statistics.median(milliseconds):>10.2f}{late:>10.2f}"
+    middle = statistics.median(milliseconds)
+    print(f"{what:<44}{len(times) * elements / sum(times):>8.0f}{middle:>10.2f}{late:>10.2f}{trips:>12.1f}", flush=True)
 
 
 def speed(mount_a: str, mount_b: str, seconds: float) -> None:
     """Print adds and takes a second."""
-    print(f"{'one process on host a, 200 bytes, flushed':<44}{'a second':>8}{'median ms':>10}{'95% ms':>10}")
-    print(line("bare create, write, fsync, close, rename", repeat(bare(mount_a), seconds)), flush=True)
+    print(f"{'one process, 200 bytes, flushed':<44}{'a second':>8}{'median ms':>10}{'95% ms':>10}{'round trips':>12}")
+    measure("bare create, write, fsync, close, rename", mount_a, bare(mount_a), seconds)
     with Inbox(os.path.join(mount_a, "speed"), codec="bytes") as inbox:
-        print(line("Inbox.add, a new key each", repeat(lambda n: inbox.add(f"key-{n}", PAYLOAD), seconds)), flush=True)
-        print(line("Inbox.add, one hot key", repeat(lambda n: inbox.add("hot", PAYLOAD), seconds)), flush=True)
-        inbox.add_many((f"more-{n}", PAYLOAD) for n in range(200))
+        measure("Inbox.add, a new key each", mount_a, lambda n: inbox.add(f"key-{n}", PAYLOAD), seconds)
+        measure("Inbox.add, one hot key", mount_a, lambda n: inbox.add("hot", PAYLOAD), seconds)
+
+        def add_many(number: int) -> None:
+            inbox.add_many((f"more-{number}-{n}", PAYLOAD) for n in range(100))
+
+        measure("Inbox.add_many, 100 new keys", mount_a, add_many, seconds, elements=100)
     with Inbox(os.path.join(mount_b, "speed"), codec="bytes") as inbox:
-        take(inbox).ack()
-        left = len(os.listdir(os.path.join(mount_b, "speed", "pending")))
-        times = []
-        end = monotonic() + seconds
-        while left and monotonic() < end:
-            began = monotonic()
-            take(inbox).ack()
-            times.append(monotonic() - began)
-            left -= 1
-    print(line("take and ack, on host b", times), flush=True)
+        measure("take and nack, on host b", mount_b, lambda n: take(inbox).nack(), seconds / 2)
+        left = len(os.listdir(os.path.join(mount_b, "speed", "pending"))) - 1
+        measure("take and ack, on host b", mount_b, lambda n: take(inbox).ack(), seconds, most=left)
 
 
 def consume(path: str, interval: float, arrivals: int, tell: Connection) -> None:
