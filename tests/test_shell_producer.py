@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from fsinbox import Inbox
+from fsinbox.index import HEADER, LINE, boot_tag, header_line, read_header
 from fsinbox.names import encode_key
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "fsinbox-add"
@@ -55,20 +58,40 @@ def waiting(inbox: Inbox) -> list[tuple[str, bytes]]:
     return [(element.key, element.data) for element in inbox]
 
 
-def age_hints(inbox_dir: Path) -> None:
-    """Make every hint one of an earlier boot."""
-    for hint in (inbox_dir / "keys").iterdir():
-        target = os.readlink(hint).partition(".")[0] + ".00000000"
-        hint.unlink()
-        hint.symlink_to(target)
+def header(inbox_dir: Path) -> tuple[int, str, int]:
+    """Return (last number, tag, lines) of the index."""
+    with (inbox_dir / "index").open("rb") as file:
+        return read_header(file.read(HEADER))
+
+
+def age(inbox_dir: Path) -> None:
+    """Make the index one of an earlier boot."""
+    with (inbox_dir / "index").open("r+b") as file:
+        last, _, lines = read_header(file.read(HEADER))
+        file.seek(0)
+        file.write(header_line(last, "00000000", lines))
+
+
+def lines(inbox_dir: Path) -> dict[int, bytes]:
+    """Return the lines of the table that are not blank, by their places."""
+    table = (inbox_dir / "index").read_bytes()[HEADER:]
+    found = {at // LINE: table[at : at + LINE] for at in range(0, len(table), LINE)}
+    return {at: line for at, line in found.items() if line.strip(b"\0")}
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_becomes_the_same_file_name_as_in_python(inbox: Inbox, inbox_dir: Path, key: str) -> None:
+    inbox.add("other", b"")  # so there is a table
     shell(inbox_dir, "--", os.fsencode(key), "v")
-    assert waiting(inbox) == [(key, b"v")]
-    assert os.listdir(inbox_dir / "keys") == [encode_key(key)]
+    assert waiting(inbox)[1:] == [(key, b"v")]
+    assert os.listdir(inbox_dir / "pending") == [
+        name for name in os.listdir(inbox_dir / "pending") if name[20:] in ("other", encode_key(key))
+    ]
+    written = lines(inbox_dir)
     assert inbox.add(key, b"w") == "replaced"
+    assert lines(inbox_dir) == written
+    shell(inbox_dir, "--", os.fsencode(key), "x")
+    assert waiting(inbox)[1:] == [(key, b"x")]
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "é" * 34])
@@ -123,30 +146,51 @@ def test_a_value_that_was_put_back_is_superseded_in_its_place(inbox: Inbox, inbo
     assert taken and taken.key == "b"
 
 
-def test_a_hint_of_an_earlier_boot_counts_only_if_its_element_is_there(inbox: Inbox, inbox_dir: Path) -> None:
+def test_without_a_table_each_value_gets_a_number_until_python_makes_one(inbox: Inbox, inbox_dir: Path) -> None:
     for key in "ab":
         inbox.add(key, b"1")
-    age_hints(inbox_dir)
-    (inbox_dir / "pending").joinpath(os.readlink(inbox_dir / "keys" / "a").partition(".")[0] + "-a").unlink()
+    age(inbox_dir)
     shell(inbox_dir, "b", "2")
-    shell(inbox_dir, "a", "2")
-    assert waiting(inbox) == [("b", b"2"), ("a", b"2")]
+    shell(inbox_dir, "b", "3")
+    last, tag, length = header(inbox_dir)
+    assert (tag, length) == (boot_tag(), 0)
+    assert [name[20:] for name in sorted(os.listdir(inbox_dir / "pending"))] == ["a", "b", "b", "b"]
+    assert inbox.add("b", b"4") == "new"  # (a key at several places is not known until they are coalesced)
+    assert header(inbox_dir)[0] > last
+    assert header(inbox_dir)[1:] == (boot_tag(), 4096)
+    for value in (b"1", b"4"):
+        taken = inbox.take()
+        assert taken and taken.data == value
+        inbox.commit()
+    assert inbox.take() is None
 
 
 @pytest.mark.parametrize(
-    "state", ["", "garbage\n", "0000000000000000001 00000000\n", None], ids=["empty", "garbage", "old boot", "lost"]
+    "state",
+    [
+        b"",
+        b"garbage\n",
+        b"\0" * 5000,
+        header_line(1, "00000000", 0),
+        header_line(1, boot_tag(), 4095),
+        header_line(9 * 10**18, boot_tag(), 0),
+        header_line(1, boot_tag(), 0)[:-1],
+        None,
+    ],
+    ids=["empty", "garbage", "zeros", "old boot", "odd", "absurd", "cut", "lost"],
 )
-def test_numbers_go_on_above_every_one_in_use(inbox: Inbox, inbox_dir: Path, state: str | None) -> None:
+def test_numbers_go_on_above_every_one_in_use(inbox: Inbox, inbox_dir: Path, state: bytes | None) -> None:
     """Also if the clock has come back wrong: the highest number in use is an hour ahead of it here."""
     inbox.add("a", b"1")
     (name,) = os.listdir(inbox_dir / "pending")
     highest = int(name[:19]) + 3600 * 10**9
     os.rename(inbox_dir / "pending" / name, inbox_dir / "failed" / f"{highest}-a")
     (inbox_dir / "pending" / "9999999999999999999-forged").write_text("x")
+    (inbox_dir / "pending" / f"{highest + 30 * 86400 * 10**9}-careless").write_text("x")
     if state is None:
-        (inbox_dir / "sequence").unlink()
+        (inbox_dir / "index").unlink()
     else:
-        (inbox_dir / "sequence").write_text(state)
+        (inbox_dir / "index").write_bytes(state)
     shell(inbox_dir, "b", "1")
     shell(inbox_dir, "c", "1")
     numbers = sorted(int(name[:19]) for name in os.listdir(inbox_dir / "pending"))[:2]
@@ -154,18 +198,51 @@ def test_numbers_go_on_above_every_one_in_use(inbox: Inbox, inbox_dir: Path, sta
     assert inbox.add("d", b"1") == "new"
 
 
-def test_a_key_with_two_places_after_a_power_cut_gets_a_new_number(inbox: Inbox, inbox_dir: Path) -> None:
+@pytest.mark.parametrize("folder", ["inflight", "deferred"])
+def test_what_the_consumer_holds_is_believed_whatever_the_clock_says(inbox: Inbox, inbox_dir: Path, folder: str) -> None:
+    ahead = time.time_ns() + 365 * 86400 * 10**9
+    name = f"{ahead}-a" if folder == "inflight" else f"{ahead + 5}-{ahead}-a"
+    (inbox_dir / folder / name).write_text("1")
+    shell(inbox_dir, "a", "2")
+    assert [int(name[:19]) for name in os.listdir(inbox_dir / "pending")] == [ahead + 1]
+
+
+def test_a_line_is_believed_only_if_its_file_is_there(inbox: Inbox, inbox_dir: Path) -> None:
+    """Lines that are torn, another key's, or of what was taken, mislead nobody."""
     inbox.add("a", b"1")
-    (name,) = os.listdir(inbox_dir / "pending")
-    (inbox_dir / "pending" / f"{int(name[:19]) + 1}-a").write_bytes(b"2")
-    age_hints(inbox_dir)
-    (inbox_dir / "sequence").write_text("0000000000000000001 00000000\n")
-    shell(inbox_dir, "a", "3")
-    assert waiting(inbox) == [("a", b"3")]
+    ((at, line),) = lines(inbox_dir).items()
+    inbox.take()
+    with (inbox_dir / "index").open("r+b") as file:
+        file.seek(HEADER + (at + 1) * LINE)
+        file.write(line[:11] + b"0" * 18 + b"7 \n" + line[:20] + b"\0" * 12 + b"nonsense, and no end of a line  ")
+    shell(inbox_dir, "a", "2")
+    first, second = sorted(int(name[:19]) for folder in ("inflight", "pending") for name in os.listdir(inbox_dir / folder))
+    assert os.listdir(inbox_dir / "pending") == [f"{second}-a"]
+    assert line[:11] + b"%019d \n" % second in lines(inbox_dir).values()
+    assert first == int(line[11:30])
+
+
+def test_a_full_bucket_costs_no_more_than_a_second_place(inbox: Inbox, inbox_dir: Path) -> None:
+    inbox.add("a", b"1")
+    with (inbox_dir / "index").open("r+b") as file:
+        file.seek(HEADER)
+        file.write(b"".join(b"%010d %019d \n" % (at + 1, at + 1) for at in range(4096)))
+    shell(inbox_dir, "a", "2")
+    shell(inbox_dir, "b", "1")
+    assert sorted(name[20:] for name in os.listdir(inbox_dir / "pending")) == ["a", "a", "b"]
+    taken = inbox.take()
+    assert taken and (taken.key, taken.data) == ("a", b"2")
+    assert inbox.add("b", b"2") == "replaced"
+
+
+def test_a_file_shorter_than_its_header_says_has_no_table(inbox: Inbox, inbox_dir: Path) -> None:
+    inbox.add("a", b"1")
+    os.truncate(inbox_dir / "index", HEADER + 500)
+    shell(inbox_dir, "a", "2")
+    assert header(inbox_dir)[2] == 0
+    assert inbox.add("a", b"3") == "new"  # (it is at two places now)
     taken = inbox.take()
     assert taken and taken.data == b"3"
-    inbox.commit()
-    assert inbox.take() is None
 
 
 def test_a_finished_drop_of_its_key_is_older(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
@@ -177,6 +254,61 @@ def test_a_finished_drop_of_its_key_is_older(inbox: Inbox, inbox_dir: Path, tmp_
     assert os.listdir(inbox_dir / "drop") == []
 
 
+@pytest.mark.parametrize("is_left_alone", [True, False])
+def test_a_drop_whose_times_do_not_tell_is_looked_at_again(inbox: Inbox, inbox_dir: Path, is_left_alone: bool) -> None:
+    """It was written and renamed within a tick of the clock; or it is still being written."""
+    drop = inbox_dir / "drop" / "a"
+    drop.write_text("dropped")
+    later = drop.stat().st_ctime_ns + 10**15
+    os.utime(drop, ns=(later, later))
+    adding = subprocess.Popen([SCRIPT, "--inbox", inbox_dir, "a", "added"])
+    if not is_left_alone:
+        time.sleep(0.3)
+        drop.write_text("dropped, and written on")
+        os.utime(drop, ns=(later, later))
+    assert adding.wait(30) == 0
+    assert waiting(inbox) == [("a", b"added")]
+    assert drop.exists() is not is_left_alone
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "hard link", "fifo", "folder"])
+def test_an_index_that_is_something_else_is_refused(inbox: Inbox, inbox_dir: Path, tmp_path: Path, what: str) -> None:
+    index, outside = inbox_dir / "index", tmp_path / "outside"
+    index.unlink()
+    outside.write_text("mine\n")
+    if what == "link":
+        index.symlink_to(outside)
+    elif what == "dangling":
+        index.symlink_to(tmp_path / "nothing")
+    elif what == "hard link":
+        os.link(outside, index)
+    elif what == "fifo":
+        os.mkfifo(index)
+    else:
+        index.mkdir()
+    assert "index" in shell(inbox_dir, "a", "1", status=3)
+    assert outside.read_text() == "mine\n"
+    assert not (tmp_path / "nothing").exists()
+    assert os.listdir(inbox_dir / "tmp") == os.listdir(inbox_dir / "pending") == []
+
+
+def test_it_waits_for_the_lock_and_does_not_trust_one_on_a_removed_file(inbox: Inbox, inbox_dir: Path) -> None:
+    inbox.add("b", b"1")
+    with (inbox_dir / "index").open() as old:
+        fcntl.flock(old, fcntl.LOCK_EX)
+        adding = subprocess.Popen([SCRIPT, "--inbox", inbox_dir, "a", "1"])
+        time.sleep(0.3)
+        assert [name[20:] for name in os.listdir(inbox_dir / "pending")] == ["b"]
+        (inbox_dir / "index").unlink()
+        with (inbox_dir / "index").open("w") as new:
+            fcntl.flock(new, fcntl.LOCK_EX)
+            fcntl.flock(old, fcntl.LOCK_UN)
+            time.sleep(0.3)
+            assert adding.poll() is None
+    assert adding.wait(30) == 0
+    assert waiting(inbox) == [("b", b"1"), ("a", b"1")]
+
+
 def test_an_inbox_that_cannot_be_used_is_refused(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
     assert "fsinbox init" in shell(tmp_path / "nothing", "a", "1", status=3)
     assert "not an inbox" in shell(tmp_path, "a", "1", status=3)
@@ -185,8 +317,11 @@ def test_an_inbox_that_cannot_be_used_is_refused(inbox: Inbox, inbox_dir: Path, 
     (inbox_dir / "pending").symlink_to(outside)
     assert "refused" in shell(inbox_dir, "a", "1", status=3)
     assert os.listdir(outside) == []
-    (inbox_dir / "format").write_text("fsinbox 2 local\n")
-    assert "format 2" in shell(inbox_dir, "a", "1", status=3)
+    (inbox_dir / "pending").unlink()
+    outside.rename(inbox_dir / "pending")
+    (inbox_dir / "format").write_text("fsinbox 3 local\n")
+    assert "format 3" in shell(inbox_dir, "a", "1", status=3)
+    assert os.listdir(inbox_dir / "tmp") == []
 
 
 @pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--bogus", "a"], ["--inbox"], ["--file", "x", "a", "b"]])
@@ -263,6 +398,20 @@ def test_what_is_named_is_flushed_first_and_the_name_before_it_returns(inbox: In
         for call in calls
     ]
     assert kinds == ["flush value", "publish", "flush name"]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_it_starts_no_more_processes_than_it_needs(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
+    """They are its time: 8 with its own shell for a new key, 7 for one that waits."""
+    inbox.add("other", b"")
+    for most in (8, 7):
+        strace = ["strace", "-f", "-qq", "-e", "trace=execve", "-o", tmp_path / "trace"]
+        done = subprocess.run([*strace, SCRIPT, "--inbox", inbox_dir, "a", "1"], capture_output=True)
+        if b"ptrace" in done.stderr:
+            pytest.skip("strace may not trace here")
+        # (Which file system it is must be asked where its device number does not tell.)
+        started = [line for line in (tmp_path / "trace").read_text().splitlines() if "execve(" in line and '"-f"' not in line]
+        assert len([line for line in started if line.endswith("= 0")]) <= most, started
 
 
 def test_it_can_be_copied_alone(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
