@@ -17,7 +17,9 @@ import errno
 import fcntl
 import io
 import os
+import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -30,18 +32,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from zlib import crc32
 
 import pytest
 from helpers import Consumer, environment, json_lines, run, wait_until
 
-from fsinbox import Inbox, InboxError, UnusableInbox
+from fsinbox import Inbox, InboxError, UnusableInbox, survey
 from fsinbox.doctor import examination, examine, filesystem, measure, mending, repair, words
 from fsinbox.doctor.filesystem import Cost, Facts, Race
 from fsinbox.doctor.kinds import KINDS
 from fsinbox.doctor.words import unwritable
-from fsinbox.layout import FOLDERS
-from fsinbox.sequence import boot_tag
-from tests.driver import Driver, Log, aftermath, all_died, payload, read_log
+from fsinbox.index import HEADER, boot_tag, header_line
+from fsinbox.layout import FOLDERS, Layout
+from tests.driver import Driver, Log, aftermath, all_died, forget, payload, read_log, value_of
 from tests.oracle import Event, judge
 from tests.shim import intercepted, meanwhile, refusing
 
@@ -95,8 +98,6 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
         assert facts.race and facts.race.reads > 100 and (facts.race.missing, facts.race.torn) == (0, 0)
         good = (
             "between",
-            "link",
-            "no_replace",
             "symlink",
             "exclusive",
             "flock",
@@ -110,7 +111,7 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
         assert facts.events is not None and 0 <= facts.events < 1
         assert facts.flush_file and facts.flush_folder and 0 < facts.flush_file.median <= facts.flush_file.highest
         assert facts.skew == 0 and facts.tick and facts.tick < 10**9
-        assert facts.boot == boot_tag("local")
+        assert facts.boot == boot_tag()
         assert {line.name: line.level for line in words(facts) if line.level == "person"} == {}
         assert list(place.iterdir()) == [], "the doctor has left something behind"
         levels = {line.name: line for line in words(facts)}
@@ -130,7 +131,7 @@ def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
         (odd / f"again-{turn}").mkdir()
         facts = replace(facts, race=filesystem._race(f"{odd}/again-{turn}")[0])
     assert facts.race and facts.race.missing > 0
-    wrong = ("link", "symlink", "case", "unicode", "renamed", "modes")
+    wrong = ("symlink", "case", "unicode", "renamed", "modes")
     assert [name for name in wrong if getattr(facts, name) is not False] == []
     assert facts.longest == 100
     assert facts.skew is not None and 3590 < facts.skew < 3602
@@ -139,7 +140,7 @@ def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
     assert facts.network
     levels = {line.name: line for line in words(facts)}
     assert {name for name, line in levels.items() if line.level == "person"} == {
-        *("kind", "rename", "link", "symlink", "names", "case", "flush", "room", "modes")
+        *("kind", "rename", "symlink", "names", "case", "flush", "room", "modes")
     }
     assert "keep keys within 60 bytes" in levels["names"].chosen
     assert "3599" in levels["clock"].found or "3600" in levels["clock"].found
@@ -158,8 +159,6 @@ GOOD = Facts(
     network=False,
     race=Race(300, 4000, 0, 0),
     between=True,
-    link=True,
-    no_replace=True,
     symlink=True,
     exclusive=True,
     flock=True,
@@ -191,7 +190,7 @@ GOOD = Facts(
         ({"kind": ""}, "kind", "ok", "unknown, local", ""),
         ({"kind": "nfs4", "network": True}, "kind", "note", "nfs4, which other hosts change too", "polls while it is idle"),
         ({"kind": "nfs", "network": True, "refused": "mount it so"}, "kind", "person", "is not safe", "mount it so"),
-        ({}, "boot", "ok", "01234567", "hints count for this boot only"),
+        ({}, "boot", "ok", "01234567", "the index counts for this boot only"),
         ({"network": True}, "boot", "ok", "01234567", "not used here"),
         ({"boot": None, "errors": {"boot": "no /proc"}}, "boot", "person", "could not be measured: no /proc", ""),
         ({}, "rename", "ok", "300 renames over a file, 4000 reads beside them: each found a whole file", "one rename"),
@@ -199,9 +198,6 @@ GOOD = Facts(
         ({"race": Race(300, 900, 0, 1)}, "rename", "person", "1 a part of one", "use another file system"),
         ({"between": False}, "between", "person", "cannot be renamed", "use another file system"),
         ({}, "between", "ok", "can be renamed from folder to folder", "state"),
-        ({}, "link", "ok", "two names", "linked to its place"),
-        ({"link": False}, "link", "note", "no hard links", "renameat2"),
-        ({"link": False, "no_replace": False}, "link", "person", "no hard links, and no rename", "use another file system"),
         ({"symlink": False}, "symlink", "person", "no symbolic links", "use another file system"),
         ({"exclusive": False}, "exclusive", "person", "two can create the same file", "use another file system"),
         ({}, "flock", "ok", "excludes other descriptors and other processes", "the one consumer"),
@@ -226,7 +222,7 @@ GOOD = Facts(
         ({"flush_all": None, "errors": {"flush_all": "none here"}}, "syncfs", "note", "no syncfs: none here", "file by file"),
         ({}, "leases", "ok", "tells", "left alone while"),
         ({"leases": False}, "leases", "note", "does not tell", "--drop-settle"),
-        ({}, "clock", "ok", "its clock is ours, in steps of 4 ms", "adopted at once"),
+        ({}, "clock", "ok", "its clock is ours, in steps of 4 ms", "ingested at once"),
         ({"skew": -90.0}, "clock", "note", "90.0 s behind ours", "set the clocks"),
         (
             {"skew": 7.25, "tick": float("inf")},
@@ -238,8 +234,8 @@ GOOD = Facts(
         ({"renamed": False}, "clock", "ok", "", "must lie still for --drop-settle seconds"),
         ({}, "room", "ok", "10 GiB free, and 1,000,000 more files", "a file"),
         ({"free": 3 << 40, "inodes": -1}, "room", "ok", "3 TiB free, and files without limit", ""),
-        ({"free": 4096}, "room", "person", "4 KiB free", "make room"),
-        ({"inodes": 12}, "room", "person", "12 more files", "make room"),
+        ({"free": 4096}, "room", "person", "4 KiB free", "make some"),
+        ({"inodes": 12}, "room", "person", "12 more files", "make some"),
         ({}, "modes", "ok", "umask 022", "private is 600"),
         ({"modes": False}, "modes", "person", "do not keep their mode", ""),
     ],
@@ -287,10 +283,10 @@ class Patient:
         return path
 
     def last(self) -> int:
-        return int((self.path / "sequence").read_text()[:19])
+        return int((self.path / "index").read_bytes()[:19])
 
     def boot(self) -> str:
-        return (self.path / "sequence").read_text().split()[1]
+        return (self.path / "index").read_bytes()[20:28].decode()
 
     def kinds(self) -> dict[str, str]:
         """What is wrong: kind -> level."""
@@ -310,7 +306,6 @@ def take_by_hand(patient: Patient, key: str) -> None:
     """As if a consumer had taken it, and died."""
     path = patient.element(key)
     path.rename(patient / "inflight" / path.name)
-    (patient / "keys" / key).unlink()
 
 
 def socket_at(path: Path) -> None:
@@ -322,22 +317,16 @@ def socket_at(path: Path) -> None:
         os.chdir(where)
 
 
-def hint(patient: Patient, key: str, target: str) -> None:
-    (patient / "keys" / key).unlink(missing_ok=True)
-    (patient / "keys" / key).symlink_to(target)
-
-
 def second_place(patient: Patient) -> None:
-    """Two places of `b`, as a paused producer leaves them; the newer value is at the higher."""
+    """Two places of `b`, as it gets when its line in the index is lost; the newer value is at the higher."""
     path = patient.element("b")
+    forget(str(patient.path))
     with Inbox(patient.path, codec="bytes") as inbox:
-        (patient / "keys" / "b").unlink()
         inbox.add_bytes("b", path.read_bytes())
 
 
 def defer_by_hand(patient: Patient, key: str, due: int, its: int | None = None) -> None:
     path = patient.element(key)
-    (patient / "keys" / key).unlink()
     path.rename(patient / "deferred" / f"{due:019d}-{path.name if its is None else f'{its:019d}-{key}'}")
 
 
@@ -345,8 +334,28 @@ def forged(patient: Patient, folder: str, its: int, key: str = "f") -> None:
     (patient / folder / f"{its:019d}-{key}").write_bytes((patient.element("b")).read_bytes())
 
 
-def sequence(patient: Patient, text: bytes) -> None:
-    (patient / "sequence").write_bytes(text)
+def header(patient: Patient, text: bytes) -> None:
+    """Write over the header of the index, and leave the table as it is."""
+    with (patient / "index").open("r+b") as file:
+        file.write(text)
+
+
+def last_is(patient: Patient, last: int) -> None:
+    header(patient, header_line(last, patient.boot(), 4096))
+
+
+def line(patient: Patient, key: str, its: int) -> None:
+    """Blank the table, and have it name this place for `key`."""
+    forget(str(patient.path))
+    crc = crc32(key.encode())
+    with (patient / "index").open("r+b") as file:
+        file.seek(64 + 1024 * (crc % (4096 // 32)))
+        file.write(b"%010d %019d \n" % (crc, its))
+
+
+def behind(patient: Patient) -> None:
+    defer_by_hand(patient, "b", 1)
+    last_is(patient, patient.last() - 1)
 
 
 def superseded(patient: Patient) -> None:
@@ -383,26 +392,33 @@ WRONG: list[tuple[str, str, Damage]] = [
     ("format-missing", "", lambda p: (p / "format").unlink()),
     ("format-damaged", "empty", lambda p: (p / "format").write_text("")),
     ("format-damaged", "garbage", lambda p: (p / "format").write_bytes(b"\0" * 18)),
-    ("format-damaged", "scope", lambda p: (p / "format").write_text("fsinbox 1 global\n")),
+    ("format-damaged", "scope", lambda p: (p / "format").write_text("fsinbox 2 global\n")),
     *(("folder-missing", name, lambda p, name=name: (p / name).rmdir()) for name in ("tmp", "drop", "inflight", "failed")),
     ("not-a-folder", "file", lambda p: replace_by(p, "deferred", Path.touch)),
     ("not-a-folder", "link", lambda p: replace_by(p, "inflight", lambda path: path.symlink_to("failed"))),
     ("file-missing", "lock", lambda p: (p / "consumer.lock").unlink()),
-    ("file-missing", "sequence", lambda p: (p / "sequence").unlink()),
+    ("file-missing", "index", lambda p: (p / "index").unlink()),
     ("not-a-file", "lock", lambda p: replace_by(p, "consumer.lock", nowhere)),
-    ("not-a-file", "sequence", lambda p: replace_by(p, "sequence", Path.mkdir)),
-    ("not-a-file", "sequence-fifo", lambda p: replace_by(p, "sequence", os.mkfifo)),
+    ("not-a-file", "index", lambda p: replace_by(p, "index", Path.mkdir)),
+    ("not-a-file", "index-fifo", lambda p: replace_by(p, "index", os.mkfifo)),
     ("not-a-file", "format", lambda p: replace_by(p, "format", Path.mkdir)),
     ("mode", "tmp", lambda p: (p / "tmp").chmod(0o770)),
-    ("mode", "closed", lambda p: (p / "keys").chmod(0)),
-    ("mode", "file", lambda p: (p / "sequence").chmod(0o400)),
+    ("mode", "closed", lambda p: (p / "attempts").chmod(0)),
+    ("mode", "file", lambda p: (p / "index").chmod(0o400)),
     ("mode", "root", lambda p: p.path.chmod(0o500)),
     ("open", "", open_wide),
     ("foreign-root", "", lambda p: (p / "notes.txt").touch()),
-    ("sequence-damaged", "text", lambda p: sequence(p, b"what?\n")),
-    ("sequence-damaged", "high", lambda p: sequence(p, b"%019d %s\n" % (9 * 10**18, p.boot().encode()))),
-    ("sequence-future", "", lambda p: sequence(p, b"%019d %s\n" % (NOW + 300 * DAY, p.boot().encode()))),
-    ("sequence-behind", "", lambda p: defer_by_hand(p, "b", 1, number(-600))),
+    ("index-damaged", "text", lambda p: (p / "index").write_bytes(b"what?\n")),
+    ("index-damaged", "nuls", lambda p: header(p, bytes(HEADER))),
+    ("index-damaged", "high", lambda p: last_is(p, 9 * 10**18)),
+    ("index-damaged", "digits", lambda p: header(p, "¹".encode() * 8)),
+    ("index-damaged", "tag", lambda p: header(p, b"%019d \xff\xfe" % p.last())),
+    ("index-damaged", "lines", lambda p: header(p, header_line(p.last(), p.boot(), 4097))),
+    ("index-damaged", "network", lambda p: header(p, header_line(p.last(), p.boot(), 4096, b" 000000000001 done 00000"))),
+    ("index-damaged", "short", lambda p: os.truncate(p / "index", HEADER + 32)),
+    ("index-future", "", lambda p: last_is(p, NOW + 300 * DAY)),
+    ("index-behind", "", lambda p: defer_by_hand(p, "b", 1, number(-600))),
+    ("index-behind", "lower", behind),
     ("number-forged", "", lambda p: forged(p, "pending", number(-600))),
     ("number-forged", "absurd", lambda p: forged(p, "pending", number(-1e9))),
     ("number-absurd", "", lambda p: defer_by_hand(p, "b", 1, number(-1e9))),
@@ -421,14 +437,6 @@ WRONG: list[tuple[str, str, Damage]] = [
     ("no-reason", "", lambda p: (p / f"failed/{number(9):019d}-f").touch()),
     ("reason-alone", "", lambda p: (p / f"failed/{number(9):019d}-f~reason.txt").touch()),
     ("foreign-failed", "", lambda p: (p / "failed/readme").touch()),
-    ("hint-not-a-link", "file", lambda p: (p / "keys/h").touch()),
-    ("hint-not-a-link", "directory", lambda p: (p / "keys/h").mkdir()),
-    ("hint-foreign", "", lambda p: hint(p, "%zz", f"{p.last():019d}.{p.boot()}")),
-    ("hint-damaged", "", lambda p: hint(p, "h", "elsewhere")),
-    ("hint-dangling", "", lambda p: hint(p, "h", f"{p.last():019d}.{p.boot()}")),
-    ("hint-dangling", "back", lambda p: hint(p, "h", f"{p.last():019d}.back")),
-    ("hint-low", "", lambda p: hint(p, "b", f"{p.last() - 10**6:019d}.{p.boot()}")),
-    ("hint-forged", "", lambda p: hint(p, "b", f"{number(-600):019d}.{p.boot()}")),
     ("note-alone", "", lone_note),
     ("note-foreign", "file", lambda p: (p / "attempts/readme").touch()),
     ("note-foreign", "link", lambda p: (p / f"attempts/{p.element('b').name}").symlink_to("many")),
@@ -476,7 +484,8 @@ def test_each_thing_that_can_be_wrong_is_found_and_mended(patient: Patient, kind
     assert repair(str(patient.path), pause=0) == (lines if KINDS[kind].level == "person" else [])
     if (kind, which) != ("number-absurd", ""):
         added = [Event("add_start", "hand", key) for key in "fxp"]
-        assert [wrong for wrong in patient.judged([*patient.log.events, *added]) if "foreign:" not in wrong] == []
+        with mock.patch("fsinbox.consumer.MAX_DELAY", 0):  # 7 days are over
+            assert [wrong for wrong in patient.judged([*patient.log.events, *added]) if "foreign:" not in wrong] == []
 
 
 @pytest.mark.parametrize(("kind", "which", "damage"), OLD, ids=ident)
@@ -500,8 +509,8 @@ def test_every_kind_of_wrong_is_made_by_some_test() -> None:
 def test_a_healthy_inbox_has_nothing_wrong(patient: Patient) -> None:
     report = examine(str(patient.path))
     assert report.healthy and report.findings == ()
-    assert report.facts[0].startswith("format 1, local, private; last number given out 20")
-    assert report.facts[1] == "2 wait, 0 out, 0 deferred, 0 failed, 0 in drop/; 0 being written"
+    assert report.facts[0].startswith("format 2, local, private; last number given out 20")
+    assert report.facts[1] == "2 wait, 0 in flight, 0 deferred, 0 failed, 0 in drop/; 0 being written"
     assert report.facts[2] == "no consumer runs"
     assert repair(str(patient.path)) == []
     assert patient.judged() == []
@@ -521,11 +530,11 @@ def test_an_inbox_that_has_moved_to_a_network_file_system_needs_a_person(patient
 
 @as_root
 def test_what_belongs_to_another_user_needs_a_person(patient: Patient) -> None:
-    os.chown(patient / "sequence", 1, 1)
-    os.chown(patient / "keys", 1, 1)
+    os.chown(patient / "index", 1, 1)
+    os.chown(patient / "attempts", 1, 1)
     assert patient.kinds() == {"owner": "person"}
     (line,) = repair(str(patient.path), pause=0)
-    assert line.startswith("keys, sequence: left as it is: give it to the owner")
+    assert line.startswith("attempts, index: left as it is: give it to the owner")
 
 
 @as_root
@@ -548,12 +557,12 @@ def test_a_mode_is_only_set_by_the_owner(inbox_dir: Path) -> None:
     Inbox(inbox_dir, shared=True).close()
     patient = Patient.__new__(Patient)
     patient.path = inbox_dir
-    (inbox_dir / "keys").chmod(0o700)
-    os.chown(inbox_dir / "keys", 1, 1)
+    (inbox_dir / "attempts").chmod(0o700)
+    os.chown(inbox_dir / "attempts", 1, 1)
     (inbox_dir / "format").chmod(0o600)
     assert patient.kinds() == {"mode": "repair"}
     lines = repair(str(inbox_dir), pause=0)
-    assert lines == ["format: mode set", "keys: left as it is: it belongs to user 1, who must do it"]
+    assert lines == ["format: mode set", "attempts: left as it is: it belongs to user 1, who must do it"]
     assert stat.S_IMODE((inbox_dir / "format").stat().st_mode) == 0o660
 
 
@@ -595,26 +604,149 @@ def test_a_file_that_is_being_written_in_drop_is_found(patient: Patient) -> None
         assert patient.kinds() == {"drop-open": "note"}
 
 
-def test_a_lock_that_is_held_for_long_is_found_and_stops_no_doctor(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "_PATIENCE", 0.05)
+HOLDER = """if True:
+    import fcntl, os, signal, sys
+    held = open(sys.argv[1], "rb")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    print("held", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_process_that_is_stopped_with_the_lock_is_named_and_stops_only_adds(
+    patient: Patient, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    holder = start_python(HOLDER, patient / "index")
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    wait_until(lambda: " T " in Path(f"/proc/{holder.pid}/stat").read_text(), "for it to be stopped")
+    last = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(patient.last() / 1e9))
+    program = Path(f"/proc/{holder.pid}/comm").read_text().strip()
+    who = f"process {holder.pid} ({program}, stopped); the last number was given out at {last}"
+    (finding,) = examine(str(patient.path), pause=0).findings
+    assert (finding.kind, {sign.seen for sign in finding.signs}) == ("admission-held", {who})
+    done = run("status", "--inbox", patient.path, cwd=patient.path.parent)
+    assert done.stdout.splitlines()[-1].startswith(f"WARNING: the lock is held, and all adds wait: {who}; nobody consumes")
+    (found,) = json_lines(run("status", "--json", "--inbox", patient.path, cwd=patient.path.parent).stdout)
+    assert found["stuck"] == who
+    driver = Driver(str(patient.path), patient.log)
+    for word in ("take", "ack", "take"):
+        driver.do(word)
+    assert patient.kinds() == {"admission-held": "person"}
+    adding = start_driver(patient.path, patient.path.with_name("adding"), ["add:a=2"])
+    with pytest.raises(subprocess.TimeoutExpired):
+        adding.wait(1)
+    holder.send_signal(signal.SIGCONT)
+    assert adding.wait(60) == 0
+    assert patient.kinds() == {}
+    driver.do("ack")
+    driver.close()
+    events = sorted(patient.log.events + read_log(patient.path.with_name("adding")), key=lambda event: event.t)
+    assert patient.judged(events) == []
+
+
+def test_a_lock_that_is_held_for_long_stops_no_repair(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "PATIENCE", 0.05)
     monkeypatch.setattr(mending, "_PATIENCE", 0.05)
     take_by_hand(patient, "b")
-    (patient / "keys/h").symlink_to("elsewhere")
-    with (patient / "sequence").open("rb") as held:
+    header(patient, b"what?")
+    (patient / "index").chmod(0o400)
+    with (patient / "index").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         report = examine(str(patient.path), pause=0)
         (finding,) = (finding for finding in report.findings if finding.kind == "admission-held")
-        assert finding.signs[0].seen == f"process {os.getpid()}"
+        assert re.fullmatch(rf"process {os.getpid()} \([^,]+\)", finding.signs[0].seen)  # (the header is damaged)
         lines = repair(str(patient.path), pause=0)
-        assert [line.partition(": ")[0] for line in lines] == [
-            "sequence",
-            "keys/h",
-            f"inflight/{next(os.scandir(patient / 'inflight')).name}",
-        ]
-        assert all("the admission lock has been held for" in line for line in lines[1:])
+        orphan = next(os.scandir(patient / "inflight")).name
+        assert [line.partition(": ")[0] for line in lines] == ["index", "index", "index", f"inflight/{orphan}"]
+        assert lines[0] == "index: mode set"
+        assert "continue that process if it is stopped" in lines[1]
+        assert all("the admission lock has been held for" in line for line in lines[2:])
     assert len(repair(str(patient.path), pause=0)) == 2
     assert patient.kinds() == {}
     assert patient.judged() == []
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["alone", "beside-a-consumer"])
+def test_an_index_that_names_the_lower_place_of_a_key_is_found_and_made_anew(patient: Patient, *, running: bool) -> None:
+    driver = Driver(str(patient.path), patient.log)
+    if running:
+        driver.do("take")
+    first, a_header = patient.element("b"), (patient / "index").read_bytes()[:HEADER]
+    forget(str(patient.path))
+    driver.do("add:b=2")
+    assert patient.kinds() == {"several-places": "note"}, "a line that is not there does no harm"
+    second = max(path.name for path in (patient / "pending").glob("*-b"))
+    line(patient, "b", int(first.name[:19]))
+    findings = {finding.kind: finding.signs for finding in examine(str(patient.path), pause=0.01).findings}
+    assert findings.keys() == {"index-low", "several-places"}
+    assert findings["index-low"] == (examination.Sign("index-low", f"pending/{first.name}", f"the newest is pending/{second}"),)
+    lines = repair(str(patient.path), pause=0)
+    assert lines[0] == f"pending/{first.name}: the index was made anew"
+    assert patient.kinds() == ({"several-places": "note"} if running else {})
+    assert (patient / "index").read_bytes()[:HEADER] > a_header
+    driver.do("add:b=3")
+    assert value_of(max((patient / "pending").glob("*-b")).read_bytes()) == "3"
+    driver.close()
+    assert patient.judged() == []
+
+
+def test_a_place_below_what_is_deferred_is_too_low_as_well(patient: Patient) -> None:
+    older = f"{int(patient.element('b').name[:19]) - 10**9:019d}-b"
+    content = patient.element("b").read_bytes()
+    newer = patient.element("b").name
+    defer_by_hand(patient, "b", 1)
+    (patient / "pending" / older).write_bytes(content)
+    assert patient.kinds() == {}, "no line names it"
+    line(patient, "b", int(older[:19]))
+    (finding,) = examine(str(patient.path), pause=0).findings
+    assert finding.signs[0] == ("index-low", f"pending/{older}", f"the newest is in flight or deferred: {newer}")
+    assert repair(str(patient.path), pause=0) == [f"pending/{older}: the index was made anew"]
+    assert patient.kinds() == {}
+    with Inbox(patient.path, codec="bytes") as inbox:
+        assert inbox.add_bytes("b", b"newest") == "new"
+    assert max(path.name for path in (patient / "pending").glob("*-b")) > newer
+
+
+def test_lines_that_are_nobody_s_are_not_mentioned(patient: Patient) -> None:
+    for key, its in (("a", number(-5)), ("gone", patient.last()), ("a", 0), ("b", patient.last())):
+        line(patient, key, its)
+        assert patient.kinds() == {}
+    with (patient / "index").open("r+b") as file:
+        file.write((patient / "index").read_bytes()[:HEADER] + os.urandom(4096 * 32))
+    assert patient.kinds() == {}
+    header(patient, header_line(patient.last() - 10**9, "01234567", 4096))  # of another boot: nothing in it counts
+    assert patient.kinds() == {}
+    assert patient.judged() == []
+
+
+def test_what_is_forged_is_not_believed_for_an_index_that_is_behind(patient: Patient) -> None:
+    defer_by_hand(patient, "b", 1, number(-60))
+    forged_name = f"{number(-600):019d}-a"
+    (patient / "pending" / forged_name).write_bytes(payload("forged"))
+    assert patient.kinds() == {"index-behind": "repair", "number-forged": "note", "several-places": "note"}
+    assert len(repair(str(patient.path), pause=0)) == 3
+    assert patient.kinds() == {}
+    assert [path.name for path in (patient / "failed").glob("*-a")] == [forged_name]
+
+
+@pytest.mark.parametrize("name", ["index", "consumer.lock"])
+def test_a_file_with_two_names_needs_a_person(patient: Patient, name: str) -> None:
+    os.link(patient / name, patient.path.with_name("copy"))
+    assert patient.kinds() == {"file-linked": "person"}
+    if name == "index":
+        with pytest.raises(UnusableInbox, match=r"index has another name \(a hard link\)"):
+            repair(str(patient.path), pause=0)
+    else:
+        assert repair(str(patient.path), pause=0) == [f"{name}: left as it is: remove the other name"]
+    patient.path.with_name("copy").unlink()
+    assert patient.kinds() == {}
+
+
+def test_the_locks_of_shards_are_part_of_the_inbox(patient: Patient) -> None:
+    with Inbox(patient.path, shard="1/2") as inbox:
+        inbox.become_consumer()
+    assert (patient / "consumer-1of2.lock").exists()
+    assert patient.kinds() == {}
 
 
 def test_a_lock_without_its_holder_is_found(patient: Patient) -> None:
@@ -629,12 +761,12 @@ def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
     driver = Driver(str(patient.path), patient.log)
     driver.do("take")
     (patient / "pending/readme").touch()
-    (patient / "keys/h").mkdir()
+    (patient / "tmp").chmod(0o770)
     report = examine(str(patient.path), pause=0)
-    assert [finding.kind for finding in report.findings] == ["hint-not-a-link", "foreign-name"]
+    assert [finding.kind for finding in report.findings] == ["mode", "foreign-name"]
     assert report.facts[2].startswith(f"consumer: pid {os.getpid()} on ")
     lines = repair(str(patient.path), pause=0)
-    assert lines[0].startswith("keys/h: moved to failed/")
+    assert lines[0] == "tmp: mode set"
     assert lines[1].startswith(f"pending/readme: left as it is: a consumer runs (pid {os.getpid()} on ")
     assert os.listdir(patient / "inflight") != []
     driver.do("ack")
@@ -642,12 +774,7 @@ def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
     driver.do("ack")
     driver.do("take")  # nothing is left of its listing: it lists again, and sets readme aside
     driver.close()
-    assert sorted(path.name[20:] for path in (patient / "failed").iterdir()) == [
-        "h",
-        "h~reason.txt",
-        "readme",
-        "readme~reason.txt",
-    ]
+    assert sorted(path.name[20:] for path in (patient / "failed").iterdir()) == ["readme", "readme~reason.txt"]
     assert patient.judged() == []
 
 
@@ -667,8 +794,8 @@ def test_a_shared_inbox_with_a_consumer_is_healthy(shared: Inbox) -> None:
     assert element
     report = examine(shared.path, pause=0)
     assert report.findings == ()
-    assert report.facts[0].startswith("format 1, network, private; last number given out 20")
-    assert report.facts[1].startswith("2 wait, 1 out,")
+    assert report.facts[0].startswith("format 2, network, private; last number given out 20")
+    assert report.facts[1].startswith("2 wait, 1 in flight,")
     assert report.facts[2].startswith(f"consumer: pid {os.getpid()} on ")
     Path(shared.path, "pending", "readme").touch()
     (line,) = repair(shared.path, pause=0)
@@ -735,6 +862,86 @@ def test_a_shared_inbox_whose_consumer_cannot_be_told_is_looked_at_all_the_same(
         assert examine(shared.path, pause=0).facts[2] == "no consumer runs"
 
 
+@pytest.mark.parametrize("repaired", [False, True], ids=["by-itself", "by-a-repair"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda header: b"",
+        lambda header: bytes(HEADER),
+        lambda header: header[:40] + b"1234567890123 done 00000\n",
+        lambda header: header[:40] + b"999999999999 done 00000\n",
+        lambda header: header.replace(b"done", b"what"),
+        lambda header: header[:20] + b"\xe9" * 8 + header[28:],
+        lambda header: header[:19] + b"\t" + header[20:],
+        lambda header: header[:58] + b"-0001\n",
+        lambda header: header[:-1] + b" ",
+        lambda header: b"9" + header[1:],
+    ],
+)
+def test_an_index_of_several_hosts_that_is_damaged_in_any_way_mends_itself(
+    shared: Inbox, damage: Callable[[bytes], bytes], *, repaired: bool
+) -> None:
+    path = Path(shared.path, "index")
+    path.write_bytes(damage(path.read_bytes()[:HEADER]))
+    kinds = {finding.kind for finding in examine(shared.path, pause=0).findings}
+    assert kinds == ({"index-damaged"} if path.stat().st_size else set())
+    if repaired:
+        assert repair(shared.path, pause=0) == (["index: made anew"] if kinds else [])
+        assert examine(shared.path, pause=0).findings == ()
+    assert shared.add("d", "d") == "new"
+    assert examine(shared.path, pause=0).findings == ()
+    for key in "abcd":
+        element = shared.take()
+        assert element and element.key == key
+        element.ack()
+
+
+def test_an_index_of_several_hosts_that_names_a_lower_place_is_made_anew(shared: Inbox) -> None:
+    path = Path(shared.path, "index")
+    before = path.read_bytes()
+    path.write_bytes(before[:HEADER] + bytes(len(before) - HEADER))
+    assert shared.add("a", "a2") == "new"
+    assert {finding.kind for finding in examine(shared.path, pause=0).findings} == {"several-places"}
+    path.write_bytes(path.read_bytes()[:HEADER] + before[HEADER:])
+    kinds = {finding.kind for finding in examine(shared.path, pause=0).findings}
+    assert kinds == {"index-low", "several-places"}
+    assert len(repair(shared.path, pause=0)) == 2
+    assert examine(shared.path, pause=0).findings == ()
+    assert shared.add("a", "a3") == "new"
+    values = {}
+    while element := shared.take():
+        values[element.key] = element.value
+        element.ack()
+    assert values == {"a": "a3", "b": "b", "c": "c"}
+
+
+def test_a_lock_that_is_held_in_a_shared_inbox_is_found(shared: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "PATIENCE", 0.05)
+    seen = []
+
+    def look() -> None:
+        seen.append(survey.summary(shared._layout).stuck)
+        seen.extend(sign.seen for finding in examine(shared.path, pause=0).findings for sign in finding.signs)
+
+    shared._index.locked(look)
+    assert len(seen) == 2
+    assert all(re.fullmatch(r"(a )?process .*; the last number was given out at 20\d\d-.*", str(one)) for one in seen)
+    assert survey.summary(shared._layout).stuck is None
+
+
+def test_where_there_is_no_index_the_status_leaves_that_to_the_doctor(patient: Patient) -> None:
+    (patient / "index").unlink()
+    layout = Layout(str(patient.path), create=False)
+    assert survey.summary(layout).stuck is None
+    layout.close()
+
+
+def test_a_section_that_a_host_left_open_is_no_damage(shared: Inbox) -> None:
+    path = Path(shared.path, "index")
+    path.write_bytes(path.read_bytes().replace(b"done", b"open", 1))
+    assert examine(shared.path, pause=0).findings == ()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -743,8 +950,8 @@ def test_a_shared_inbox_whose_consumer_cannot_be_told_is_looked_at_all_the_same(
         (lambda path: path.symlink_to("nowhere"), "No such file"),
         (lambda path: shutil.copytree(Path(__file__).parent, path, ignore=lambda *_: ["storm"]), "is not an inbox"),
         (
-            lambda path: (Inbox(path).close(), (path / "format").write_text("fsinbox 2 local\n")),
-            "has format 2, this fsinbox knows 1",
+            lambda path: (Inbox(path).close(), (path / "format").write_text("fsinbox 1 local\n")),
+            "has format 1, this fsinbox knows 2: .*export",
         ),
     ],
     ids=["empty", "file", "dangling", "other", "version"],
@@ -789,21 +996,9 @@ def test_what_only_passes_by_is_not_reported(patient: Patient) -> None:
     (patient / "pending/readme").touch()
     with mock.patch.object(examination, "sleep", lambda seconds: (patient / "pending/readme").unlink()):
         assert examine(str(patient.path)).findings == ()
-    (patient / "keys/h").symlink_to("elsewhere")
-    with mock.patch.object(mending, "sleep", lambda seconds: (patient / "keys/h").unlink()):
+    (patient / "pending/readme").touch()
+    with mock.patch.object(mending, "sleep", lambda seconds: (patient / "pending/readme").unlink()):
         assert repair(str(patient.path)) == []
-
-
-def test_a_hint_whose_element_comes_in_time_is_left(patient: Patient) -> None:
-    """Its producer was between two steps when the doctor looked."""
-    name = f"{patient.last():019d}-h"
-    hint(patient, "h", f"{patient.last():019d}.{patient.boot()}")
-    signs = examination.Look(str(patient.path)).signs
-    assert {sign.kind for sign in signs} == {"hint-dangling"}
-    (patient / "pending" / name).write_bytes(b"h")
-    with mock.patch.object(mending, "Look", lambda path: mock.Mock(signs=set(signs), shared=False, owner=os.geteuid())):
-        repair(str(patient.path), pause=0)
-    assert os.readlink(patient / "keys/h") == f"{patient.last():019d}.{patient.boot()}"
 
 
 # --- what the system refuses, and what others do meanwhile ----------------------------------------------------------
@@ -838,7 +1033,6 @@ def test_a_holder_that_left_no_word_is_nobody_to_look_for(patient: Patient) -> N
     ("where", "call", "make"),
     [
         ("attempts/foreign", "readlink", lambda path: path.symlink_to("x")),
-        ("keys/h", "readlink", lambda path: path.symlink_to("x")),
         ("drop/d", "lstat", lambda path: path.touch()),
         ("tmp/t", "lstat", lambda path: path.touch()),
         ("pending/1700000000000000000-p", "lstat", lambda path: path.touch()),
@@ -867,7 +1061,7 @@ def test_a_drop_that_has_just_come_is_left_to_the_consumer(patient: Patient) -> 
     driver.close()
 
 
-def test_a_sequence_that_a_reader_cannot_lock_is_read_all_the_same(patient: Patient) -> None:
+def test_an_index_that_a_reader_cannot_lock_is_read_all_the_same(patient: Patient) -> None:
     with refusing(flock=errno.EBADF):
         report = examine(str(patient.path), pause=0)
     assert report.findings == ()
@@ -881,32 +1075,43 @@ def test_a_lock_whose_holder_cannot_be_told_is_found(patient: Patient, how: str,
             raise FileNotFoundError
         return io.StringIO("1: POSIX  ADVISORY  READ 1 00:01:1 0 EOF\n")
 
-    monkeypatch.setattr(examination, "_PATIENCE", 0.0)
-    monkeypatch.setattr(examination, "open", opened, raising=False)
-    with (patient / "sequence").open("rb") as held:
+    monkeypatch.setattr(survey, "PATIENCE", 0.0)
+    monkeypatch.setattr(survey, "open", opened, raising=False)
+    with (patient / "index").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         (finding,) = examine(str(patient.path), pause=0.01).findings
-    assert (finding.kind, {sign.seen for sign in finding.signs}) == ("admission-held", {""})
+    assert finding.kind == "admission-held"
+    assert finding.signs[0].seen.startswith("a process that cannot be seen from here; the last number was given out at 20")
+
+
+@pytest.mark.parametrize(
+    ("stat", "text"),
+    [
+        (b"12 (a (b) c) S 1 2", " (a (b) c)"),
+        (b"12 (\x1b[2J) t 1 2", " (?[2J, stopped)"),
+        (FileNotFoundError(), " (it has ended, and a child of it holds on)"),
+        (PermissionError(), ""),
+    ],
+)
+def test_of_the_process_that_holds_the_lock_is_told_what_can_be(
+    stat: bytes | OSError, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object, **__: object) -> io.BytesIO:
+        if isinstance(stat, OSError):
+            raise stat
+        return io.BytesIO(stat)
+
+    monkeypatch.setattr(survey, "open", opened, raising=False)
+    assert survey._program("12") == text
 
 
 def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
-    sequence(patient, b"%019d another\n" % patient.last())  # after a boot, the folders are looked through for the last number
-    (patient / "keys/h").mkdir()
+    header(patient, header_line(patient.last(), "another.", 4096))  # after a boot, the folders are looked through
+    (patient / "drop/h").mkdir()
     with refusing(scandir=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot go on with the repair .*Input/output error"):
         repair(str(patient.path), pause=0)
     repair(str(patient.path), pause=0)
     assert patient.kinds() == {}
-
-
-def test_a_directory_that_has_become_a_hint_meanwhile_is_left(patient: Patient) -> None:
-    (patient / "keys/h").mkdir()
-    signs = examination.Look(str(patient.path)).signs
-    assert {sign.kind for sign in signs} == {"hint-not-a-link"}
-    (patient / "keys/h").rmdir()
-    hint(patient, "h", f"{patient.last():019d}.{patient.boot()}")
-    with mock.patch.object(mending, "Look", lambda path: mock.Mock(signs=set(signs), shared=False, owner=os.geteuid())):
-        repair(str(patient.path), pause=0)
-    assert os.readlink(patient / "keys/h") == f"{patient.last():019d}.{patient.boot()}"
 
 
 # --- a file system that does it otherwise --------------------------------------------------------------------------
@@ -919,11 +1124,6 @@ def otherwise(name: str, does: Callable[..., Any]) -> Any:
         return does(call, *arguments, **more) if called == name else call(*arguments, **more)
 
     return intercepted(hook)
-
-
-def linking_over(link: Callable[..., None], old: str, new: str, **more: Any) -> None:
-    Path(new).unlink(missing_ok=True)
-    link(old, new, **more)
 
 
 def opening_for_all(opened: Callable[..., int], path: Any, flags: int, *more: Any, **also: Any) -> int:
@@ -939,7 +1139,6 @@ def naming_nothing(opened: Callable[..., int], path: Any, flags: int, *more: Any
 @pytest.mark.parametrize(
     ("measurement", "call", "does", "found"),
     [
-        (filesystem._link, "link", linking_over, (False,)),
         (filesystem._exclusive, "open", opening_for_all, (False,)),
         (filesystem._longest, "open", naming_nothing, (0,)),
         (filesystem._any_bytes, "open", naming_nothing, (False,)),
@@ -972,14 +1171,6 @@ def test_a_rename_that_leaves_a_moment_without_any_file_is_found(tmp_path: Path,
     with otherwise("rename", in_two_steps):
         (race,) = filesystem._race(str(tmp_path))
     assert race.missing > 0
-
-
-def test_a_file_system_without_a_rename_that_does_not_replace_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> bool:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(filesystem, "rename_if_free", missing)
-    assert filesystem._no_replace(str(tmp_path)) == (False,)
 
 
 def test_a_file_system_whose_modes_cannot_be_set_is_found(tmp_path: Path) -> None:
@@ -1025,43 +1216,43 @@ def test_the_command_says_that_all_is_well(patient: Patient) -> None:
 
 
 def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None:
-    (patient / "keys/h").mkdir()
-    hint(patient, "ä\n", "x")
+    replace_by(patient, "index", Path.mkdir)
+    (patient / "pending/ä\n").touch()
     for name in "1234":
         (patient / "failed" / name).touch()
     words = ("doctor", "--inbox", patient.path)
     done = run(*words, cwd=patient.path.parent, status=1)
     text = done.stdout
-    assert "  repair  keys/h: this should be a link" in text
-    assert "            --repair: moves it to failed/, with the reason beside it" in text
-    assert "  repair  'keys/ä\\n': the hint does not name a place" not in text  # it is not spelled like a key
-    assert "  repair  'keys/ä\\n': no key is spelled like this (x)" in text
+    assert "  repair  index: this should be a plain file, and is not: nothing can be added" in text
+    assert "            --repair: moves it to failed/, with the reason beside it, and makes the file" in text
+    assert "  note    'pending/ä\\n': its name is not that of an element" in text
     assert "  note    failed/1, failed/2, failed/3 and 1 more: it is neither" in text
     assert text.splitlines()[-1] == "not healthy: see above, and run this with --repair"
     assert run(*words, cwd=patient.path.parent, status=1).stdout.partition("inbox /")[2] == text.partition("inbox /")[2]
     done = run(*words, "--repair", cwd=patient.path.parent)
-    assert "repair\n  'keys/ä\\n': removed\n  keys/h: moved to failed/, with the reason beside it\n" in done.stdout
+    aside = "moved to failed/, with the reason beside it"
+    assert f"repair\n  index: {aside}; made anew\n  'pending/ä\\n': {aside}\n" in done.stdout
     assert done.stdout.splitlines()[-1] == "healthy"
 
 
 def test_the_command_says_when_only_a_person_can_help(patient: Patient) -> None:
-    sequence(patient, b"%019d %s\n" % (NOW + 300 * DAY, patient.boot().encode()))
+    last_is(patient, NOW + 300 * DAY)
     done = run("doctor", "--inbox", patient.path, "--repair", cwd=patient.path.parent, status=1)
     assert "            to do: set the clock; or stop all that use the inbox" in done.stdout
     assert done.stdout.splitlines()[-1] == "not healthy: a person must see to it; see above"
 
 
 def test_the_command_says_the_same_in_json(patient: Patient) -> None:
-    (patient / "keys/h").mkdir()
+    (patient / "tmp").chmod(0o770)
     words = ("doctor", "--json", "--inbox", patient.path)
     found = json_lines(run(*words, cwd=patient.path.parent, status=1).stdout)
     assert {line["part"] for line in found} == {"file system", "inbox", "verdict"}
     assert {"part", "name", "level", "found", "chosen"} == set(found[0])
     (finding,) = (line for line in found if line["part"] == "inbox" and line["level"] == "repair")
-    assert (finding["name"], finding["count"], finding["where"]) == ("hint-not-a-link", 1, ["keys/h"])
+    assert (finding["name"], finding["count"], finding["where"]) == ("mode", 1, ["tmp"])
     assert found[-1] == {"part": "verdict", "inbox": str(patient.path), "healthy": False}
     mended = json_lines(run(*words, "--repair", cwd=patient.path.parent).stdout)
-    assert {"part": "repair", "text": "keys/h: moved to failed/, with the reason beside it"} in mended
+    assert {"part": "repair", "text": "tmp: mode set"} in mended
     assert mended[-1]["healthy"] is True
     nothing = json_lines(run("doctor", "--json", "--inbox", "elsewhere", cwd=patient.path.parent).stdout)
     assert nothing[-1] == {"part": "verdict", "inbox": None, "healthy": True}
@@ -1132,7 +1323,7 @@ class Fault:
 
     def __call__(self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
         if self._how == "kill" and self.hit:
-            if name == "close":
+            if name == "close" or (name == "flock" and arguments[1] == fcntl.LOCK_UN):
                 return call(*arguments, **more)  # which the kernel does for the dead
             raise Killed
         self.calls += 1
@@ -1150,29 +1341,26 @@ class Fault:
 def break_everything(path: Path, *, low: bool = True) -> list[Event]:
     """Make an inbox with all that a repair can mend at once, and five keys in it; return what was announced.
 
-    `low`: with a hint that names a lower place than its key has: until that is mended, a newer value does get lost.
+    `low`: with a line of the index that names a lower place than its key has: until that is mended, a newer value does get lost.
     """
     patient = Patient(path)
     driver = Driver(str(path), patient.log)
     for word in ("add:c=1", "add:d=1", "add:e=1"):
         driver.do(word)
     driver.close()
-    last, boot = patient.last(), patient.boot()
+    last = patient.last()
     take_by_hand(patient, "a")  # an orphan ...
     driver = Driver(str(path), patient.log)
     for word in ("add:a=2", "sh:b=2", "mv:c=2"):  # ... for whose key a newer value waits
         driver.do(word)
-    driver.close()
-    second = patient.last()
-    (patient / "keys/d").unlink()
-    driver.do("add:d=2")  # two places, of which one was given up
+    first = patient.element("b")
+    forget(str(path))
+    for word in ("add:d=2", "add:b=3"):  # two places each
+        driver.do(word)
     driver.close()
     take_by_hand(patient, "e")
     if low:
-        hint(patient, "b", f"{second - 10**9:019d}.{boot}")
-    hint(patient, "h", f"{last:019d}.{boot}")  # dangling
-    hint(patient, "i", "elsewhere")
-    (patient / "keys/j").mkdir()
+        line(patient, "b", int(first.name[:19]))
     os.mkfifo(patient / f"pending/{last:019d}-k")
     (patient / "pending/readme").touch()
     (patient / f"deferred/{1:019d}-{last - 10**9:019d}-a").write_bytes(payload("1"))
@@ -1190,7 +1378,7 @@ def break_frame(path: Path) -> None:
     replace_by_link = path / "consumer.lock"
     replace_by_link.unlink()
     replace_by_link.symlink_to("elsewhere")
-    (path / "sequence").write_bytes(b"what?")
+    (path / "index").write_bytes(b"what?")
     (path / "tmp").chmod(0o770)
 
 
@@ -1217,7 +1405,7 @@ def recovered(path: Path, before: list[Event], way: str, *, first: bool) -> list
 
 
 def unhealthy(path: Path) -> list[str]:
-    """Repair it, and return what is wrong then. A reason that could not be written, and a drop not adopted, are no damage."""
+    """Repair it, and return what is wrong then. A reason that could not be written, and a drop not ingested, are no damage."""
     repair(str(path), pause=0)
     findings = examine(str(path), pause=0).findings
     return [f"still {finding.kind}: {finding.signs}" for finding in findings if finding.kind not in ("no-reason", "drop-waits")]
@@ -1259,7 +1447,7 @@ def test_a_measurement_whose_calls_fail_is_told_of_and_leaves_nothing_behind(tmp
     try:
         with intercepted(note):
             assert measure(str(place)).errors == {}
-        assert {"mkdir", "rename", "link", "symlink", "flock", "fsync", "statvfs", "chmod"} <= names
+        assert {"mkdir", "rename", "symlink", "flock", "fsync", "statvfs", "chmod"} <= names
         for broken in sorted(names - {"close"}):
 
             def refuse(
@@ -1328,7 +1516,7 @@ def test_a_repair_that_is_not_disturbed_mends_everything_at_once(inbox_dir: Path
     before = break_everything(inbox_dir)
     break_frame(inbox_dir)
     lines = repair(str(inbox_dir), pause=0)
-    assert len(lines) >= 16
+    assert len(lines) >= 12
     assert not [line for line in lines if "left as it is" in line]
     assert unhealthy(inbox_dir) == []
     assert repair(str(inbox_dir), pause=0) == []
@@ -1339,19 +1527,18 @@ def test_a_repair_that_is_not_disturbed_mends_everything_at_once(inbox_dir: Path
 
 
 class Suspicious(examination.Look):
-    """Holds every hint for wrong, as it is."""
+    """Holds the index for wrong, whatever it is."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        for encoded, its, boot in self._hints:
-            self.signs.add(examination.Sign("hint-low", f"keys/{encoded}", f"{its:019d}.{boot}"))
+        self.signs.add(examination.Sign("index-low", "index"))
 
 
 @pytest.mark.parametrize("consumer", [False, True], ids=["producers", "and-a-consumer"])
 def test_repairs_while_producers_add_lose_nothing(
     tmp_path: Path, consumer: bool, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str], None]
 ) -> None:
-    """Three producers, five keys. Each repair holds every hint that it sees for wrong, and removes it."""
+    """Three producers, five keys. Each repair holds the index for wrong, and makes it anew."""
     monkeypatch.setattr(mending, "Look", Suspicious)
     place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-{consumer}"
     place.mkdir()
@@ -1364,19 +1551,16 @@ def test_repairs_while_producers_add_lose_nothing(
             children.append(start_driver(path, place / f"log{who}", program))
         if consumer:
             children.append(start_driver(path, place / "log3", ["take", "ack"] * ADDS))
-        repairs = removed = 0
+        repairs = 0
         while any(child.poll() is None for child in children[:3]):
-            before = hints(path)
             repair(str(path), pause=0)
-            after = hints(path)
             repairs += 1
-            removed += sum(after.get(name) != target for name, target in before.items())
         assert [child.wait(60) for child in children] == [0] * len(children)
         events = sorted((event for who in range(4) for event in read_log(place / f"log{who}")), key=lambda event: event.t)
         assert sum(event.what == "add_end" for event in events) == 3 * ADDS
-        assert repairs > 10 and removed > 10
+        assert repairs > 10
         assert judge([*all_died(events), *aftermath(str(path), "drain")]) == []
-        figure(f"{repairs} repairs beside {3 * ADDS:,} adds, {removed} hints gone meanwhile, 0 lost")
+        figure(f"the index was made anew {repairs} times beside {3 * ADDS:,} adds, 0 lost")
     finally:
         for child in children:
             child.kill()
@@ -1385,16 +1569,6 @@ def test_repairs_while_producers_add_lose_nothing(
 
 
 ADDS = 1500
-
-
-def hints(path: Path) -> dict[str, str]:
-    found = {}
-    for name in os.listdir(path / "keys"):
-        try:
-            found[name] = os.readlink(path / "keys" / name)
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def memory(otherwise: Path) -> Path:

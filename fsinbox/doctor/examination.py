@@ -1,36 +1,34 @@
 """Looks at an inbox, and finds what is wrong with it. Changes nothing; producers and a consumer may run.
 
 A look goes through the folders and notes each *sign* that something may be wrong: its kind (kinds.py says what that means),
-where, and what was seen there. Much of what one look sees is only on its way: a hint is written before its element, an
-element may be in two folders for an instant. So `examine` looks twice, and believes what it saw both times.
+where, and what was seen there. Much of what one look sees is only on its way: an element that moves while the
+folders are listed is seen in two of them, or in none. So `examine` looks twice, and believes what it saw both times.
 
-The order within a look matters where two things are compared: an element is listed before its hint is read, and the hint
-before the last number, for that is the order in which they can only grow.
+The order within a look matters where two things are compared: elements are listed before the index is read, for
+what it says only grows.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from time import monotonic, sleep, time_ns
+from time import sleep, time_ns
 from typing import NamedTuple
 
-from .. import sequence
-from ..adopt import DRAFTS, has_writer, open_drop
 from ..consumer import LITTER_AGE, MAX_DELAY
+from ..dropped import DRAFTS, has_writer, open_drop
 from ..errors import InvalidKey, UnusableInbox
 from ..hosts import sharing_of
+from ..index import FUTURE, HEADER, LINE, Index, open_index, read_header
 from ..layout import FILES, FOLDERS, OPTIONAL, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER, VERSION, Layout, mount_of
-from ..lock import read_holder
-from ..names import REASON, decode_key, element_name, encode_key, is_element, parse_deferred, parse_element
-from ..protocol import FUTURE
-from ..sequence import HIGHEST, UNKNOWN
-from ..survey import consumers
+from ..lock import read_holder, shard_of_lock
+from ..names import REASON, element_name, encode_key, is_element, parse_deferred, parse_element
+from ..sections import read_words
+from ..survey import consumers, share_lock
 from .filesystem import SCRATCH
 from .kinds import KINDS
 
@@ -39,8 +37,7 @@ PAUSE = 0.2
 
 _MOMENT = 60.0  # seconds after which a probe or a draft of a note has no living owner
 _HOUR = 3600.0  # the same for a draft of `format`, and the doctor's own folder
-_PATIENCE = 1.0  # seconds to wait for the admission lock before it is worth telling
-_MOST_OF = 6  # so many of the 8 folders make an inbox of a directory, whatever else is in it
+_MOST_OF = 5  # so many of the 7 folders make an inbox of a directory, whatever else is in it
 _LARGE = 1 << 30  # what `consume --max-size` is unless it is told
 
 
@@ -126,10 +123,10 @@ class Look:
         self.holder = ""
         self.last = 0
         self._places: dict[str, list[int]] = {}
-        self._elements: set[str] = set()  # names of all that wait, are out or are deferred
-        self._numbers: list[tuple[str, int]] = []  # where, number: of what is out or deferred
+        self._elements: set[str] = set()  # names of all that wait, are in flight or are deferred
+        self._numbers: list[tuple[str, int]] = []  # where, number: of what is in flight or deferred
+        self._elsewhere: dict[str, int] = {}  # encoded key -> the highest number that is in flight or deferred
         self._later: dict[str, list[tuple[int, str]]] = {}  # encoded key -> number, name: of what is deferred
-        self._hints: list[tuple[str, int, str]] = []  # encoded key, number, boot
         self.layout = Layout.as_found(path)
         try:
             self._frame()
@@ -145,7 +142,7 @@ class Look:
         count = self.count
         return (
             f"format {VERSION}, {self.scope}, {'shared with the group' if self.shared else 'private'}; {last}",
-            f"{len(self._places)} wait, {count['inflight']} out, {count['deferred']} deferred, {count['failed']} failed, "
+            f"{len(self._places)} wait, {count['inflight']} in flight, {count['deferred']} deferred, {count['failed']} failed, "
             f"{count['drop']} in drop/; {count['tmp']} being written",
             f"consumer: {self.holder or 'it left no word of itself'}" if self.consumed else "no consumer runs",
         )
@@ -162,7 +159,8 @@ class Look:
         self.owner = root.st_uid
         status = {name: os.lstat(name, dir_fd=layout.root) for name in (*FOLDERS, *FILES) if name in entries}
         ours = [name for name in FOLDERS if name in status and stat.S_ISDIR(status[name].st_mode)]
-        foreign = [name for name in entries if name not in (*FOLDERS, *FILES, *OPTIONAL) and not name.startswith(".")]
+        known = {*FOLDERS, *FILES, *OPTIONAL}
+        foreign = [name for name in entries if name not in known and not name.startswith(".") and not shard_of_lock(name)]
         self._format(status.get("format"), plain=len(ours) >= _MOST_OF or bool(ours and not foreign))
         for name in foreign:
             self._see("foreign-root", name)
@@ -184,6 +182,8 @@ class Look:
             elif not stat.S_ISREG(status[name].st_mode):
                 self._see("not-a-file", name, _kind(status[name]))
             else:
+                if status[name].st_nlink > 1 and name != "format":
+                    self._see("file-linked", name)
                 self._mode(name, status[name], SHARED_FILE if self.shared else PRIVATE_FILE)
                 self._owner(name, status[name], root)
         self._mode(".", root, SHARED_FOLDER if self.shared else PRIVATE_FOLDER)
@@ -200,7 +200,9 @@ class Look:
                 os.close(fd)
         if len(words) == 3 and words[0] == b"fsinbox" and words[1].isdigit() and words[1] != str(VERSION).encode():
             raise UnusableInbox(
-                f"{path} has format {words[1].decode()}, this fsinbox knows {VERSION}: use the version of fsinbox that made it"
+                f"{path} has format {words[1].decode()}, this fsinbox knows {VERSION}: use the version of fsinbox that "
+                "made it; to move what waits, `fsinbox export` it with that version, and `fsinbox import` it into a new "
+                "inbox with this one"
             )
         here = self.layout.scope
         self.scope = words[2].decode("ascii", "replace") if len(words) == 3 else ""
@@ -257,13 +259,13 @@ class Look:
         self.holder = "; ".join(str(one["holder"]) for one in found) or read_holder(layout)
         if self.consumed:
             self._consumer()
-        for name in ("inflight", "deferred", "failed", "pending", "attempts", "keys", "tmp", "drop"):
+        for name in ("inflight", "deferred", "failed", "pending", "attempts", "tmp", "drop"):
             self.count[name] = 0
             if name in self.folders:
                 look: Callable[[list[str]], None] = getattr(self, f"_{name}")
                 look(layout.names(name, hidden=True))
         self._several()
-        self._sequence()
+        self._index()
 
     def _consumer(self) -> None:
         found = re.match(r"pid (\d+) on (\S+) ", self.holder + " ")
@@ -308,9 +310,13 @@ class Look:
         for folder, name in self.layout.out() if self.layout.sharing else [("inflight", name) for name in _visible(names)]:
             parsed = self._element(folder, name, name)
             if parsed:
-                self._numbers.append((f"{folder}/{name}", parsed[0]))
+                self._holds(f"{folder}/{name}", *parsed)
                 if not self.consumed:
                     self._see("orphan", f"{folder}/{name}")
+
+    def _holds(self, where: str, number: int, encoded: str) -> None:
+        self._numbers.append((where, number))
+        self._elsewhere[encoded] = max(number, self._elsewhere.get(encoded, 0))
 
     def _deferred(self, names: list[str]) -> None:
         for name in _visible(names):
@@ -320,7 +326,7 @@ class Look:
                 continue
             parsed = self._element("deferred", name, split[1])
             if parsed:
-                self._numbers.append((f"deferred/{name}", parsed[0]))
+                self._holds(f"deferred/{name}", *parsed)
                 self._later.setdefault(parsed[1], []).append((parsed[0], name))
                 if split[0] > time_ns() + MAX_DELAY * 1e9:
                     self._see("deferred-absurd", f"deferred/{name}")
@@ -383,22 +389,6 @@ class Look:
         except OSError:
             return ""
 
-    def _keys(self, names: list[str]) -> None:
-        for name in names:
-            target = self._target("keys", name)
-            where = f"keys/{name}"
-            digits, _, boot = (target or "").partition(".")
-            if target is None:
-                continue
-            if target == "":
-                self._see("hint-not-a-link", where)
-            elif decode_key(name) is None:
-                self._see("hint-foreign", where, target)
-            elif not (digits.isdecimal() and digits.isascii() and len(digits) == 19):
-                self._see("hint-damaged", where, target)
-            else:
-                self._hints.append((name, int(digits), boot))
-
     def _tmp(self, names: list[str]) -> None:
         for name in names:
             where = f"tmp/{name}"
@@ -441,87 +431,69 @@ class Look:
             elif not self.consumed or self._older("drop", name, _MOMENT):
                 self._see("drop-waits", where)
 
-    # --- numbers -----------------------------------------------------------------------------------------------------
+    # --- the index ---------------------------------------------------------------------------------------------------
 
-    def _sequence(self) -> None:
-        """Compare hints and elements with the last number. Read last: it only grows."""
-        self.last, its_boot = self._last_number()
-        boot = its_boot if self.layout.sharing else sequence.boot_tag(self.scope)
+    def _index(self) -> None:
+        """Compare the elements with the index. Read last: its last number only grows."""
+        index = open_index(self.layout)
+        is_current, has_table = self._header(index)
         limit = max(self.last, time_ns()) + FUTURE
-        known = self.last if its_boot == boot else limit  # of an earlier boot: the next add brings it up to date
+        known = self.last if is_current else limit  # else the next add brings it up to date
         if self.last > time_ns() + FUTURE:
-            self._see("sequence-future", "sequence", self.last)
+            self._see("index-future", "index", self.last)
         for encoded, numbers in self._places.items():
             for number in numbers:
                 if number > known:
                     self._see("number-forged", f"pending/{element_name(number, encoded)}")
+            if has_table and (len(numbers) > 1 or encoded in self._elsewhere):
+                self._table(index, encoded, known)
         for where, number in self._numbers:
             if number > limit:
                 self._see("number-absurd", where)
             elif number > known:
-                self._see("sequence-behind", where)
-        for encoded, number, its in self._hints:
-            self._hint(encoded, number, its, boot, known)
+                self._see("index-behind", where)
 
-    def _hint(self, encoded: str, number: int, its: str, boot: str, known: int) -> None:
-        seen = f"{number:019d}.{its}"
-        where = f"keys/{encoded}"
-        places = [place for place in self._places.get(encoded, []) if place <= known]
-        if its == boot and number > known:
-            self._see("hint-forged", where, seen)
-        elif its == boot and places and number < places[-1]:
-            self._see("hint-low", where, seen)
-        elif not self._places.get(encoded):
-            self._see("hint-dangling", where, seen)
+    def _header(self, index: Index) -> tuple[bool, bool]:
+        """Read the header; return whether the last number is good, and whether the table's lines are believed.
 
-    def _last_number(self) -> tuple[int, str]:
-        """Return (last number, its boot); (0, UNKNOWN) if there is none to read. Tells of a lock that is held for long."""
+        Tells of a lock that is held for long.
+        """
         try:
-            fd = os.open("sequence", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.layout.root)
+            fd = os.open("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.layout.root)
         except OSError:
-            return 0, UNKNOWN
+            return False, False
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return 0, UNKNOWN
-            self._lock(fd)
-            raw = os.pread(fd, 64, 0)
+                return False, False
+            holder = share_lock(self.layout, fd)  # (so the header is as it is now, where hosts share it)
+            header, size = os.pread(fd, HEADER, 0), os.fstat(fd).st_size
         finally:
             os.close(fd)
-        words = raw.partition(b"\n")[0].split()
-        if len(words) == (4 if self.layout.sharing else 2) and words[0].isdigit() and int(words[0]) < HIGHEST:
-            return int(words[0]), words[1].decode("ascii", "replace")
-        if raw:
-            self._see("sequence-damaged", "sequence", raw[:30])
-        return 0, UNKNOWN
+        if self.layout.sharing:
+            self.last, tag, lines, *_ = read_words(header)
+        else:
+            self.last, tag, lines = read_header(header)
+        if holder is not None:
+            self._see("admission-held", "index", holder)
+        is_current = bool(tag) and (tag == index.tag or self.layout.sharing is not None)
+        short = is_current and size < HEADER + lines * LINE
+        if short or (size and not tag):
+            self._see("index-damaged", "index", f"{size} bytes for {lines} lines" if short else header[:40])
+        return is_current, is_current and lines > 0 and not short
 
-    def _lock(self, fd: int) -> None:
-        until = monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # (where hosts share it, the line is read as it is just now)
-                return  # closing the descriptor leaves it
-            except BlockingIOError:
-                if monotonic() > until:
-                    self._see("admission-held", "sequence", holder_of(fd))
-                    return
-                sleep(0.01)
-            except OSError:
-                return  # a file system that locks nothing for a reader
-
-
-def holder_of(fd: int) -> str:
-    """Return who holds an flock on this file: "process 123", or "" where the kernel does not say. proc(5): /proc/locks."""
-    status = os.fstat(fd)
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    try:
-        with open("/proc/locks", encoding="ascii") as lines:
-            for line in lines:
-                words = line.split()
-                if len(words) > 5 and words[1] == "FLOCK" and words[5] == device and words[4].isdigit():
-                    return f"process {words[4]}"
-    except OSError:
-        pass
-    return ""
+    def _table(self, index: Index, encoded: str, known: int) -> None:
+        """See whether the index names a place that is not the newest of its key."""
+        numbers = [*self._places[encoded], self._elsewhere.get(encoded, 0)]
+        newest = max([number for number in numbers if number <= known], default=0)
+        try:
+            place = index.peek_place(encoded)
+        except OSError:
+            return  # it was removed just now
+        if 0 < place < newest:
+            where = "pending/" if newest in self._places[encoded] else "in flight or deferred: "
+            self._see(
+                "index-low", f"pending/{element_name(place, encoded)}", f"the newest is {where}{element_name(newest, encoded)}"
+            )
 
 
 def _visible(names: list[str]) -> Iterator[str]:

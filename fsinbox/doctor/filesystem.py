@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic, perf_counter_ns, sleep, time_ns
 
-from ..adopt import has_writer, renamed_in
+from ..dropped import has_writer, renamed_in
 from ..errors import InboxError, UnusableInbox
 from ..hosts import sharing_of
+from ..index import boot_tag
 from ..layout import Layout, file_system_type, is_network, mount_of
-from ..protocol import rename_if_free
-from ..sequence import boot_tag
 from ..watch import Waker, make_source, probe
 
 SCRATCH = ".doctor-"
@@ -66,8 +65,6 @@ class Facts:
     refused: str = ""  # why hosts cannot share an inbox over this mount
     race: Race | None = None
     between: bool | None = None
-    link: bool | None = None
-    no_replace: bool | None = None
     symlink: bool | None = None
     exclusive: bool | None = None
     flock: bool | None = None
@@ -184,44 +181,14 @@ def _between(folder: str) -> tuple[bool]:
     return (os.listdir(f"{folder}/there") == ["file"] and not os.listdir(f"{folder}/here"),)
 
 
-def _link(folder: str) -> tuple[bool]:
-    """Whether a file can have two names, and linking never replaces one."""
-    _create(f"{folder}/linked")
-    _create(f"{folder}/occupied")
-    try:
-        os.link(f"{folder}/linked", f"{folder}/linked too", follow_symlinks=False)
-    except OSError:
-        return (False,)
-    try:
-        os.link(f"{folder}/linked", f"{folder}/occupied", follow_symlinks=False)
-    except FileExistsError:
-        return (True,)
-    return (False,)
-
-
-def _no_replace(folder: str) -> tuple[bool]:
-    """Whether a rename can be told not to replace, as put back does where it cannot link."""
-    layout = Layout(f"{folder}/put-back")
-    try:
-        answers = []
-        for _ in range(2):
-            _create(f"{layout.path}/inflight/file")
-            answers.append(rename_if_free(layout, "file"))
-        return (answers == [True, False],)
-    except OSError:
-        return (False,)
-    finally:
-        layout.close()
-
-
 def _symlink(folder: str) -> tuple[bool]:
-    """Whether there are symbolic links, as hints are, and they say what was written."""
-    target = f"{time_ns():019d}.{'0' * 8}"
+    """Whether there are symbolic links, as attempts are noted in, and they say what was written."""
+    target = f"3.{time_ns()}.{time_ns()}.suspect"
     try:
-        os.symlink(target, f"{folder}/hint")
+        os.symlink(target, f"{folder}/note")
     except OSError:
         return (False,)
-    return (os.readlink(f"{folder}/hint") == target,)
+    return (os.readlink(f"{folder}/note") == target,)
 
 
 def _exclusive(folder: str) -> tuple[bool]:
@@ -424,14 +391,12 @@ def _modes(folder: str) -> tuple[bool, int]:
 
 
 def _boot(folder: str) -> tuple[str]:
-    return (boot_tag("local"),)
+    return (boot_tag(),)
 
 
 _MEASUREMENTS: list[tuple[tuple[str, ...], Callable[[str], tuple[object, ...]]]] = [
     (("race",), _race),
     (("between",), _between),
-    (("link",), _link),
-    (("no_replace",), _no_replace),
     (("symlink",), _symlink),
     (("exclusive",), _exclusive),
     (("longest",), _longest),

@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     ),
     "format-damaged": Kind(
         "repair",
-        "it does not say `fsinbox 1 local`, though the folders are an inbox's: nothing can open it",
+        "it does not say `fsinbox 2 local`, though the folders are an inbox's: nothing can open it",
         "",
         "writes it anew",
         "written anew",
@@ -92,27 +92,41 @@ KINDS: dict[str, Kind] = {
         "give it to the owner of the inbox (chown)",
     ),
     "foreign-root": Kind("note", "it is not part of the inbox, and left alone"),
-    # Numbers
-    "sequence-damaged": Kind(
-        "note",
-        "it does not say which number was given out last",
-        "the next add finds the highest number in use, and goes on from there",
-        "does that now",
-        "brought up to the highest number in use",
+    "file-linked": Kind(
+        "person",
+        "it has another name (a hard link, as `cp -al` makes them): what is written to it would be written there, so "
+        "nothing can be added, or no consumer start",
+        "",
+        "remove the other name",
     ),
-    "sequence-future": Kind(
+    # The index
+    "index-damaged": Kind(
+        "note",
+        "its header is not well-formed, or the file is shorter than that says",
+        "the next add makes it anew from what lies in the folders",
+        "does that now",
+        "made anew",
+    ),
+    "index-future": Kind(
         "person",
         "the last number given out is over a day ahead of the clock: order is kept, but ages are wrong, and --max-settle does "
         "not end a wait. Either the clock is wrong now, or it was when an element was added",
         "",
         "set the clock; or stop all that use the inbox, and remove the file",
     ),
-    "sequence-behind": Kind(
+    "index-behind": Kind(
         "repair",
         "its number is above the last one given out: a newer value for its key could be given a lower one, and lose to it",
         "",
-        "brings `sequence` up to the highest number in use",
-        "`sequence` brought up to it",
+        "makes the index anew: the highest number in use is the last one then",
+        "the index was made anew: its last number is the highest in use",
+    ),
+    "index-low": Kind(
+        "repair",
+        "the index names this place, and its key has a higher one: the next value for it would lose to that",
+        "",
+        "makes the index anew",
+        "the index was made anew",
     ),
     "number-forged": Kind(
         "note",
@@ -129,9 +143,10 @@ KINDS: dict[str, Kind] = {
     ),
     "admission-held": Kind(
         "person",
-        "somebody has held the lock for over a second: new keys wait for it, though values are still replaced",
+        "somebody has held the lock for over a second: all adds wait for it, and all that goes back to pending/; "
+        "taking and acknowledging go on",
         "it goes on when that process does, or dies",
-        "see what that process does (is it stopped?)",
+        "continue that process if it is stopped (`kill -CONT`), else end it: nothing that was added is lost",
     ),
     # Elements
     "foreign-name": Kind(
@@ -157,21 +172,21 @@ KINDS: dict[str, Kind] = {
     "several-places": Kind(
         "note",
         "its key waits in several places",
-        "the consumer folds them: the newest value, at the oldest place",
+        "the consumer coalesces them: the newest value, at the oldest place",
         "does that now, unless a consumer runs",
-        "folded: the newest value is at the oldest place",
+        "coalesced: the newest value is at the oldest place",
     ),
     "orphan": Kind(
         "note",
         "a consumer that is gone had taken it",
-        "the next consumer puts it back, and counts the attempt; a newer value goes before it",
+        "the next consumer requeues it, and counts the attempt; it is dropped if a newer value waits",
         "does that now",
-        "put back in its place, or dropped since a newer value waits",
+        "requeued, or dropped since a newer value waits",
     ),
     "deferred-absurd": Kind(
         "note",
         "it is due more than 7 days from now, so the clock has been set back since",
-        "the next consumer takes it at once",
+        "the next consumer waits no longer than its back-off was, and 7 days at the most",
     ),
     "deferred-superseded": Kind(
         "note",
@@ -189,39 +204,6 @@ KINDS: dict[str, Kind] = {
         "removed",
     ),
     "foreign-failed": Kind("note", "it is neither an element that failed nor a reason, and left alone"),
-    # Hints
-    "hint-not-a-link": Kind(
-        "repair",
-        "this should be a link: adding this key may fail, or remove the file",
-        "",
-        _ASIDE,
-        _WAS_ASIDE,
-    ),
-    "hint-foreign": Kind("repair", "no key is spelled like this", "", "removes it", "removed"),
-    "hint-damaged": Kind(
-        "repair", "the hint does not name a place", "the next add of this key writes it anew", "removes it", "removed"
-    ),
-    "hint-dangling": Kind(
-        "note",
-        "nothing waits where the hint points: a producer was killed as it added, or is paused",
-        "the next add of this key takes that place",
-        "removes it; a paused producer finds its own way",
-        "removed",
-    ),
-    "hint-low": Kind(
-        "repair",
-        "the hint names a lower place than the key already has: the next value for it would lose to that one",
-        "",
-        "removes it",
-        "removed",
-    ),
-    "hint-forged": Kind(
-        "repair",
-        "the hint names a number that nobody gave out",
-        "the consumer renumbers what is added there",
-        "removes it",
-        "removed",
-    ),
     # The rest
     "note-alone": Kind(
         "note",
@@ -242,7 +224,7 @@ KINDS: dict[str, Kind] = {
     "leftover": Kind("note", "a process that was killed has left it behind", "", "removes it", "removed"),
     "leftover-folder": Kind("note", "a doctor that was killed has left it behind", "", "removes it", "removed"),
     "drop-draft": Kind("note", "it is somebody's draft, by its name: it is left alone until it is renamed"),
-    "drop-open": Kind("note", "some process has it open for writing", "the consumer adopts it when that is closed"),
+    "drop-open": Kind("note", "some process has it open for writing", "the consumer ingests it when that is closed"),
     "drop-bad": Kind(
         "note",
         "it cannot become an element",
@@ -250,7 +232,7 @@ KINDS: dict[str, Kind] = {
         "does that now, unless a consumer runs",
         _WAS_ASIDE,
     ),
-    "drop-waits": Kind("note", "it has not been adopted", "the consumer adopts it"),
+    "drop-waits": Kind("note", "it has not been ingested", "the consumer ingests it"),
     "holder-gone": Kind(
         "note",
         "the consumer's lock is held, but the process that took it is not to be seen: a child of it holds on, or it runs in "

@@ -4,11 +4,12 @@ Everything that is done here is done as producers and the consumer do it, by the
 middle leaves what one of theirs could leave, and the next repair goes on from there:
 
  1. the frame: missing folders and files are made, `format` last, each durably, as for a new inbox;
- 2. under the admission lock, which every producer respects: wrong hints are removed (a missing one is always safe),
-    and `sequence` is brought up to date;
- 3. litter is removed, which needs no lock;
- 4. with the consumer's lock, if no consumer runs: a consumer is started, which puts back what a dead one had out,
-    sets aside what is no element, and folds; and then leaves. If one runs, it does all that by itself, in time.
+ 2. litter is removed, which needs no lock;
+ 3. under the admission lock, which every producer respects: the index is made anew if there is a sign that it is
+    wrong, as an add does after a boot (a key that is not known in it is always safe);
+ 4. with the consumer's lock, if no consumer runs: a consumer is started, which requeues what a dead one had in
+    flight, sets aside what is no element, and coalesces; and then leaves. If one runs, it does all that by itself,
+    in time.
 
 No element is ever deleted, but under a newer value of its key, as a consumer does. What is none goes to failed/.
 """
@@ -20,26 +21,27 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import sleep
 
 from .. import layout as frame
 from .. import protocol
 from ..consumer import Consumer, Settings
 from ..errors import InboxBusy, UnusableInbox
+from ..files import flush, remove
+from ..index import Busy, Index, open_index
 from ..layout import FOLDERS, Layout
 from ..names import REASON, parse_element
-from ..sequence import Sequence
 from .examination import PAUSE, Finding, Look, Sign, group
 from .kinds import KINDS
 
 _PATIENCE = 5.0
 """Seconds to wait for the admission lock. A producer that is stopped inside it must not stop the doctor, too."""
 
-_WRONG_HINTS = frozenset("hint-foreign hint-damaged hint-low hint-forged hint-dangling".split())
+_OF_THE_INDEX = frozenset("index-damaged index-low index-behind".split())
 
 _FOR_THE_CONSUMER = frozenset(
     "orphan foreign-name not-regular several-places number-forged deferred-superseded note-alone note-foreign reason-alone "
-    "drop-bad sequence-behind".split()
+    "drop-bad".split()
 )
 """What only the consumer may mend: whoever holds its lock."""
 
@@ -137,11 +139,11 @@ class _Repair:
             for sign in kinds.get("not-a-file", ()):  # into failed/, which is there by now
                 self._set_aside(found, sign)
                 missing.add(sign.where)
-            for name in ("sequence", "consumer.lock"):
+            for name in ("index", "consumer.lock"):
                 if name in missing:
                     frame.make_file(found.root, name, shared=look.shared)
             if missing:
-                protocol.flush(found.root)
+                flush(found.root)
             if "format" in missing or kinds.keys() & {"format-missing", "format-damaged"}:
                 frame.write_format(found.root, found.scope, shared=look.shared)
             return bool(missing or kinds.keys() & {"format-missing", "format-damaged", "mode"})
@@ -163,58 +165,52 @@ class _Repair:
 
     def _mend_rest(self, signs: set[Sign]) -> None:
         layout = Layout(self._path, create=False)
-        sequence = Sequence(layout)
+        index = open_index(layout)
+        kinds = {sign.kind for sign in signs}
         try:
             self._remove_litter(layout, signs)
-            try:
-                with _admission(sequence):
-                    protocol.last_number(layout, sequence)
-            except TimeoutError as error:
-                self._why |= dict.fromkeys(
-                    (s for s in signs if s.kind.startswith("hint") or s.kind in _FOR_THE_CONSUMER), str(error)
-                )
+            # A forged number must not be believed: what is only behind waits until the consumer has renumbered it.
+            later = "number-forged" in kinds and kinds & _OF_THE_INDEX == {"index-behind"}
+            wrong = bool(kinds & _OF_THE_INDEX) and not later
+            if not self._mend_index(index, signs, anew=wrong):
                 return
-            self._remove_hints(layout, sequence, signs)
-            if any(sign.kind in _FOR_THE_CONSUMER for sign in signs):
-                self._mend_as_consumer(layout, sequence, signs)
+            if kinds & _FOR_THE_CONSUMER and self._mend_as_consumer(layout, index, signs) and later:
+                self._mend_index(index, signs, anew=True)
         finally:
-            sequence.close()
+            index.close()
             layout.close()
+
+    def _mend_index(self, index: Index, signs: set[Sign], *, anew: bool) -> bool:
+        """Make the index anew, or only if it is of another boot; tell whether the lock could be had."""
+        try:
+            index.try_locked(index.make_anew if anew else index.last_number, patience=_PATIENCE)
+        except Busy:
+            why = f"the admission lock has been held for {_PATIENCE:.0f} s: see what holds it, then repair again"
+            self._why |= dict.fromkeys((s for s in signs if s.kind in _OF_THE_INDEX | _FOR_THE_CONSUMER), why)
+            return False
+        return True
 
     def _remove_litter(self, layout: Layout, signs: set[Sign]) -> None:
         for sign in sorted(signs):
             folder, _, name = sign.where.partition("/")
             with self._trying(sign):
                 if sign.kind in ("litter", "leftover"):
-                    protocol.remove_leftover(layout, folder, name)
+                    remove(layout, folder, name)
                 elif sign.kind == "litter-odd":
                     self._set_aside(layout, sign)
                 elif sign.kind == "leftover-folder":
                     shutil.rmtree(f"{layout.path}/{sign.where}")
 
-    def _remove_hints(self, layout: Layout, sequence: Sequence, signs: set[Sign]) -> None:
-        """Under the lock nobody writes a hint. So each is looked at again there, and left if it is another by now."""
-        for sign in sorted(signs):
-            name = sign.where.removeprefix("keys/")
-            with self._trying(sign):
-                if sign.kind in _WRONG_HINTS:
-                    with _admission(sequence):
-                        if sign.kind != "hint-dangling" or not layout.exists("pending", f"{sign.seen[:19]}-{name}"):
-                            protocol.withdraw_hint(layout, name, sign.seen)
-                elif sign.kind == "hint-not-a-link":
-                    with _admission(sequence):
-                        if not os.path.islink(f"{layout.path}/keys/{name}"):
-                            self._set_aside(layout, sign)
-
-    def _mend_as_consumer(self, layout: Layout, sequence: Sequence, signs: set[Sign]) -> None:
+    def _mend_as_consumer(self, layout: Layout, index: Index, signs: set[Sign]) -> bool:
+        """Be the consumer for a moment; tell whether there was no other."""
         try:
-            consumer = Consumer(layout, sequence, Settings())  # which puts back, drops and sets aside
+            consumer = Consumer(layout, index, Settings())  # which requeues, drops and sets aside
         except InboxBusy as error:
             why = (
                 f"a consumer runs ({error.holder or 'it left no word of itself'}), and does it by itself, or when it next starts"
             )
             self._why |= dict.fromkeys((sign for sign in signs if sign.kind in _FOR_THE_CONSUMER), why)
-            return
+            return False
         try:
             consumer.tidy(_doubtful(signs))
             for sign in sorted(signs):
@@ -223,33 +219,16 @@ class _Repair:
                     if sign.kind == "note-foreign":
                         self._set_aside(layout, sign)
                     elif sign.kind == "reason-alone" and not layout.exists("failed", name.removesuffix(REASON)):
-                        protocol.remove_leftover(layout, folder, name)
-            if any(sign.kind == "sequence-behind" for sign in signs):
-                # Last: what is in pending/ above the last number has been given one of ours by now, and is not believed.
-                with _admission(sequence):
-                    protocol.begin_boot(layout, sequence, protocol.last_number(layout, sequence))
+                        remove(layout, folder, name)
         finally:
             consumer.close()
+        return True
 
 
 def _doubtful(signs: set[Sign]) -> list[str]:
     """Return the names in pending/ that a consumer only looks at closely when it takes them."""
     names = [sign.where.removeprefix("pending/") for sign in sorted(signs) if sign.kind in ("not-regular", "foreign-name")]
     return [name for name in names if "/" not in name and parse_element(name)]
-
-
-@contextmanager
-def _admission(sequence: Sequence) -> Iterator[None]:
-    """Hold the admission lock, as producers do, but do not wait for ever. Raises TimeoutError."""
-    until = monotonic() + _PATIENCE
-    while not sequence.try_lock():
-        if monotonic() > until:
-            raise TimeoutError(f"the admission lock has been held for {_PATIENCE:.0f} s: see what holds it, then repair again")
-        sleep(0.01)
-    try:
-        yield
-    finally:
-        sequence.unlock()
 
 
 def places(signs: tuple[Sign, ...]) -> str:

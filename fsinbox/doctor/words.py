@@ -56,15 +56,15 @@ def _kind(facts: Facts) -> Said:
         return (
             "note",
             f"{kind}, which other hosts change too",
-            "every add goes through the lock, the consumer holds a lease, and polls while it is idle",
+            "the index survives what a host that was cut off does late; the consumer holds a lease, and polls while it is idle",
         )
-    return "ok", f"{kind}, local", "after each boot the folders are looked through for the last number, and old hints are checked"
+    return "ok", f"{kind}, local", "after each boot the index is made anew from what lies in the folders"
 
 
 def _boot(facts: Facts) -> Said:
     if facts.network:
         return "ok", f"this boot is {facts.boot}", "not used here: what a server has acknowledged survives our power cuts"
-    return "ok", f"this boot is {facts.boot}", "hints count for this boot only"
+    return "ok", f"this boot is {facts.boot}", "the index counts for this boot only"
 
 
 def _rename(facts: Facts) -> Said:
@@ -74,7 +74,7 @@ def _rename(facts: Facts) -> Said:
     if race.missing or race.torn:
         bad = f"{seen}: {race.missing} found no file and {race.torn} a part of one"
         return "person", bad, "a value could be missed while a newer one replaces it: use another file system"
-    return "ok", f"{seen}: each found a whole file", "a value is replaced by one rename, without any lock"
+    return "ok", f"{seen}: each found a whole file", "a value is replaced by one rename"
 
 
 def _between(facts: Facts) -> Said:
@@ -83,22 +83,14 @@ def _between(facts: Facts) -> Said:
     return "ok", "a file can be renamed from folder to folder", "an element's folder is its state"
 
 
-def _link(facts: Facts) -> Said:
-    if facts.link:
-        return "ok", "a file can have two names", "what comes back is linked to its place: it overwrites nothing"
-    if facts.no_replace:
-        return "note", "no hard links", "what comes back is renamed, and told not to replace (renameat2)"
-    return (
-        "person",
-        "no hard links, and no rename that does not replace",
-        "what is not acknowledged cannot come back before a restart: use another file system",
-    )
-
-
 def _symlink(facts: Facts) -> Said:
     if facts.symlink:
-        return "ok", "symbolic links work", "a hint is one: written and read with one call each"
-    return "person", "no symbolic links", "there is no place for hints, so nothing can be added: use another file system"
+        return "ok", "symbolic links work", "the attempts at an element, and what people ask of the consumer, are kept in them"
+    return (
+        "person",
+        "no symbolic links",
+        "attempts are not counted over a restart, and nobody can pause the consumer: use another file system",
+    )
 
 
 def _exclusive(facts: Facts) -> Said:
@@ -109,7 +101,7 @@ def _exclusive(facts: Facts) -> Said:
 
 def _flock(facts: Facts) -> Said:
     if facts.flock and facts.flock_elsewhere:
-        return "ok", "a lock excludes other descriptors and other processes", "flock guards the numbers, and the one consumer"
+        return "ok", "a lock excludes other descriptors and other processes", "flock guards the index, and the one consumer"
     return (
         "person",
         "flock does not exclude",
@@ -197,7 +189,7 @@ def _clock(facts: Facts) -> Said:
     assert skew is not None and tick is not None
     steps = "steps of more than 0.1 s" if tick == float("inf") else f"steps of {_time(tick)}"
     renamed = (
-        "a file renamed into drop/ is adopted at once"
+        "a file renamed into drop/ is ingested at once"
         if facts.renamed
         else "a file renamed into drop/ must lie still for --drop-settle seconds"
     )
@@ -215,8 +207,8 @@ def _room(facts: Facts) -> Said:
     assert free is not None and inodes is not None
     found = f"{_size(free)} free, " + ("and files without limit" if inodes < 0 else f"and {inodes:,} more files")
     if free < _LITTLE_ROOM or 0 <= inodes < _FEW_INODES:
-        return "person", found, "adds will soon fail; taking and acknowledging go on without space: make room"
-    return "ok", found, "an element takes a file, and a waiting key a link"
+        return "person", found, "adds will soon fail; taking and acknowledging need no room: make some"
+    return "ok", found, "an element takes a file; the index has its room already"
 
 
 def _modes(facts: Facts) -> Said:
@@ -238,7 +230,6 @@ _SAY: list[tuple[tuple[str, ...], Callable[[Facts], Said]]] = [
     (("boot",), _boot),
     (("race",), _rename),
     (("between",), _between),
-    (("link",), _link),
     (("symlink",), _symlink),
     (("exclusive",), _exclusive),
     (("flock",), _flock),
