@@ -20,13 +20,15 @@ from itertools import count
 from pathlib import Path
 from time import time_ns
 from typing import Any
+from zlib import crc32
 
 from .queues import DURABLE, Queue
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BATCH = 1000  # as in fsinbox
+_BATCH, _SECTION = 1000, 100  # as in fsinbox
+_BUCKETS = 128
 
 
 class BareCalls(Queue):
@@ -37,10 +39,11 @@ class BareCalls(Queue):
 
     def __init__(self, path: str, durability: str) -> None:
         self.folders = []
-        for folder in ("tmp", "drop", "keys", "pending", "inflight"):
+        for folder in ("tmp", "drop", "pending", "inflight"):
             os.makedirs(f"{path}/bare/{folder}", exist_ok=True)
             self.folders.append(os.open(f"{path}/bare/{folder}", _FOLDER))
-        self.sequence = os.open(f"{path}/bare/sequence", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.index = os.open(f"{path}/bare/index", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(self.index, 0, 64 + _BUCKETS * 1024)
         self.durable = durability == DURABLE
         self.unique = map(f"{os.urandom(4).hex()}.{os.getpid()}.{{}}".format, count())
         self.waiting: deque[str] = deque()
@@ -48,9 +51,9 @@ class BareCalls(Queue):
 
     def add(self, key: str, data: bytes) -> None:
         name = self.write(data, self.durable)
-        self.publish(name, key)
+        self.publish([(name, key)])
         if self.durable:
-            os.fsync(self.folders[3])
+            os.fsync(self.folders[2])
 
     def write(self, data: bytes, durable: bool) -> str:
         name = next(self.unique)
@@ -61,47 +64,40 @@ class BareCalls(Queue):
         os.close(fd)
         return name
 
-    def publish(self, name: str, key: str) -> None:
-        tmp, drop, keys, pending, inflight = self.folders
-        try:
-            os.lstat(key, dir_fd=drop)
-        except FileNotFoundError:
-            pass
-        try:
-            number = os.readlink(key, dir_fd=keys)[:19]
-            os.lstat(f"{number}-{key}", dir_fd=pending)
-            new = False
-        except FileNotFoundError:
-            new = True
-            fcntl.flock(self.sequence, fcntl.LOCK_EX)
-            os.fstat(self.sequence)
-            os.pread(self.sequence, 64, 0)
+    def publish(self, names: list[tuple[str, str]]) -> None:
+        tmp, drop, pending, _ = self.folders
+        for _, key in names:
             try:
-                number = os.readlink(key, dir_fd=keys)[:19]
+                os.lstat(key, dir_fd=drop)
             except FileNotFoundError:
+                pass
+        fcntl.flock(self.index, fcntl.LOCK_EX)
+        os.fstat(self.index)
+        os.pread(self.index, 64, 0)
+        for name, key in names:
+            crc = crc32(key.encode())
+            home = 64 + crc % _BUCKETS * 1024
+            bucket = os.pread(self.index, 1024, home)
+            at = bucket.find(b"%010d " % crc)
+            number = bucket[at + 11 : at + 30].decode() if at >= 0 else ""
+            if not number or not os.access(f"{number}-{key}", os.F_OK, dir_fd=pending, follow_symlinks=False):
                 number = f"{time_ns():019d}"
-                os.pwrite(self.sequence, b"%s abcdefgh\n" % number.encode(), 0)
-                os.symlink(f"{number}.abcdefgh", key, dir_fd=keys)
-            fcntl.flock(self.sequence, fcntl.LOCK_UN)
-        os.rename(name, f"{number}-{key}", src_dir_fd=tmp, dst_dir_fd=pending)
-        try:
-            os.readlink(key, dir_fd=keys)
-        except FileNotFoundError:
-            pass  # a consumer has been quick
-        if new:
-            self.list(inflight)
+                os.pwrite(self.index, f"{number} abcdefgh 0000004096".ljust(63).encode() + b"\n", 0)
+                os.pwrite(self.index, b"%010d %b \n" % (crc, number.encode()), home + max(at, bucket.find(b"\0")))
+            os.rename(name, f"{number}-{key}", src_dir_fd=tmp, dst_dir_fd=pending)
+        fcntl.flock(self.index, fcntl.LOCK_UN)
 
     def add_many(self, items: Iterable[tuple[str, bytes]]) -> None:
         todo = list(items)
         for first in range(0, len(todo), _BATCH):
             batch = todo[first : first + _BATCH]
-            names = [self.write(data, False) for _, data in batch]
+            names = [(self.write(data, False), key) for key, data in batch]
             if self.durable:
                 self.libc.syncfs(self.folders[0])
-            for name, (key, _) in zip(names, batch, strict=True):
-                self.publish(name, key)
+            for start in range(0, len(names), _SECTION):
+                self.publish(names[start : start + _SECTION])
             if self.durable:
-                os.fsync(self.folders[3])
+                os.fsync(self.folders[2])
 
     def list(self, folder: int) -> list[str]:
         fd = os.open(".", _FOLDER, dir_fd=folder)
@@ -110,17 +106,14 @@ class BareCalls(Queue):
         return names
 
     def take(self) -> Any:
-        _, drop, keys, pending, inflight = self.folders
+        _, drop, pending, inflight = self.folders
         if not self.waiting:
             self.list(drop)
             self.waiting = deque(sorted(self.list(pending)))
         if not self.waiting:
             return None
         name = self.waiting.popleft()
-        key = name[20:]
-        os.readlink(key, dir_fd=keys)
         os.rename(name, name, src_dir_fd=pending, dst_dir_fd=inflight)
-        os.unlink(key, dir_fd=keys)
         os.lstat(name, dir_fd=inflight)
         fd = os.open(name, _READ, dir_fd=inflight)
         os.read(fd, os.fstat(fd).st_size + 1)
@@ -128,10 +121,10 @@ class BareCalls(Queue):
         return name
 
     def ack(self, token: Any) -> None:
-        os.unlink(token, dir_fd=self.folders[4])
+        os.unlink(token, dir_fd=self.folders[3])
 
     def close(self) -> None:
-        for fd in (*self.folders, self.sequence):
+        for fd in (*self.folders, self.index):
             os.close(fd)
 
 
