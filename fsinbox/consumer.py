@@ -218,11 +218,6 @@ class Consumer:
         """Tell whether this element is in flight here, and was not ended."""
         return self._in_flight.get(taken.encoded) is taken
 
-    @property
-    def in_flight(self) -> list[Taken]:
-        """The elements that are in flight."""
-        return list(self._in_flight.values())
-
     # --- becoming the consumer ---------------------------------------------------------------------------------
 
     def _recover(self) -> None:

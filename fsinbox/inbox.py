@@ -422,8 +422,6 @@ class Inbox:
             add = Add(layout, self._index, durable=self.durable if durable is None else durable)
             try:
                 result = step(add)
-            except AddFailed:
-                raise
             except OSError as error:
                 raise self._add_failed(error, key, maybe_added=add.may_be_there(error)) from error
             self._end_call(call)

@@ -485,10 +485,7 @@ class Look:
         """See whether the index names a place that is not the newest of its key."""
         numbers = [*self._places[encoded], self._elsewhere.get(encoded, 0)]
         newest = max([number for number in numbers if number <= known], default=0)
-        try:
-            place = index.peek_place(encoded)
-        except OSError:
-            return  # it was removed just now
+        place = index.peek_place(encoded)
         if 0 < place < newest:
             where = "pending/" if newest in self._places[encoded] else "in flight or deferred: "
             self._see(

@@ -29,19 +29,13 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class FileSystem:
-    """A file system, and how it is made and mounted.
-
-    in_turn   the programs do a word each in turn, not at once. Btrfs (Linux 6.18) is not always right otherwise: a folder's
-              fsync that runs at the same time as another process's renames in it may return without them, or keep a half of
-              one; about one disk in 1,000. test_btrfs_at_once shows it
-    """
+    """A file system, and how it is made and mounted."""
 
     name: str
     kind: str
     size: int
     make: tuple[str, ...]
     options: str = ""
-    in_turn: bool = False
 
 
 FILE_SYSTEMS = {
@@ -50,7 +44,7 @@ FILE_SYSTEMS = {
         FileSystem("ext4", "ext4", 16 * MEGABYTE, ("mkfs.ext4", "-q", "-b", "4096"), "data=ordered"),
         FileSystem("ext4-writeback", "ext4", 16 * MEGABYTE, ("mkfs.ext4", "-q", "-b", "4096"), "data=writeback,noauto_da_alloc"),
         FileSystem("xfs", "xfs", 300 * MEGABYTE, ("mkfs.xfs", "-q", "-K"), "nouuid"),
-        FileSystem("btrfs", "btrfs", 112 * MEGABYTE, ("mkfs.btrfs", "-q", "-K"), in_turn=True),
+        FileSystem("btrfs", "btrfs", 112 * MEGABYTE, ("mkfs.btrfs", "-q", "-K"), "commit=1"),
     )
 }
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, cycle
 from pathlib import Path
 from queue import SimpleQueue
 from random import Random
-from threading import Lock
 from time import monotonic_ns, time_ns
 
+from fsinbox.files import is_btrfs
 from tests.driver import WAYS, Driver, Log, aftermath, all_died, read_log, spell
 from tests.oracle import Event, judge
 
@@ -28,6 +29,9 @@ from .workloads import Workload
 
 HOUR = 3600 * 10**9
 MAX_OUT = 2
+
+BTRFS_START_SYNC = 0x80089418
+"""Btrfs begins to commit, as by itself every 30 s: linux/btrfs.h."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -64,23 +68,21 @@ def record(fs: FileSystem, work: Workload, folder: Path, seed: int = 0) -> Recor
         if not work.creates:
             Driver(path, Log("p")).do("create")
         since = monotonic_ns()
-        events = run(work, path, seed, in_turn=fs.in_turn)
+        events = run(work, path, seed)
     (folder / "events").write_bytes(b"".join(map(spell, events)))
     (folder / "about").write_text(f"{fs.name} {since}\n")
     return Recorded(folder)
 
 
-def run(work: Workload, path: str, seed: int, *, in_turn: bool) -> list[Event]:
+def run(work: Workload, path: str, seed: int) -> list[Event]:
     """Run the programs of a workload, each in a thread; return what they announce."""
-    turn = Lock() if in_turn else nullcontext()
     done: SimpleQueue[bool] = SimpleQueue()  # a producer has done a word: True; or all of them: False
 
     def produce(name: str, words: Iterable[str]) -> list[Event]:
         driver = Driver(path, Log(name))
         try:
             for word in words:
-                with turn:
-                    driver.do(word)
+                driver.do(word)
                 done.put(True)
         finally:
             driver.close()
@@ -94,11 +96,9 @@ def run(work: Workload, path: str, seed: int, *, in_turn: bool) -> list[Event]:
             while done.get():
                 for _ in range(chance.randint(0, 4)):
                     word = next(words)
-                    with turn:
-                        driver.do("ack" if word == "take" and len(driver._out) == MAX_OUT else word)
+                    driver.do("ack" if word == "take" and len(driver._out) == MAX_OUT else word)
                 if not chance.randrange(8):
-                    with turn:
-                        _write_back(path)
+                    _write_back(path, chance)
         finally:
             driver.close()
         return driver.log.events
@@ -113,11 +113,14 @@ def run(work: Workload, path: str, seed: int, *, in_turn: bool) -> list[Event]:
         return sorted(events + consumer.result(), key=lambda event: event.t)
 
 
-def _write_back(path: str) -> None:
-    """As the kernel does at any moment: write everything to the disk."""
+def _write_back(path: str, chance: Random) -> None:
+    """As the kernel does at any moment: write everything to the disk; or, Btrfs, all names, and no content not flushed."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        _LIBC.syncfs(fd)
+        if is_btrfs(fd) and chance.randrange(2):
+            fcntl.ioctl(fd, BTRFS_START_SYNC, bytes(8))
+        else:
+            _LIBC.syncfs(fd)
     finally:
         os.close(fd)
 
