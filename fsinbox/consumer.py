@@ -10,6 +10,7 @@ what holds of it:
  _in_flight  key -> the element that is in flight; at most one a key
  _returning  key -> an element that was to go back, but the lock could not be had, or the system refused: it stays in
              inflight/, and is tried again between takes. No key is also in _in_flight
+ _refused    those keys of _returning that the system refused: nobody needs to wait for them
  _blocked    key -> a name that waits until the element of its key, which is in one of these two, is done
  _ended      keys of which an element was ended since inflight/ and deferred/ were last flushed: before another one of such a
              key is taken, they are flushed, so that a power cut cannot bring back the older one when the newer is gone
@@ -167,6 +168,7 @@ class Consumer:
         self._settling: list[tuple[float, str]] = []
         self._in_flight: dict[str, Taken] = {}
         self._returning: dict[str, WayBack] = {}
+        self._refused: set[str] = set()
         self._blocked: dict[str, str] = {}
         self._ended: set[str] = set()
         self._rescan = False
@@ -236,6 +238,8 @@ class Consumer:
         self._flush_ended()
         self._attempts.load()
         self._look_afresh(died=True)
+        if self._returning:
+            self.send_back_again(_STUCK)  # else what came later would be taken first
         self._attempts.forget_idle({name[20:] for name in self._deferred.values()})
         self._sweep_litter()
 
@@ -327,6 +331,7 @@ class Consumer:
                 requeued = self._send_back(WayBack(name, encoded, "pending", name))
             except OSError:
                 self._hold.verify()  # else it is not that the lease was lost
+                self._refused.discard(encoded)  # said when it is tried again
             else:
                 if requeued and encoded not in self._returning:
                     what = "a consumer died with key %r in flight: requeued" if died else "key %r was half taken: requeued"
@@ -463,7 +468,7 @@ class Consumer:
 
     def next_look(self) -> float | None:
         """Return when (monotonic seconds) something may become takeable without any event; None if nothing will."""
-        times = [monotonic() + _SOON] if self._returning or self._rescan else []
+        times = [monotonic() + _SOON] if self._returning.keys() - self._refused or self._rescan else []
         if self._wishes.paused:
             return min(times, default=None)
         if self._more:
@@ -850,6 +855,7 @@ class Consumer:
             return True
         except OSError:
             self._returning[way.encoded] = way
+            self._refused.add(way.encoded)
             raise
         if outcome == "gone":
             self._hold.verify()
@@ -858,6 +864,7 @@ class Consumer:
 
     def _have_sent_back(self, way: WayBack, moved: bool) -> None:
         self._returning.pop(way.encoded, None)
+        self._refused.discard(way.encoded)
         self._ended.add(way.encoded)
         self._unblock(way.encoded)
         if moved and way.folder == "pending":
@@ -874,6 +881,7 @@ class Consumer:
         refused = None
         until = monotonic() + patience
         for way in list(self._returning.values()):
+            said = way.encoded in self._refused
             try:
                 self._send_back(way)
                 while way.encoded in self._returning and monotonic() < until:
@@ -882,6 +890,9 @@ class Consumer:
             except OSError as error:
                 refused = error
                 self._hold.verify()
+                self._next_drop_look = monotonic() + _STUCK
+                if said:
+                    continue
                 log.error(
                     "cannot move inflight/%s to %s/: %s: it stays there, and is tried again",
                     way.name,
@@ -889,7 +900,6 @@ class Consumer:
                     error.strerror,
                     extra=about("stranded", way.name),
                 )
-                self._next_drop_look = monotonic() + _STUCK
         return refused
 
     def _done(self, taken: Taken) -> None:
@@ -917,7 +927,8 @@ class Consumer:
             began = os.lstat(deferred, dir_fd=self._layout.folder("deferred")).st_ctime_ns
         except FileNotFoundError:
             return 0.0
-        return min(due - self._now(), due - began, MAX_DELAY * 1e9) / 1e9
+        left = min(due - self._now(), due - began) / 1e9
+        return left if left <= MAX_DELAY else 0.0  # no back-off is as long: its name is not ours
 
     def _count(self, taken: Taken, *, counted: bool) -> None:
         attempts = taken.attempts if counted else taken.attempts - 1

@@ -436,7 +436,7 @@ class Inbox:
         if now >= self._next_check:
             self._next_check = now + 1
             if gone := self._layout.where_it_went():
-                raise UnusableInbox(f"inbox {self.path} {gone}: nothing was added; open the one that is meant")
+                raise UnusableInbox(f"inbox {self.path} {gone}: nothing was added; start anew, on the inbox that is meant")
 
     def _add_failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
         if maybe_added:

@@ -237,7 +237,7 @@ class Index:
             return 0
         if tag == self.tag:
             self._highest = max(self._highest, last)
-        return last
+        return last if tag else self._highest  # (a full disk may keep us from writing what we know)
 
     def mark(self) -> int:
         """Return the number up to which a listing of pending/ that begins now shows all that was ever there."""
@@ -401,8 +401,9 @@ class Index:
         consumer takes meanwhile. What it takes was seen to wait, or is seen in flight after that.)
         """
         last, waiting = self._highest_in_use()
-        self._is_ours = True
+        self._highest = max(self._highest, last)
         self._write_header(last, 0)  # says that there is no table, should this be cut short
+        self._is_ours = True
         lines = max(FEWEST_LINES, -(-LINES_A_KEY * waiting // BUCKET) * BUCKET)
         self._allocate(lines)
         self._lines = lines

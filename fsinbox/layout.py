@@ -269,7 +269,7 @@ class Layout:
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 wrong = "has another name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
                 raise OSError(errno.EINVAL, f"{self.path}/{name} {wrong}: remove it, it is made anew")
-            shared = self.file_mode & 0o060
+            shared = self.file_mode & 0o060 == 0o060  # (else somebody has taken the right to write from tmp/)
             if shared and stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
                 os.fchmod(fd, self.file_mode)  # the umask has taken something
         except BaseException:

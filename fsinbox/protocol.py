@@ -147,7 +147,12 @@ def keep_done(layout: Layout, name: str) -> bool:
 
 def newer_waits(layout: Layout, index: Index, number: int, encoded: str) -> bool:
     """Tell whether a newer value for the key of an element that is in flight, or deferred, waits. Inside the section."""
-    index.last_number()  # made anew here if it is damaged: what goes back must not be found in lines of before
+    try:
+        index.last_number()  # made anew here if it is damaged: what goes back must not be found in lines of before
+    except OSError:
+        if layout.sharing:
+            raise  # the lock was lost, perhaps
+        # A full disk: then no key is known, which is safe (I3).
     # Under its own number: from a producer in whose section it was taken. (Its own value is newer, and next in turn.)
     return index.find(encoded) > number or layout.exists("pending", element_name(number, encoded))
 

@@ -16,14 +16,15 @@ turn by one process with one open Inbox:
     sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/, flush drop/
     both:K=V,K=V      the first by scripts/fsinbox-add, the second by add_bytes, at the same time
     take              take an element, if one is to be had
-    ack nack defer fail     end the one that has been out longest; defer is a nack with a delay (of a nanosecond: it is over)
+    ack nack defer fail     end the one that has been in flight longest; defer is a nack with a delay (of a nanosecond: it is over)
     postpone          the same with a delay of an hour (`aftermath` is two hours later)
     requeue           end every back-off, as people do     keep              from now on keep what was acknowledged, the last one
     release           the same as nack, without counting an attempt
-    restart           close the inbox, which puts back what is out, and open it again
-    die               leave the inbox as a killed process does: what is out stays in inflight/
+    restart           close the inbox, which requeues what is in flight, and open it again
+    die               leave the inbox as a killed process does: what is in flight stays in inflight/
     create            make the inbox                         mkdir             make the empty directory for it, not flushed
-    forget            remove all hints, as anyone may at any time
+    lose              remove the index, as anyone may at any time
+    forget            blank every line of the index, as if they were lost: a key that waits is given a second place by its next add
     mark              announce a "mark": for a harness that wants to know where it is
 
 The inbox must exist, unless the first word is `create`. Values are short texts; no two adds of a key may have the same.
@@ -42,8 +43,10 @@ from time import monotonic_ns, sleep, time_ns
 from unittest import mock
 
 import fsinbox.consumer
-import fsinbox.sequence
+import fsinbox.index
 from fsinbox import Element, Inbox
+from fsinbox.files import commit, is_btrfs
+from fsinbox.index import HEADER
 from fsinbox.steering import Steering
 from tests.oracle import Event
 
@@ -153,7 +156,7 @@ class Driver:
         return self._inbox
 
     def close(self) -> None:
-        """Close the inbox, and announce that what is out goes back."""
+        """Close the inbox, and announce that what is in flight is requeued."""
         while self._out:
             self.log.tell("nack", self._out.pop(0).key)
         inbox, self._inbox = self._inbox, None
@@ -228,7 +231,7 @@ class Driver:
             self._out.append(element)
 
     def _end(self, how: str) -> Element | None:
-        """Announce the end of what has been out longest. Before it is done: it may be done without a word after it."""
+        """Announce the end of what has been in flight longest. Before it is done: it may be done without a word after it."""
         if not self._out:
             return None
         element = self._out.pop(0)
@@ -290,9 +293,11 @@ class Driver:
     def _mkdir(self) -> None:
         os.mkdir(self.path)
 
+    def _lose(self) -> None:
+        os.unlink(f"{self.path}/index")
+
     def _forget(self) -> None:
-        for hint in os.listdir(f"{self.path}/keys"):
-            os.unlink(f"{self.path}/keys/{hint}")
+        forget(self.path)
 
     def _mark(self) -> None:
         self.log.tell("mark")
@@ -301,9 +306,20 @@ class Driver:
 def _flush(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        if os.path.isdir(path) and is_btrfs(fd):
+            commit(fd)
+        else:
+            os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def forget(path: str) -> None:
+    """Blank every line of an inbox's index."""
+    with open(f"{path}/index", "r+b", buffering=0) as file:
+        length = os.fstat(file.fileno()).st_size - HEADER
+        if length > 0:
+            os.pwrite(file.fileno(), bytes(length), HEADER)
 
 
 # --- what is left -------------------------------------------------------------------------------------------------
@@ -335,9 +351,9 @@ def aftermath(path: str, way: str, keys: Iterable[str] = (), *, boot: str | None
     # Two hours later: whatever waits out a delay is due.
     patches = [mock.patch.object(fsinbox.consumer, "time_ns", lambda: time_ns() + 7200 * 10**9)]
     if boot is not None:
-        patches.append(mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: boot))
+        patches.append(mock.patch.object(fsinbox.index, "boot_tag", lambda: boot))
     if clock is not None:
-        patches.append(mock.patch.object(fsinbox.sequence, "time_ns", lambda: clock))
+        patches.append(mock.patch.object(fsinbox.index, "time_ns", lambda: clock))
     for patch in patches:
         patch.start()
     try:

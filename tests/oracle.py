@@ -9,7 +9,7 @@ longer cycles than pairs, so pairs are all there is to look at):
            delivery was never acknowledged
  older     a value was delivered after one that is newer: whose add began after the other had been added, or was delivered
  foreign   a value was delivered that nobody had begun to add
- twice     two elements of one key were out at once
+ twice     two elements of one key were in flight at once
  order     of two keys that were added once each, one after the other, the later was delivered first
 
 A value counts as added when its add returned, or when it was delivered, whichever came first. An add without an end (its
@@ -25,7 +25,7 @@ class Event(NamedTuple):
     """One thing that happened.
 
     what   "add_start", "add_end", "deliver", "ack", "nack" or "died". "ack" and "nack" are noted before they are done;
-           "died" ends what the consumer `who` had out (its key and value are empty)
+           "died" ends what the consumer `who` had in flight (its key and value are empty)
     who    the producer or the consumer
     key    the element's key
     value  the value: no two adds of one key may have the same
@@ -61,7 +61,7 @@ class Key:
         self.delivered: set[str] = set()
         self.last: Add | None = None
         self.latest: Add | None = None  # of those delivered, the one that began last
-        self.out: str | None = None  # the consumer that has it out
+        self.out: str | None = None  # the consumer that has it in flight
         self.settled = False  # whether the last delivery was acknowledged
 
 
@@ -137,7 +137,7 @@ def _end_of(consumer: str, keys: dict[str, Key]) -> None:
 def _delivered(event: Event, key: Key, *, causal: bool) -> list[str]:
     wrong = []
     if key.out is not None:
-        wrong.append(f"twice: key {event.key}: {event.value} was delivered while {key.last and key.last.value} was out")
+        wrong.append(f"twice: key {event.key}: {event.value} was delivered while {key.last and key.last.value} was in flight")
     key.out = event.who
     key.settled = False
     add = key.adds.get(event.value)

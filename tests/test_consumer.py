@@ -201,6 +201,23 @@ def test_several_files_under_what_no_key_encodes_to_are_set_aside(inbox: Inbox) 
     assert len(names(inbox, "failed")) == 4
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_key_that_is_in_flight_or_deferred_is_not_coalesced(inbox: Inbox, deferred: bool) -> None:
+    """Its newest value would be below the one that comes back, and count as older."""
+    inbox.add("a", "older")
+    element = take(inbox)
+    lower = Path(inbox.path, "pending", element_name(element.seq - 1, "a"))
+    if deferred:
+        element.nack(3600)
+    lower.write_text('"by hand"')
+    inbox.add("a", "newer")
+    before = names(inbox, "pending")
+    assert len(before) == 2
+    assert inbox._consumer
+    inbox._consumer._list_pending()
+    assert names(inbox, "pending") == before
+
+
 def test_a_place_that_goes_before_it_is_looked_at_is_not_coalesced(inbox: Inbox) -> None:
     higher = place(inbox, "a", "2")
     with meanwhile("lstat", higher.unlink, when=lambda name: name == higher.name):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fsinbox import AddFailed, Inbox, UnusableInbox
-from fsinbox.index import BUCKET, FEWEST_LINES, HEADER, LINE, Busy, Index, boot_tag, header_line, read_header
+from fsinbox.index import BUCKET, FEWEST_LINES, HEADER, LINE, Busy, Index, _lines_of, boot_tag, header_line, read_header
 from fsinbox.names import element_name, encode_key
 from tests.shim import intercepted, refusing
 from tests.usual import drain, held, is_free, names, take
@@ -109,6 +109,52 @@ def test_a_key_that_comes_again_and_again_has_two_lines_at_most(inbox: Inbox) ->
         inbox.add("b", number)
         assert [key for key, _ in drain(inbox)] == ["a", "b"]
     assert len(lines_of(inbox)) == 4
+
+
+def test_the_line_of_the_lowest_number_is_written_over(inbox: Inbox) -> None:
+    numbers = []
+    for number in range(5):
+        inbox.add("a", number)
+        numbers.append(seq(inbox, "a"))
+        assert drain(inbox) == [("a", number)]
+        assert sorted(number for _, _, number in lines_of(inbox)) == numbers[-2:]
+
+
+def test_of_two_places_that_are_both_known_the_higher_is_the_key_s(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    element = take(inbox)
+    inbox.add("a", 2)
+    (higher,) = names(inbox, "pending")
+    lower = Path(inbox.path, "pending", names(inbox, "inflight")[0])
+    element.ack()
+    lower.write_text("1")  # by hand, or from a backup
+    assert inbox.add("a", 3) == "replaced"
+    assert (lower.read_text(), Path(inbox.path, "pending", higher).read_text()) == ("1", "3")
+
+
+def test_after_a_boot_the_table_is_made_anew(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    last = seq(inbox, "a")
+    with index_of(inbox).open("r+b") as file:
+        file.write(header_line(last, "0ld-boot", FEWEST_LINES) + bytes(FEWEST_LINES * LINE))
+    with Inbox(inbox.path) as other:
+        assert other.add("a", 2) == "replaced", "found in pending/, as no line of this boot says so"
+    assert read_header(index_of(inbox).read_bytes()[:HEADER]) == (last, boot_tag(), FEWEST_LINES)
+
+
+@pytest.mark.parametrize("line", [b" %010d %019d \n", b"%010d %019d\n ", b"%010d %019d  "])
+def test_what_is_no_line_of_ours_is_none(line: bytes) -> None:
+    assert _lines_of((line % (7, 1)).ljust(BUCKET * LINE, b"\0"), 7) == []
+
+
+@pytest.mark.parametrize("folder", ["pending", "failed", "inflight", "deferred"])
+def test_numbers_go_on_above_all_that_are_in_use_when_the_index_is_lost(inbox: Inbox, folder: str) -> None:
+    ahead = time.time_ns() + 3600 * 10**9  # the clock was set back by an hour
+    name = element_name(ahead, "x")
+    Path(inbox.path, folder, f"{1:019d}-{name}" if folder == "deferred" else name).write_text("1")
+    index_of(inbox).unlink()
+    inbox.add("a", 1)
+    assert max(names(inbox, "pending")) == element_name(ahead + 1, "a")
 
 
 def test_of_two_keys_of_one_crc_each_is_known(inbox: Inbox) -> None:

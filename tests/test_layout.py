@@ -288,6 +288,23 @@ def test_a_take_from_an_inbox_that_was_removed_while_open_fails_and_says_so(inbo
     assert not inbox_dir.exists()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_inbox_that_was_moved_away_while_open_is_not_worked_on(inbox_dir: Path, replaced: bool) -> None:
+    with Inbox(inbox_dir) as consuming, Inbox(inbox_dir) as adding:
+        adding.add("a", 1)
+        assert consuming.take() is not None
+        consuming.commit()
+        inbox_dir.rename(inbox_dir.with_name("old"))
+        if replaced:
+            Inbox(inbox_dir).close()
+        adding._next_check = 0.0  # (it looks once a second)
+        with pytest.raises(UnusableInbox, match=r"moved away.*nothing was added"):
+            adding.add("a", 2)
+        with pytest.raises(UnusableInbox, match=r"moved away.*start anew"):
+            consuming.take()
+    assert not list(inbox_dir.with_name("old").glob("pending/*"))
+
+
 def test_an_inbox_that_was_removed_can_be_closed_with_an_element_out(inbox_dir: Path) -> None:
     inbox = Inbox(inbox_dir)
     inbox.add("a", 1)

@@ -2,11 +2,12 @@
 
 Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and bring failed
 elements back by mv; people retry what failed, end back-offs, hold keys and release them; a consumer takes, acknowledges,
-puts back, defers, gives up, closes, dies; the system boots; the clock steps back and forward. Each step is done to real
-Inbox objects on a real directory and to the model, and what they answer must be equal: what is taken, in which order, at
-which attempt, what `add` returns, what waits. In a second machine somebody also deletes hints, and deletes or damages
-`sequence`, which docs/protocol.md calls safe at any time: of a key that had several files just then an older value may be
-delivered once more before the newest, and in another place; nothing else may change.
+requeues, defers, gives up, closes, dies; somebody else holds the lock; the system boots; the clock steps back and forward.
+Each step is done to real Inbox objects on a real directory and to the model, and what they answer must be equal: what is
+taken, in which order, at which attempt, what `add` returns, what waits. In a second machine somebody also removes or damages
+the index, or blanks its lines, which docs/protocol.md calls safe at any time: of a key that had several files just then, or
+waited and is not known any more, an older value may be delivered once more before the newest, and in another place; nothing
+else may change.
 
 The programs are the same in every run. A failure prints the shortest program that shows it, and the line that runs the test
 again:
@@ -18,6 +19,7 @@ again:
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -26,6 +28,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
+from time import time_ns
 from typing import ClassVar
 from unittest import mock
 
@@ -35,10 +39,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import fsinbox.consumer
+import fsinbox.index
 import fsinbox.protocol
-import fsinbox.sequence
 from fsinbox import Element, Inbox, control
 from fsinbox.steering import Steering
+from tests.driver import forget
 
 pytestmark = pytest.mark.model
 
@@ -61,20 +66,23 @@ class Item:
     number: int
     value: str
     attempts: int = 0
-    suspect: str = ""  # "died" or "suspect": it was out when a consumer died
-    shadowed: bool = False  # it replaced a suspect: until the consumer has folded the two, it may be held back like one
-    due: int = 0  # if it is deferred
+    suspect: str = ""  # "died" or "suspect": it was in flight when a consumer died
+    shadowed: bool = False  # it replaced a suspect: until the consumer has coalesced the two, it may be held back like one
+    due: int = 0  # if it is deferred: by the clock ...
+    left: int = 0  # ... and by how much time has passed, which is what a running consumer goes by
     ripe: bool = False  # it is deferred, and a consumer has seen that it is due
 
 
 class Model:
-    """What an inbox is to do. `clock`, nanoseconds since the epoch, is set by whoever uses it.
+    """What an inbox is to do. `clock`, nanoseconds since the epoch, and `passed`, nanoseconds that have really passed, are set
+    by whoever uses it.
 
     A place in the line is a number. A new one is higher than all before it; which it is, the machine learns by looking.
     """
 
     def __init__(self) -> None:
         self.clock = START
+        self.passed = 0
         self.last = NEW
         self.line: dict[str, Item] = {}  # key -> what waits; the lowest number is the next
         self.drops: dict[str, tuple[int, str]] = {}  # key -> (time of arrival, value): in drop/, not yet noticed
@@ -111,16 +119,17 @@ class Model:
         if self.orphaned:
             how = "died" if len(self.out) == 1 else "suspect"
             for key in list(self.out):
-                self._put_back(key, how)
+                self._requeue(key, how)
         self.orphaned = False
         for item in self.deferred.values():
+            # What is left of it by the clock; but never more than the whole, should that have been set back.
             item.ripe = False
+            item.left = self.passed + min(item.due - self.clock, item.due - time_ns(), WEEK)
 
     def ready(self) -> dict[str, Item]:
         """Return what may be taken now, key by key: nothing of a key that is out."""
         for item in self.deferred.values():
-            # And it stays so, should the clock step back. (No delay is over a week: then the clock was set back before.)
-            item.ripe |= not self.clock < item.due <= self.clock + WEEK
+            item.ripe |= item.left <= self.passed
         ready = self.line | {key: item for key, item in self.deferred.items() if item.ripe}
         return {key: item for key, item in ready.items() if key not in self.out and key not in self.held}
 
@@ -141,13 +150,13 @@ class Model:
         """Return False if a newer value waits, and it was dropped."""
         self.out[key].attempts -= not counted
         if not delay or key in self.line:
-            return self._put_back(key, "")
+            return self._requeue(key, "")
         item = self.deferred[key] = self.out.pop(key)
         item.suspect = ""
-        item.due, item.ripe = self.clock + delay, False
+        item.due, item.left, item.ripe = self.clock + delay, self.passed + delay, False
         return True
 
-    def _put_back(self, key: str, suspect: str) -> bool:
+    def _requeue(self, key: str, suspect: str) -> bool:
         item = self.out.pop(key)
         item.suspect = suspect
         return self.line.setdefault(key, item) is item
@@ -203,13 +212,14 @@ class Machine(RuleBasedStateMachine):
         self.boots = 0
         self.values = 0
         self.ages: dict[str, int] = {}  # value -> when it was added last: a number that increases
-        self.delivered: dict[str, str] = {}  # key -> the value that was delivered last
+        self.delivered: dict[str, int] = {}  # key -> the age that the value delivered last had then
         self.loose: set[str] = set()  # keys of which an older value may be delivered before the newest, and at any place
         self.unsure: set[str] = set()  # keys of which add may not know that a value waits
         self.patches = ExitStack()
-        for module in (fsinbox.sequence, fsinbox.consumer, fsinbox.protocol):
+        for module in (fsinbox.index, fsinbox.consumer, fsinbox.protocol):
             self.patches.enter_context(mock.patch.object(module, "time_ns", lambda: self.model.clock))
-        self.patches.enter_context(mock.patch.object(fsinbox.sequence, "boot_tag", lambda scope: f"boot{self.boots:04d}"))
+        self.patches.enter_context(mock.patch.object(fsinbox.index, "boot_tag", lambda: f"boot{self.boots:04d}"))
+        self.patches.enter_context(mock.patch.object(fsinbox.consumer, "monotonic", lambda: 1e6 + self.model.passed / SECOND))
         self._open()
 
     def _open(self) -> None:
@@ -230,11 +240,17 @@ class Machine(RuleBasedStateMachine):
         if key in self.model.deferred:
             self.tally["superseded while deferred"] += 1
         if key in self.model.out:
-            self.tally["superseded while out"] += 1
+            self.tally["superseded while in flight"] += 1
         if any(key == failed for failed, _ in self.model.failed):
             self.tally["superseded when failed"] += 1
         self.ages[value] = self.values
+        self._may_get_a_second_place(key)
         return value
+
+    def _may_get_a_second_place(self, key: str) -> None:
+        """A value is added: if it is not known that one waits, it goes to another place, and the other may be taken first."""
+        if key in self.unsure and key in self.model.line:
+            self.loose.add(key)
 
     # --- producers ---
 
@@ -290,6 +306,7 @@ class Machine(RuleBasedStateMachine):
         assert answer == expected, f"retry said {answer}, not {expected}"
         self.tally[f"retried: {answer}"] += 1
         if answer == "queued":
+            self.unsure.add(key)  # the line of its number may have been written over
             self.values += 1
             self.ages[item.value] = self.values
 
@@ -344,6 +361,8 @@ class Machine(RuleBasedStateMachine):
             model.recover()
         # When it looks into drop/ is a matter of time (each 20 ms, and when it lists pending/): here it is each time.
         self.consumer._consume().drops.adopt()
+        for key in model.drops:
+            self._may_get_a_second_place(key)
         model.notice_drops()
         self.consumer._consume()._next_drop_look = 0.0  # the same for control/
         element = self.consumer.take()
@@ -359,11 +378,10 @@ class Machine(RuleBasedStateMachine):
             value = element.data.decode()
             got = (element.key, value, element.attempts, element.suspect, element.culprit)
             assert got == (key, item.value, item.attempts, bool(item.suspect), item.suspect == "died")
-            assert self.ages[value] >= self.ages.get(self.delivered.get(key, ""), 0), "an older value after a newer"
+            assert self.ages[value] >= self.delivered.get(key, 0), "an older value after a newer"
             self.tally["taken"] += 1
             self.tally["tried again"] += item.attempts > 1
-            self.delivered[key] = value
-            self.unsure.discard(key)
+            self.delivered[key] = self.ages[value]
             self.elements[key] = element
 
     def _loosely(self, element: Element) -> tuple[str, Item]:
@@ -401,7 +419,37 @@ class Machine(RuleBasedStateMachine):
         key, element = self._end(which)
         expected = self.model.nack(key, delay * SECOND, counted=counted)
         answer = (element.nack if counted else element.release)(delay)
-        assert answer == expected or key in self.loose, f"nack said {answer}, not {expected}"
+        assert answer == expected or key in self.loose | self.unsure, f"nack said {answer}, not {expected}"
+        if answer != expected:
+            self.loose.add(key)
+
+    @precondition(lambda self: self.elements and not self.model.drops)
+    @rule(which=which, delay=st.sampled_from([0, 1, 60]))
+    def nack_while_somebody_has_the_lock(self, which: int, delay: int) -> None:
+        """It stays in flight, and goes back when the lock can be had; meanwhile others are taken and acknowledged."""
+        key, element = self._end(which)
+        if key in self.loose | self.unsure:
+            self.elements[key] = element
+            return
+        holder = os.open(f"{self.path}/index", os.O_RDWR)
+        ticks = count(0.0, 0.02)
+        with mock.patch.object(fsinbox.index, "sleep"), mock.patch.object(fsinbox.index, "monotonic", lambda: next(ticks)):
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            try:
+                assert element.nack(delay)
+                assert os.path.exists(f"{self.path}/inflight/{element.seq:019d}-{key}")
+                # (What is due, or at two places, waits for the lock as well.
+                # And what has ended keeps nothing from being taken, even if it was suspect: its handler is done.)
+                suspect = any(item.suspect for item in self.model.out.values())
+                free = not self.model.deferred and not self.loose | self.unsure and len(self.elements) < AT_ONCE - 1
+                if free and not suspect:
+                    self._take()
+                    self.tally["looked for more while somebody had the lock"] += 1
+            finally:
+                os.close(holder)
+        self.consumer._consume().send_back_again()
+        assert not os.path.exists(f"{self.path}/inflight/{element.seq:019d}-{key}")
+        self.model.nack(key, delay * SECOND)
 
     @precondition(lambda self: self.elements)
     @rule(which=which, fail=st.booleans())
@@ -413,9 +461,11 @@ class Machine(RuleBasedStateMachine):
         item = self.model.out[key]
         expected = self.model.fail(key)
         answer = element.fail("as the rule says")
-        assert answer == expected or key in self.loose, f"fail said {answer}, not {expected}"
+        assert answer == expected or key in self.loose | self.unsure, f"fail said {answer}, not {expected}"
         if answer and not expected:
             self.model.failed.append((key, item))
+        if answer != expected:
+            self.loose.add(key)
 
     # --- what happens to all of them ---
 
@@ -449,11 +499,25 @@ class Machine(RuleBasedStateMachine):
         for inbox in self.producers:
             inbox.close()
         self.boots += 1
-        self.unsure |= self._with_several_files()
+        self._unknown_when_made_anew()
         self._open()
+        self._make_index_anew()
+
+    def _make_index_anew(self) -> None:
+        """As the next one in a section would: by then other keys might be at several places."""
+        index = self.producers[1]._index
+        index.locked(index.last_number)
+
+    def _unknown_when_made_anew(self) -> set[str]:
+        """The index is to be made anew: of keys at several places, in flight or deferred add does not know then that a value
+        waits. Return those at several places."""
+        self.unsure |= self.model.out.keys() | self.model.deferred.keys()
+        several = self._with_several_files()
+        self.unsure |= several
+        return several
 
     def _with_several_files(self) -> set[str]:
-        """Return the keys that begin_boot takes the hints of: add does not know then that a value waits."""
+        """Return the keys that are at several places."""
         files = [name[20:] for folder in ("pending", "inflight") for name in os.listdir(f"{self.path}/{folder}")]
         files += [name[40:] for name in os.listdir(f"{self.path}/deferred")]
         return {key for key in KEYS if files.count(key) > 1}
@@ -462,13 +526,20 @@ class Machine(RuleBasedStateMachine):
     def clock(self, step: int, back: bool) -> None:
         """Time passes; or somebody sets the clock back."""
         nanoseconds = self.steps[step % len(self.steps)]
-        self.model.clock += -nanoseconds if back and self.model.clock - nanoseconds > START // 10 else nanoseconds
+        if back and self.model.clock - nanoseconds > START // 10:
+            self.model.clock -= nanoseconds
+        else:
+            self.model.clock += nanoseconds
+            self.model.passed += nanoseconds
 
     # --- looking ---
 
     @invariant()
     def looks_the_same(self) -> None:
         self.tally["steps"] += 1
+        for key in list(self.unsure):  # gone from everywhere: the next one is known again
+            if key not in self.model.line.keys() | self.model.out.keys() | self.model.deferred.keys() | self.model.drops.keys():
+                self.unsure.discard(key)
         model, inbox = self.model, self.producers[1]
         line = sorted(model.line, key=lambda key: model.line[key].number)
         waiting = list(inbox)
@@ -485,7 +556,7 @@ class Machine(RuleBasedStateMachine):
             found = inbox.find(key)
             assert found.data.decode() == model.line[key].value if found else key not in model.line
         for key, element in self.elements.items():
-            assert element.superseded() == (key in model.line or key in model.drops) or key in self.loose
+            assert element.superseded() == (key in model.line or key in model.drops) or key in self.loose | self.unsure
         failed = sorted(name for name in os.listdir(f"{self.path}/failed") if "~" not in name)
         assert failed == sorted(f"{item.number:019d}-{key}" for key, item in model.failed)
 
@@ -493,22 +564,22 @@ class Machine(RuleBasedStateMachine):
 class Careless(Machine):
     """The same, and somebody deletes what may be deleted at any time."""
 
-    steps = CLOCK_STEPS  # in all less than a day: numbers above that are not believed, once `sequence` is lost
+    steps = CLOCK_STEPS  # in all less than a day: numbers above that are not believed, once the index is lost
 
-    @rule(what=st.sampled_from(["one hint", "all hints", "sequence", "emptied", "rubbish"]), key=keys)
-    def lose(self, what: str, key: str) -> None:
-        several = self._with_several_files()
-        self.loose |= several  # it may not be known any more that a newer value waits beside an older one
-        self.unsure |= several
-        if "hint" in what:
+    @rule(what=st.sampled_from(["lines", "removed", "emptied", "rubbish"]))
+    def lose(self, what: str) -> None:
+        # It may not be known any more that a newer value waits beside an older one.
+        self.loose |= self._unknown_when_made_anew()
+        self.tally[f"index: {what}"] += 1
+        if what == "lines":
             self.unsure |= self.model.line.keys()
-            for name in (key,) if what == "one hint" else KEYS:
-                _remove(f"{self.path}/keys/{name}")
-        elif what == "sequence":
-            _remove(f"{self.path}/sequence")
+            forget(self.path)
+        elif what == "removed":
+            _remove(f"{self.path}/index")
         else:
-            with open(f"{self.path}/sequence", "w") as file:
+            with open(f"{self.path}/index", "w") as file:
                 file.write("" if what == "emptied" else "rubbish\n")
+        self._make_index_anew()
 
 
 def _remove(path: str) -> None:
@@ -524,9 +595,10 @@ SITUATIONS: dict[type[Machine], list[str]] = {
         "held or released",
         "tried again",
         "back from the dead",
-        "superseded while out",
+        "superseded while in flight",
         "superseded while deferred",
         "superseded when failed",
+        "looked for more while somebody had the lock",
     ],
     Careless: ["tried again", "an older value once more"],
 }
@@ -546,7 +618,7 @@ def run(name: str, programs: int, figure: Callable[[str], None]) -> None:
     machine = seed(number)(type(base.__name__, (base,), {"tally": Counter()}))
     phases = (Phase.generate, Phase.shrink)
     more = {"deadline": None, "database": None, "phases": phases, "suppress_health_check": list(HealthCheck)}
-    logging.disable()  # of hints that are no links, and of dead consumers
+    logging.disable()  # of dead consumers
     try:
         run_state_machine_as_test(machine, settings=settings(max_examples=programs, stateful_step_count=50, **more))
     finally:

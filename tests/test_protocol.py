@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fsinbox import AddFailed, Element, Inbox, UnusableInbox, files
+from fsinbox import AddFailed, Element, Inbox, UnusableInbox, files, protocol
 from fsinbox.layout import Layout
 from fsinbox.names import element_name
 from fsinbox.steering import Steering
@@ -532,3 +532,34 @@ def test_what_is_no_file_any_more_is_not_read(inbox: Inbox, kind: str) -> None:
     with pytest.raises(OSError, match="not a regular file"):
         element.data  # noqa: B018
     path.unlink() if kind == "fifo" else path.rmdir()
+
+
+def test_a_link_is_not_read_through(inbox: Inbox, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    inbox.add("a", b"1")
+    element = take(inbox)
+    path = Path(element.path)
+    path.unlink()
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic link"):
+        element.data  # noqa: B018
+
+
+def test_what_is_taken_just_while_a_person_brings_back_an_older_one_is_newer(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox.add("a", b"older")
+    older = take(inbox)
+    older.fail("no")
+    inbox.add("a", b"newer")
+    looks = protocol.newer_waits
+
+    def after_it_is_taken(*arguments: Any) -> bool:
+        take(inbox)
+        return looks(*arguments)
+
+    with Inbox(inbox.path) as other:
+        monkeypatch.setattr(protocol, "newer_waits", after_it_is_taken)
+        failed = "failed", element_name(older.seq, "a"), older.seq, "a"
+        outcome = other._index.locked(protocol.return_to_place, other._layout, other._index, *failed)
+    assert outcome == "newer"

@@ -217,6 +217,7 @@ def test_a_line_is_believed_only_if_its_file_is_there(inbox: Inbox, inbox_dir: P
         file.write(line[:11] + b"0" * 18 + b"7 \n" + line[:20] + b"\0" * 12 + b"nonsense, and no end of a line  ")
     shell(inbox_dir, "a", "2")
     first, second = sorted(int(name[:19]) for folder in ("inflight", "pending") for name in os.listdir(inbox_dir / folder))
+    assert first < second, "not where nothing waits any more"
     assert os.listdir(inbox_dir / "pending") == [f"{second}-a"]
     assert line[:11] + b"%019d \n" % second in lines(inbox_dir).values()
     assert first == int(line[11:30])

@@ -186,7 +186,7 @@ KINDS: dict[str, Kind] = {
     "deferred-absurd": Kind(
         "note",
         "it is due more than 7 days from now, so the clock has been set back since",
-        "the next consumer waits no longer than its back-off was, and 7 days at the most",
+        "the next consumer waits no longer than its back-off was, or takes it at once if that was more than 7 days",
     ),
     "deferred-superseded": Kind(
         "note",

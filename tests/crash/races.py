@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple
+from unittest import mock
 
 from greenlet import getcurrent, greenlet
 
+import fsinbox.index
 from tests.driver import Driver, Log
 
-from .recording import Recording, Told, in_process, read_tree
+from .recording import MODELS, Recording, Told, in_process, read_tree
 from .workloads import MAX_OUT
 
 
@@ -30,6 +33,17 @@ class Race(NamedTuple):
     def name(self) -> str:
         """All of it, as one text."""
         return f"{self.before} | {self.one} | {self.two}"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What a power cut may leave of it: the models of recording.py in which it must be right.
+
+        Not `halves` where an add moves a dropped file to its place and its own over it: nothing waits for a disk inside the
+        section, so drop/ is flushed after it, and after pending/. If flushing pending/ kept only the half of that first
+        rename which is in pending/, the older value would be in drop/ again once the newer has been taken and acknowledged.
+        On Btrfs, of which `halves` tells, a flush is a commit of the whole file system, and keeps both halves.
+        """
+        return tuple(model for model in MODELS if model != "halves" or "mv:" not in self.before)
 
 
 RACES = [
@@ -96,9 +110,18 @@ def run(race: Race, top: str, n: int, m: int) -> tuple[Recording, list[int]]:
     recording.before = log.events
     second.log, first.log = Told("two", recording), Told("one", recording)
     turns = Turns([_program(first, race.one), _program(second, race.two)])
+    clock = count(0.0, 0.02)
     try:
-        with in_process(recording, top, turns.hook):
+        with (
+            in_process(recording, top, turns.hook),
+            # To the package they are two threads; and who tries for the lock a while does not try for long.
+            mock.patch.object(fsinbox.index, "get_ident", lambda: id(getcurrent())),
+            mock.patch.object(fsinbox.index, "monotonic", lambda: next(clock)),
+            mock.patch.object(fsinbox.index, "sleep", lambda seconds: None),
+        ):
             turns.run(n, m)
+        # (Before they are closed: what could not be requeued for want of the lock goes back then.)
+        assert recording.tree() == read_tree(top), "the recording does not lead to what is there"
     finally:
         first.log = second.log = Log("over")
         first.close()

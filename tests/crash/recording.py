@@ -17,6 +17,10 @@ What is not certain may be missing. Three models say what that means:
 
 In all of them, content that was not synced is missing, half there, all zeros, or whole, whatever became of its name; what is
 written over bytes that were there before is old or new. A sync that failed makes nothing certain.
+
+The file `index` is never flushed, and nothing rests on it. So it is not combined with all else: each state is given one of
+the things that may have become of it (INDEXES), by chance. A fourth model, `index`, is of no power cut: whoever did it is
+killed, all else is there, the boot is the same, and each of them is tried.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -31,6 +36,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsinbox.index import BUCKET, HEADER, LINE
 from tests.driver import Log
 from tests.oracle import Event
 from tests.shim import Hook, intercepted
@@ -38,7 +44,23 @@ from tests.shim import Hook, intercepted
 TOP = 0
 """The inode of the folder that all paths begin at."""
 
-MODELS = ("ordered", "posix", "halves")
+MODELS = ("ordered", "posix", "halves", "index")
+
+INDEXES = (
+    "whole",
+    "lost",
+    "old",
+    "empty",
+    "cut",
+    "zeros",
+    "no lines",
+    "old header",
+    "old lines",
+    "torn lines",
+    "foreign",
+    "rubbish",
+)
+"""What may have become of `index`. "foreign": full of the lines of another inbox, or of this one at another time."""
 
 MOST = 512
 """Combinations that are all built, at one point of a recording; of more, each operation missing alone and there alone, and
@@ -82,6 +104,7 @@ class Recording:
         self.content: dict[int, bytes] = {}  # of files, now
         self.entries: dict[tuple[int, str], int] = {}  # now
         self._inodes = TOP
+        self._after: dict[int, tuple[int, bytes]] = {}  # of files: what was in them after so many items
         self.before: list[Event] = []
         self.items = []
         for path, what in (tree or {}).items():
@@ -165,6 +188,12 @@ class Recording:
             self.content[inode] = self.content[inode][:length].ljust(length, b"\0")
             self.items.append(Data(inode, length, None))
 
+    def allocate(self, path: str, length: int) -> None:
+        """A file was made at least so long."""
+        inode = self.find(path)
+        if inode is not None and len(self.content[inode]) < length:
+            self.truncate(path, length)
+
     def sync(self, path: str | None, begun: int | None = None) -> None:
         """A file, a folder, or everything (None) was flushed, and that succeeded."""
         inode = None if path is None else self.find(path)
@@ -186,6 +215,16 @@ class Recording:
                     else:
                         entries[folder, name] = inode
         return entries
+
+    def content_after(self, inode: int, done: int) -> bytes:
+        """Return what was in a file when so many items had been done."""
+        if self._after.get(inode, (-1, b""))[0] != done:
+            content = self.first_content.get(inode, b"")
+            for item in self.items[:done]:
+                if isinstance(item, Data) and item.inode == inode:
+                    content = _done(content, item)
+            self._after[inode] = done, content
+        return self._after[inode][1]
 
     def tree(self, entries: dict[tuple[int, str], int] | None = None, content: dict[int, bytes] | None = None) -> Tree:
         """Return the tree as it is now, or as these entries and contents make it."""
@@ -237,11 +276,14 @@ class State(NamedTuple):
 def states(recording: Recording, model: str, first: int = 0) -> Iterator[State]:
     """Go through all states that a power cut may leave after `first` or more items. The same in every run."""
     items = recording.items
-    certain = _certain_from(recording, model)
+    certain = _certain_from(recording, model) if model != "index" else {}
     for done in range(first, len(items) + 1):
         if done < len(items) and isinstance(items[done], Event):
             continue  # what is announced next may as well have been: it promises more
-        yield from _states_at(recording, model, done, certain)
+        if model == "index":
+            yield from _killed_at(recording, done)
+        else:
+            yield from _states_at(recording, model, done, certain)
 
 
 Part = tuple[int, int]
@@ -287,6 +329,7 @@ def _states_at(recording: Recording, model: str, done: int, certain: dict[Part, 
         if index < done < when:
             doubtful.setdefault(index, []).append(part)
     doubtful_data = {items[index].inode for index in doubtful if isinstance(items[index], Data)}
+    lost_index = random.Random(f"index {model} {done}")
     units: list[tuple[Part, ...]] = []  # that are there together, or not
     for index, parts in doubtful.items():
         if isinstance(items[index], Entry):
@@ -310,11 +353,70 @@ def _states_at(recording: Recording, model: str, done: int, certain: dict[Part, 
         variants = {
             inode: _contents(recording, inode, done, certain, inode in doubtful_data)
             for inode in set(entries.values())
-            if inode not in recording.folders and inode not in recording.links
+            if inode not in recording.folders and inode not in recording.links and inode != _index_in(entries)
         }
         for contents in _combinations(list(variants.values()), rng):
-            yield State(done, choice, recording.tree(entries, dict(zip(variants, contents, strict=True))))
+            content = dict(zip(variants, contents, strict=True))
+            how = lost_index.choice(INDEXES)
+            yield State(done, choice, _with_index(recording, entries, content, done, how, lost_index))
             choice += 1
+
+
+def _killed_at(recording: Recording, done: int) -> Iterator[State]:
+    """The same where nothing is lost but `index`."""
+    entries = recording.entries_after(done)
+    content = {inode: recording.content_after(inode, done) for inode in set(entries.values()) if inode in recording.content}
+    keys = [name[20:] for (_, name) in entries if re.match(r"\d{19}-", name)]
+    for choice, how in enumerate(INDEXES):
+        if how in ("old", "old lines", "torn lines") and len(set(keys)) < len(keys):
+            continue  # they may say a lower place of a key that is at two: the one thing that no line may say
+        yield State(done, choice, _with_index(recording, entries, content, done, how, random.Random(f"{done} {how}")))
+
+
+def _index_in(entries: dict[tuple[int, str], int]) -> int | None:
+    return next((inode for (_, name), inode in entries.items() if name == "index"), None)
+
+
+def _with_index(
+    recording: Recording,
+    entries: dict[tuple[int, str], int],
+    content: dict[int, bytes],
+    done: int,
+    how: str,
+    rng: random.Random,
+) -> Tree:
+    """Return the tree that these entries and contents make, in which something (one of INDEXES) has become of `index`."""
+    inode = _index_in(entries)
+    if inode is None:
+        return recording.tree(entries, content)
+    whole = recording.content_after(inode, done)
+    old = recording.content_after(inode, rng.randrange(done + 1))
+    head, table = whole[:HEADER], whole[HEADER:]
+    lines = [line for line in re.split(rb"\0+", table) if line] if how in ("torn lines", "foreign") else []
+    if how == "torn lines" and lines:
+        at, so_far = whole.index(rng.choice(lines)), rng.randrange(LINE)  # (the first of some neighbours)
+        whole = whole[: at + so_far].ljust(at + LINE, b"\0") + whole[at + LINE :]
+    elif how == "foreign" and table:
+        # Lines with the CRCs of our keys, too, and with the numbers of our elements: all but a lower place of a key that is at two.
+        highest = {name[20:]: name[:19] for name in sorted(name for _, name in entries) if re.match(r"\d{19}-", name)}
+        numbers = [*highest.values(), "0000000000000000007"]
+        crcs = [line[:10] for line in lines[:8]] + [b"%010d" % rng.randrange(2**32) for _ in range(BUCKET)]
+        bucket = [b"%b %b \n" % (rng.choice(crcs), rng.choice(numbers).encode()) for _ in range(BUCKET)]
+        whole = head + (b"".join(bucket) * (len(table) // LINE // BUCKET + 1))[: len(table)]
+    else:
+        whole = {
+            "old": old,
+            "empty": b"",
+            "cut": whole[: rng.randrange(len(whole) + 1)],
+            "zeros": bytes(len(whole)),
+            "no lines": head.ljust(len(whole), b"\0"),
+            "old header": old[:HEADER].ljust(HEADER, b"\0") + table,
+            "old lines": head + old[HEADER:].ljust(len(table), b"\0")[: len(table)],
+            "rubbish": b"rubbish\n" * rng.randrange(40),
+        }.get(how, whole)
+    if how == "lost":
+        entries = {place: named for place, named in entries.items() if named != inode}
+    return recording.tree(entries, content | {inode: whole})
 
 
 def _subsets(doubtful: list[int], model: str, rng: random.Random) -> Iterator[frozenset[int]]:
@@ -415,6 +517,8 @@ def in_process(recording: Recording, top: str, inner: Hook = _just_call) -> Iter
             recording.write(path_of("", arguments[0]), offset, bytes(arguments[1][:result]))
         elif name == "ftruncate":
             recording.truncate(path_of("", arguments[0]), arguments[1])
+        elif name == "posix_fallocate":
+            recording.allocate(path_of("", arguments[0]), arguments[1] + arguments[2])
         elif name == "symlink":
             recording.create(path_of(arguments[1], dir_fd), (arguments[0],))
         elif name == "mkdir":

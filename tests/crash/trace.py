@@ -19,18 +19,19 @@ from .recording import Recording
 
 CALLS = (
     "open openat creat write pwrite64 writev fsync fdatasync syncfs sync rename renameat renameat2 unlink unlinkat link linkat "
-    "symlink symlinkat mkdir mkdirat rmdir truncate ftruncate copy_file_range sendfile splice fallocate"
+    "symlink symlinkat mkdir mkdirat rmdir truncate ftruncate lseek copy_file_range sendfile splice fallocate"
 ).split()
 
 
 class Call(NamedTuple):
-    """A system call that succeeded: who made it, its name, arguments as strace prints them, result. Of a flush that takes its
-    time, its beginning is a call of its own, named "begin"."""
+    """A system call that succeeded: who made it, its name, arguments as strace prints them, result, and, if that is a
+    descriptor, its path. Of a flush that takes its time, its beginning is a call of its own, named "begin"."""
 
     process: str
     name: str
     arguments: list[str]
     result: int
+    path: str = ""
 
 
 def strace(command: list[str], trace: Path, environment: dict[str, str]) -> None:
@@ -67,9 +68,9 @@ def _calls(lines: Iterable[str]) -> Iterator[Call]:
         resumed = re.match(r"<\.\.\. \w+ resumed>(.*)", text)
         if resumed:
             text = unfinished.pop(process) + resumed[1]
-        match = re.fullmatch(r"(\w+)\((.*)\)\s+= (\d+)(?:<.*>)?", text)
+        match = re.fullmatch(r"(\w+)\((.*)\)\s+= (\d+)(<.*>)?", text)
         if match:
-            yield Call(process, match[1], _split(match[2]), int(match[3]))
+            yield Call(process, match[1], _split(match[2]), int(match[3]), _path(match[4] or ""))
 
 
 def _split(text: str) -> list[str]:
@@ -119,7 +120,7 @@ class _Recorder:
         return self._find(os.path.normpath(path))
 
     def _openat(self, arguments: list[str], call: Call) -> None:
-        found = self._at(arguments[0], arguments[1])
+        found = self._find(call.path) if "/proc/self/fd/" in arguments[1] else self._at(arguments[0], arguments[1])
         if found is None:
             return
         recording, path = found
@@ -150,6 +151,12 @@ class _Recorder:
             offset = self._offsets.get((id(recording), inode), 0)
             recording.write(path, offset, data)
             self._offsets[id(recording), inode] = offset + len(data)
+
+    def _lseek(self, arguments: list[str], call: Call) -> None:
+        found = self._find(_path(arguments[0]))
+        inode = found and found[0].find(found[1])
+        if found and inode:
+            self._offsets[id(found[0]), inode] = call.result
 
     def _pwrite64(self, arguments: list[str], call: Call) -> None:
         found = self._find(_path(arguments[0]))
@@ -211,6 +218,12 @@ class _Recorder:
         found = self._find(_path(arguments[0]))
         if found:
             found[0].truncate(found[1], int(arguments[1]))
+
+    def _fallocate(self, arguments: list[str], call: Call) -> None:
+        found = self._find(_path(arguments[0]))
+        if found:
+            assert arguments[1] == "0", f"fallocate with flags is not recorded yet: {arguments[1]}"
+            found[0].allocate(found[1], int(arguments[2]) + int(arguments[3]))
 
 
 def _path(argument: str) -> str:

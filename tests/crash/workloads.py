@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
+import fsinbox.index
 from tests.driver import Driver, Log
 
 SETTLED = "settled"
@@ -48,6 +49,9 @@ BASES = {
 """What an inbox may be like before: `add` is of key a, `add+b` of key b."""
 
 MAX_OUT = 2
+
+LINES = 64
+"""Lines of the index's table at the least: of a hundred thousand disks none need hold 4,096."""
 
 PRODUCERS = ("add", "add+b", "sh", "mv")
 CONSUMER = ("take", "ack", "nack", "defer", "fail")
@@ -161,6 +165,7 @@ STORIES = [
 def main() -> None:
     """Run the workloads that standard input names."""
     logging.disable()
+    fsinbox.index.FEWEST_LINES = LINES
     folder = sys.argv[1]
     for line in sys.stdin:
         number, _, text = line.strip().partition(" ")

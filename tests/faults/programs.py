@@ -3,11 +3,11 @@
 A scenario is a list of words of tests/driver.py: some that prepare an inbox in peace, and those that are put to the test. The
 words of `Program` beside the driver's own:
 
-    die               stop being the consumer as a dead one does: what is out stays in inflight/
-    forget            remove all hints, as a power cut may: the next add of a key gets a second place
-    reboot            make `sequence` one of an earlier boot
-    stash             put back by hand what is out, as a crash in the middle of it leaves it: in inflight/ and in pending/
-    later             put back what is out for an hour                        hurry    make every back-off end now
+    die               stop being the consumer as a dead one does: what is in flight stays in inflight/
+    reboot            make the index one of an earlier boot            tableless     say in it that there is no table, as sh does
+    stash             requeue by hand what is in flight, and leave it there too: in inflight/ and in pending/
+    locked            somebody else has the lock                       unlocked      and has it no more
+    later             defer what is in flight for an hour              hurry         make every back-off end now
     drop:KEY=VALUE    like `mv`, by the program itself                        forge:KEY=VALUE   copy a file to a made-up number
     big:KEY=VALUE     like `add`, a megabyte
     stream:KEY=VALUE  Inbox.add_stream                                        across:KEY=VALUE  `move` from another file system
@@ -19,6 +19,7 @@ words of `Program` beside the driver's own:
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -27,8 +28,6 @@ from pathlib import Path
 from time import time_ns
 
 from fsinbox import AddFailed, Element, Inbox, InboxError
-from fsinbox.layout import Layout
-from fsinbox.sequence import Sequence
 from tests.driver import Driver, Log, payload, value_of
 from tests.oracle import Event
 
@@ -40,7 +39,7 @@ DURABLE = frozenset("add big new many file move stream across create share".spli
 class Scenario:
     """`setup` is done in peace; `words` are put to the test.
 
-    inflight   how many elements may be out at once
+    inflight   how many elements may be in flight at once
     timed      its number of calls depends on how long they take
     """
 
@@ -99,7 +98,13 @@ SCENARIOS = {
         Scenario("recover-superseded", "take ack take ack", "create add:a=1 take add:a=2 die"),
         Scenario("recover-half", "take ack take ack", "create add:a=1 take stash die"),
         Scenario("recover-again", "take ack", "create add:a=1 take die take die take die"),
-        Scenario("fold", "take ack take ack", "create add:a=1 forget add:a=2 forget add:a=3 warm"),
+        Scenario("coalesce", "take ack take ack", "create add:a=1 forget add:a=2 forget add:a=3 warm"),
+        Scenario("index-lost", "add:a=2 take add:b=1 nack lose take ack take ack", "create add:a=1 warm"),
+        Scenario("index-unknown", "forget add:a=2 take ack take ack", "create add:a=1 warm"),
+        Scenario("no-table", "add:a=2 add:b=1 take ack", "create add:a=1 tableless"),
+        Scenario(
+            "somebody-has-the-lock", "take locked nack take ack take unlocked take ack", "create add:a=1 add:b=1 warm", timed=True
+        ),
         Scenario("drop", "take ack take ack", "create drop:a=1 drop:b=1"),
         Scenario("drop-replacing", "take ack take ack", "create add:a=1 add:b=1 drop:b=2 warm"),
         Scenario("drops", "take ack take ack", "create drop:a=1 drop:b=1 drop:c=1 drop:d=1 drop:e=1 warm"),
@@ -231,14 +236,25 @@ class Program(Driver):
         self.stop()
         hurry(self.path)
 
-    def _forget(self) -> None:
-        for name in os.listdir(f"{self.path}/keys"):
-            os.unlink(f"{self.path}/keys/{name}")
-
     def _reboot(self) -> None:
         self.stop()
-        sequence = Path(self.path, "sequence")
-        sequence.write_text(sequence.read_text()[:20] + "earlier!\n")
+        self._say(20, b"earlier!")
+
+    def _tableless(self) -> None:
+        self.stop()
+        self._say(29, b"0" * 10)
+
+    def _say(self, offset: int, words: bytes) -> None:
+        """Have the header of the index say something else."""
+        with open(f"{self.path}/index", "r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), words, offset)
+
+    def _locked(self) -> None:
+        self._holder = os.open(f"{self.path}/index", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(self._holder, fcntl.LOCK_EX)
+
+    def _unlocked(self) -> None:
+        os.close(self._holder)
 
     def _share(self) -> None:
         Inbox(self.path, codec="bytes", shared=True).close()
@@ -281,17 +297,15 @@ def excused(events: list[Event], path: str) -> list[Event]:
 
 
 def lock_is_free(path: str) -> bool:
-    """Tell whether nobody holds the admission lock of an inbox."""
-    layout = Layout(path, create=False)
-    sequence = Sequence(layout)
+    """Tell whether nobody is in a section of an inbox."""
+    fd = os.open(f"{path}/index", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        free = sequence.try_lock()
-        if free:
-            sequence.unlock()
-        return free
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     finally:
-        sequence.close()
-        layout.close()
+        os.close(fd)
+    return True
 
 
 def prepared(scenario: Scenario, path: str, log: Log, elsewhere: str = "") -> Program:

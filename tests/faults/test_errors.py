@@ -33,9 +33,10 @@ from typing import Any
 import pytest
 
 import fsinbox.consumer
+from fsinbox import AddFailed, Inbox
 from tests.driver import WAYS, Log, aftermath, all_died
 from tests.oracle import judge
-from tests.shim import intercepted
+from tests.shim import intercepted, refusing
 
 from .programs import DURABLE, SCENARIOS, Program, Scenario, excused, hurry, lock_is_free, prepared
 
@@ -300,6 +301,32 @@ def test_no_error_of_the_system_loses_anything(world: World, shard: int, figure:
 def test_no_pair_of_errors_loses_anything(world: World, shard: int, figure: Callable[[str], None]) -> None:
     hit = sweep(world, dealt(shard), every=True)
     figure(", ".join(f"{count:,} {kind}" for kind, count in hit.items()) + f" errors in {len(dealt(shard))} programs, 0 bad")
+
+
+@pytest.mark.parametrize("how", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "ftruncate"])
+def test_what_cannot_be_written_to_the_index_is_not_added_and_the_consumer_goes_on(tmp_path: Path, call: str, how: str) -> None:
+    """Nothing of such an add is to be seen."""
+    with Inbox(tmp_path / "inbox", codec="bytes", max_inflight=3) as inbox:
+        for key in "abc":
+            inbox.add_bytes(key, b"1")
+        elements = [inbox.take(), inbox.take()]
+        if call != "pwrite":  # these are only called to make it anew
+            Path(inbox.path, "index").unlink()
+        with refusing(**{call: getattr(errno, how)}):
+            with pytest.raises(AddFailed) as refused:
+                inbox.add_bytes("d", b"1")
+            assert not refused.value.maybe_added
+            assert [name[20:] for name in os.listdir(tmp_path / "inbox" / "pending")] == ["c"]
+            assert os.listdir(tmp_path / "inbox" / "tmp") == []
+            elements[0].ack()
+            assert elements[1].nack()
+            again = inbox.take(timeout=1)
+            assert again.key == "b"
+            again.ack()
+            assert inbox.take(timeout=1).key == "c"
+        assert inbox.add_bytes("d", b"2") == "new"
+        assert inbox.take(timeout=1).data == b"2"
 
 
 def test_replay(world: World) -> None:

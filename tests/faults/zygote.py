@@ -18,7 +18,6 @@ from typing import Any
 import filelock  # noqa: F401 - as all of these: a child must not be the one to import it
 
 import fsinbox.adopt
-import fsinbox.batch
 import fsinbox.cli.adding
 import fsinbox.cli.commands
 import fsinbox.cli.consuming

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import time_ns
 from unittest import mock
 
-import fsinbox.sequence
+import fsinbox.index
 from fsinbox.layout import FOLDERS
 from tests.driver import payload
 from tests.hostile import things
@@ -82,12 +82,13 @@ def all_then(first: Callable[[Place], object], last: Callable[[Place], Iterator[
     return damage
 
 
-def hint(target: str) -> Callable[[Place], None]:
-    """The hint of `a` says something else. `{boot}` is this boot's tag."""
+def line(text: bytes) -> Callable[[Place], None]:
+    """The line of `a` in the index says something else, behind its CRC: 21 bytes."""
 
     def damage(place: Place) -> None:
-        place.hint.unlink()
-        place.hint.symlink_to(target.replace("{boot}", fsinbox.sequence.boot_tag("local")))
+        with open(place.inbox / "index", "r+b", buffering=0) as file:
+            found = file.read().index(place.number["a"].encode(), fsinbox.index.HEADER)
+            os.pwrite(file.fileno(), text, found)
 
     return damage
 
@@ -154,32 +155,33 @@ FOLDER_CASES = [
         )
     ),
     Case("tmp/ is a fifo", instead("tmp", things.fifo), fatal=True, refused=rf"tmp\W.*({NO_FOLDER})", unseen=HAS_IT),
-    Case(
-        "keys/ is missing",
-        instead("keys", nothing),
-        fatal=True,
-        refused=rf"keys\W.*({NO_FOLDER})",
-        unseen=HAS_IT,
-    ),
 ]
 
 
-def sequence_of(number: int) -> Callable[[Place], None]:
-    """`sequence` says this number, and this boot."""
+def header(last: int, lines: int = 4096) -> Callable[[Place], None]:
+    """The header of the index says this number, this boot, and so many lines."""
 
     def damage(place: Place) -> None:
-        (place.inbox / "sequence").write_text(f"{number} {fsinbox.sequence.boot_tag('local')}\n")
+        with open(place.inbox / "index", "r+b", buffering=0) as file:
+            head = b"%019d %b %010d" % (last, fsinbox.index.boot_tag().encode(), lines)
+            os.pwrite(file.fileno(), head.ljust(63) + b"\n", 0)
 
     return damage
+
+
+def rubbish(place: Place) -> None:
+    with open(place.inbox / "index", "r+b", buffering=0) as file:
+        length = os.fstat(file.fileno()).st_size - fsinbox.index.HEADER
+        os.pwrite(file.fileno(), (b"rubbish " * length)[:length], fsinbox.index.HEADER)
 
 
 FILE_CASES = [
     *(
         Case(
-            f"sequence is a {name_of(put)}",
-            instead("sequence", put),
+            f"index is a {name_of(put)}",
+            instead("index", put),
             fatal=True,
-            refused=rf"sequence.*({why})|({why}).*sequence",
+            refused=rf"index.*({why})|({why}).*index",
             unseen=HAS_IT,
             root=put in things.DEVICES,
         )
@@ -247,23 +249,26 @@ FILE_CASES = [
         refused="another consumer may be at work",
         clients=("open",),
     ),
-    Case("sequence is missing", gone_for("sequence", nothing)),
-    Case("sequence is empty", gone_for("sequence", things.content(b""))),
-    Case("sequence is a gigabyte without a line", gone_for("sequence", things.gigabyte_file)),
+    Case("index is missing", gone_for("index", nothing)),
+    Case("index is empty", gone_for("index", things.content(b""))),
+    Case("index is a gigabyte without a line", gone_for("index", things.gigabyte_file)),
     *(
-        Case(f"sequence says {name}", gone_for("sequence", things.content(text)))
+        Case(f"index says {name}", gone_for("index", things.content(text)))
         for name, text in (
             ("something binary", bytes(range(256))),
-            ("a negative number", b"-000000000000000001 deadbeef\n"),
+            ("a negative number", b"-000000000000000001 deadbeef 0000000000".ljust(63) + b"\n"),
             ("a number of sixty digits", b"9" * 60 + b" deadbeef\n"),
-            ("2286, of another boot", b"9999999999999999999 deadbeef\n"),
-            ("2254, of another boot", b"8999999999999999000 deadbeef\n"),
+            ("2286, of another boot", b"9999999999999999999 deadbeef 0000000000".ljust(63) + b"\n"),
+            ("2254, of another boot", b"8999999999999999000 deadbeef 0000000000".ljust(63) + b"\n"),
             ("nothing but digits", "٣٣٣٣٣٣٣٣٣٣٣٣٣٣٣٣٣٣٣ deadbeef\n".encode()),
             ("half a line", b"0000000000"),
         )
     ),
-    Case("sequence says 2286, of this boot", sequence_of(9999999999999999999)),
-    Case("sequence says the highest number, of this boot", sequence_of(fsinbox.sequence.HIGHEST - 100)),
+    Case("index says 2286, of this boot", header(9999999999999999999)),
+    Case("index says the highest number, of this boot", header(fsinbox.index.HIGHEST - 100)),
+    Case("index says more lines than it has", header(time_ns(), 32 * 10**7)),
+    Case("index says lines that make no buckets", header(time_ns(), 4095)),
+    Case("index is full of rubbish behind its header", rubbish),
     Case(
         "foreign files lie beside the folders",
         all_of(
@@ -275,69 +280,22 @@ FILE_CASES = [
 ]
 
 
-# --- keys/ --------------------------------------------------------------------------------------------------------
+# --- the lines of the index ---------------------------------------------------------------------------------------
 
-HINT_CASES = [
+LINE_CASES = [
     *(
-        Case(
-            f"the hint of a key is {'an' if name_of(put)[0] in 'aeiou' else 'a'} {name_of(put)}",
-            gone_for("keys/a", put),
-            root=put in things.DEVICES,
+        Case(f"the line of a key says {name}", line(text))
+        for name, text in (
+            ("nothing but blanks", b"\0" * 21),
+            ("half a number", b"0000000000\0\0\0\0\0\0\0\0\0 \n"),
+            ("2286", b"9999999999999999999 \n"),
+            ("a number below nought", b"-000000000000000001 \n"),
+            ("next year", f"{time_ns() + 365 * DAY:019d} \n".encode()),
+            ("nothing that is text", b"\xff\xfe\n" * 7),
+            ("a path", b"/../../outside/secret\n"[:21]),
+            ("another number", b"1234567890123456789 \n"),
+            ("no end", b"1234567890123456789!!"),
         )
-        for put in (
-            things.link_outside,
-            things.dangling_link,
-            things.fifo,
-            things.unix_socket,
-            things.sparse_file,
-            things.endless_device,
-            things.link_to_itself,
-        )
-    ),
-    *(
-        Case(
-            f"the hint of a key is a {name_of(put)}",
-            gone_for("keys/a", put),
-            aside="keys/a",
-            clients=("open", "fresh", "commands"),
-        )
-        for put in (things.empty_directory, things.full_directory)
-    ),
-    Case(
-        "the hint of a key is a directory for the shell",
-        gone_for("keys/a", things.full_directory),
-        aside="keys/a",
-        refused="keys/a",
-        clients=("shell",),
-    ),
-    *(
-        Case(f"the hint of a key says {name}", hint(target))
-        for name, target in (
-            ("a path outside", "../../outside/secret"),
-            ("a number of four thousand digits", "1" * 4000 + ".{boot}"),
-            ("a number of twenty-three digits", "1" * 23 + ".{boot}"),
-            ("a number of three digits", "123.{boot}"),
-            ("2286", "9999999999999999999.{boot}"),
-            ("a number below nought", "-000000000000000001.{boot}"),
-            ("next year", f"{time_ns() + 365 * DAY:019d}.{{boot}}"),
-            ("nothing that is text", "\udcff\udcfe\n.{boot}"),
-            ("Arabic digits", "٣" * 19 + ".{boot}"),
-            ("another boot and the future", "9999999999999999999.deadbeef"),
-        )
-    ),
-    Case(
-        "foreign things lie in keys/",
-        all_of(
-            *(
-                there(f"keys/{name}", put, left=True)
-                for name, put in (
-                    ("-rf", things.link_outside),
-                    ("x" * 255, things.content(b"")),
-                    ("\udcff\n", things.fifo),
-                    ("%2e", things.empty_directory),
-                )
-            )
-        ),
     ),
 ]
 
@@ -477,7 +435,7 @@ ELEMENT_CASES = [
         "pending/ holds two elements of key '..'",
         all_of(
             *(there(f"pending/000000000000000000{n}-..", things.content(b"x")) for n in (1, 2)),
-            gone_for("sequence", things.content(b"")),
+            gone_for("index", things.content(b"")),
         ),
         aside="its name is not",
     ),
@@ -485,13 +443,13 @@ ELEMENT_CASES = [
         "pending/ holds two elements of key '.'",
         all_of(
             *(there(f"pending/000000000000000000{n}-.", things.content(b"x")) for n in (1, 2)),
-            gone_for("sequence", things.content(b"")),
+            gone_for("index", things.content(b"")),
         ),
         aside="its name is not",
     ),
     Case(
         "pending/ holds short names, and the boot is new",
-        all_of(*(there(f"pending/{n}", things.content(b"x")) for n in ("x", "y")), gone_for("sequence", things.content(b""))),
+        all_of(*(there(f"pending/{n}", things.content(b"x")) for n in ("x", "y")), gone_for("index", things.content(b""))),
         aside="its name is not",
     ),
     Case(
@@ -784,7 +742,7 @@ DISK_CASES = [
     Case("no inodes are left: ext4", fill_inodes, fatal=True, drains=True, refused=FULL, ground=ext4),
     Case(
         "the disk is full, and the boot is new",
-        all_then(gone_for("keys/a", nothing), fill),
+        all_then(gone_for("index", things.content(b"")), fill),
         fatal=True,
         drains=True,
         refused=FULL,
@@ -811,7 +769,7 @@ DISK_CASES = [
         Case(f"{folder}/ is a mount point", mounted(folder, mend=True), fatal=True, refused=CROSS, unseen=HAS_IT, root=True)
         for folder in ("tmp", "pending", "inflight", "deferred")
     ),
-    *(Case(f"{folder}/ is a mount point", mounted(folder, mend=False), root=True) for folder in ("keys", "attempts")),
+    *(Case(f"{folder}/ is a mount point", mounted(folder, mend=False), root=True) for folder in ("attempts",)),
     Case("drop/ is a mount point", mounted("drop", mend=False, inside="b"), root=True),
     Case(
         "failed/ is a mount point",
@@ -925,7 +883,7 @@ def no_proc(place: Place) -> Callable[[], object]:
 RIGHTS_CASES = [
     *(
         Case(f"{folder}/ may not be entered", mode(folder, 0), fatal=True, refused=DENIED, user=True)
-        for folder in ("tmp", "drop", "keys", "pending", "inflight", "deferred")
+        for folder in ("tmp", "drop", "pending", "inflight", "deferred")
     ),
     Case("attempts/ may not be entered", mode("attempts", 0), fatal=True, refused=DENIED, unseen=HAS_IT, user=True),
     Case(
@@ -950,7 +908,7 @@ RIGHTS_CASES = [
             unseen=HAS_IT,
             user=True,
         )
-        for file in ("sequence", "consumer.lock", "format")
+        for file in ("index", "consumer.lock", "format")
     ),
     Case("the inbox may not be entered", mode(".", 0), fatal=True, refused=f"{DENIED}|no inbox", unseen=HAS_IT, user=True),
     Case("the inbox is root's", root_s(0o700), fatal=True, refused=DENIED, user=True),
@@ -1026,8 +984,8 @@ def without(client: str, cases: list[Case]) -> list[Case]:
 CASES = [
     *FOLDER_CASES,
     *FILE_CASES,
-    *without("commands", HINT_CASES),  # it adds and takes as the others do, and looks at no hints
-    *without("shell", ELEMENT_CASES),  # it looks only at the hint and the place of the key it adds
+    *without("commands", LINE_CASES),  # it adds and takes as the others do
+    *without("shell", ELEMENT_CASES),  # it looks only at the line and the place of the key it adds
     *without("shell", DROP_CASES),
     *DISK_CASES,
     *RIGHTS_CASES,

@@ -232,7 +232,6 @@ class Place:
         # A consumer has taken it, and died.
         name = self.element("before-1")
         (self.inbox / "pending" / name).rename(self.inbox / "inflight" / name)
-        (self.inbox / "keys/before-1").unlink()
         if case.user:
             for path in [ground, self.inbox, *self.inbox.rglob("*")]:
                 os.chown(path, USER, USER, follow_symlinks=False)
@@ -252,11 +251,6 @@ class Place:
     def waiting(self) -> Path:
         """The file of `a`, which waits."""
         return self.inbox / "pending" / self.element("a")
-
-    @property
-    def hint(self) -> Path:
-        """The hint of `a`."""
-        return self.inbox / "keys/a"
 
     def leave(self, path: Path) -> Path:
         """Note that the thing there must be left alone."""

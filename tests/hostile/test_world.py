@@ -304,7 +304,7 @@ def test_another_user_can_make_no_hard_link_to_what_is_root_s(folder: Path, shar
 @only_root
 def test_another_user_sees_nothing_but_drop(folder: Path, shared: Inbox) -> None:
     shared.add_bytes("a", SECRET)
-    for path in ("pending", "keys", "sequence", "consumer.lock", "format"):
+    for path in ("pending", "index", "consumer.lock", "format"):
         assert ended(as_user(lambda path=path: os.listdir(folder / "inbox" / path))) == 1
     (name,) = os.listdir(folder / "inbox/pending")
     assert ended(as_user(lambda: (folder / "inbox/pending" / name).read_bytes())) == 1

@@ -242,7 +242,8 @@ def take_turns(programs: list[Turn], seed: int) -> None:
                 scheduler.switch()  # to the one that holds the lock, sooner or later
         return call(*arguments, **more)
 
-    with intercepted(hook):
+    # (Each is as a thread of its own: a signal handler that meets a section of its own thread must not wait for it.)
+    with intercepted(hook), mock.patch("fsinbox.index.get_ident", lambda: id(getcurrent())):
         actors = [greenlet(program) for program in programs]
         while actors:
             chance.choice(actors).switch()

@@ -33,9 +33,10 @@ import fsinbox.worker.runner  # noqa: F401 - imported for those who are forked
 from fsinbox import Inbox
 from fsinbox.layout import Layout
 from tests.driver import spell
+from tests.interleave.mutants import MUTANTS, mutated
 from tests.oracle import Event
 
-from .programs import CONSUMERS, PATIENT, PRODUCERS, Me, release_all
+from .programs import CONSUMERS, PATIENT, PRODUCERS, Me, hook, release_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,11 +56,15 @@ class Storm:
     pause: float = 0.1  # mean seconds between two kills
     in_line: bool = False  # consumers take one at a time: so the order of arrival must be kept
     scope: str = "local"  # "network": as on a server whose clients share the inbox
+    consumers: tuple[str, ...] = tuple(CONSUMERS)  # kinds; one process at a time, of one of these
+    stops: int = 0  # how often a producer is stopped inside the section, and continued
+    wide: bool = False  # the windows in which races happen are widened
+    fault: str = ""  # a mutant (tests/interleave/mutants.py) that all programs are, to see that the storm finds it
     limit: float = 240.0  # seconds after which it is a failure that it has not got that far
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        return (*dict.fromkeys(self.producers), *CONSUMERS)
+        return (*dict.fromkeys(self.producers), *self.consumers)
 
 
 class Director:
@@ -72,6 +77,7 @@ class Director:
         self.counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")  # shared with those who are forked
         self.kills: Counter[str] = Counter()
         self.started = 0
+        self.stops = 0
         self.running: dict[int, tuple[str, str]] = {}  # process -> its kind, its name
         (folder / "logs").mkdir()
         (folder / "heard").touch()
@@ -109,7 +115,9 @@ class Director:
                 logging.getLogger("fsinbox").setLevel(logging.CRITICAL)
                 os.dup2(os.open(self.folder / f"errors-{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
             index = self.storm.kinds.index(kind)
-            me = Me(self.folder, who, self.storm.seed, self.counters, index, in_line=self.storm.in_line)
+            storm = self.storm
+            me = Me(self.folder, who, storm.seed, self.counters, index, in_line=storm.in_line, wide=storm.wide)
+            hook(me)
             (PRODUCERS | CONSUMERS)[kind](me)
             os.write(errors, f"{who} came to an end\n".encode())
         except BaseException:
@@ -120,15 +128,15 @@ class Director:
     def start_consumer(self) -> None:
         """Start a consumer: of the kind that has delivered the least of its goal, or of any kind."""
         done, least = self.done(), self.storm.least
-        neediest = min(CONSUMERS, key=lambda kind: done[kind] / least[kind])
-        self.start(neediest if self.random.random() < 0.5 else self.random.choice(list(CONSUMERS)))
+        neediest = min(self.storm.consumers, key=lambda kind: done[kind] / least[kind])
+        self.start(neediest if self.random.random() < 0.5 else self.random.choice(self.storm.consumers))
 
     def kill(self, pid: int) -> str:
         """Kill a program and all its children, and wait until they are gone; return its kind."""
         kind, who = self.running.pop(pid)
         os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        if not os.WIFSIGNALED(status):
+        if not os.WIFSIGNALED(status) and not self.storm.fault:
             raise AssertionError(f"{who} had ended by itself: {(self.folder / 'errors').read_text()}")
         while True:
             try:
@@ -142,6 +150,23 @@ class Director:
             os.write(self.log, spell(Event("died", who, t=monotonic_ns())))
         return kind
 
+    def stop(self) -> None:
+        """Have a producer stop inside the section, and continue it a while later. Nobody is killed meanwhile."""
+        self.counters[-1] = 1
+        until = monotonic() + 10
+        while monotonic() < until:
+            for pid, (kind, _) in self.running.items():
+                if kind in PRODUCERS and is_stopped(pid):
+                    began = monotonic_ns()
+                    sleep(self.random.uniform(0.1, 0.5))
+                    with (self.folder / "stops").open("a") as file:
+                        file.write(f"{began} {monotonic_ns()}\n")
+                    os.kill(pid, signal.SIGCONT)
+                    self.stops += 1
+                    return
+            sleep(0.001)
+        raise AssertionError("no producer came into the section for 10 s")
+
     # --- how far it is ---
 
     def done(self) -> dict[str, int]:
@@ -152,7 +177,7 @@ class Director:
         """Return what the storm has not reached yet."""
         storm, done = self.storm, self.done()
         adds = sum(done[kind] for kind in set(storm.producers))
-        goals = [("adds", adds, storm.adds), ("kills", self.kills.total(), storm.kills)]
+        goals = [("adds", adds, storm.adds), ("kills", self.kills.total(), storm.kills), ("stops", self.stops, storm.stops)]
         goals += [(kind, done[kind], storm.least[kind]) for kind in storm.kinds]
         goals += [(f"kills of {kind}", self.kills[kind], storm.kills // (3 * len(storm.kinds))) for kind in storm.kinds]
         return [f"{name}: {number} of {goal}" for name, number, goal in goals if number < goal]
@@ -170,6 +195,8 @@ class Director:
                 if monotonic() - began > self.storm.limit:
                     raise AssertionError(f"after {self.storm.limit} s there are {', '.join(missing)}")
                 self._calm()
+                if self.stops < self.storm.stops and self.random.random() < 0.1:
+                    self.stop()
                 consumers = [pid for pid, (kind, _) in self.running.items() if kind in CONSUMERS]
                 producers = [pid for pid, (kind, _) in self.running.items() if kind in PRODUCERS]
                 kind = self.kill(self.random.choice(consumers if self.random.random() < 0.35 else producers))
@@ -195,6 +222,14 @@ class Director:
         subprocess.run(words, cwd=ROOT, env=environment, check=True, timeout=300)
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a child has been stopped since this was last asked."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return False
+
+
 def orphans(known: set[int]) -> list[int]:
     """Return our children that we have not started."""
     found = []
@@ -214,7 +249,8 @@ def main() -> None:
     storm = Storm(**json.loads(text))
     director = Director(storm, Path(folder))
     began = monotonic()
-    director.blow()
+    with mutated(MUTANTS[storm.fault].edits if storm.fault else ()):
+        director.blow()
     blown = monotonic()
     director.drain()
     figures = {"kills": director.kills, "done": director.done(), "blow": blown - began, "drain": monotonic() - blown}

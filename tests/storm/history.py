@@ -47,6 +47,17 @@ def look(folder: Path, events: list[Event], *, in_line: bool) -> list[str]:
     return wrong
 
 
+def went_on(folder: Path, events: list[Event]) -> list[tuple[int, int]]:
+    """Return, for each time a producer was stopped inside the section, how many takes and acks were announced meanwhile."""
+    found = []
+    for line in (folder / "stops").read_text().splitlines() if (folder / "stops").exists() else ():
+        began, ended = map(int, line.split())
+        # (From 1 ms on: what was announced at once may have been done before it was stopped.)
+        what = [event.what for event in events if began + 1_000_000 < event.t < ended]
+        found.append((what.count("deliver"), what.count("ack")))
+    return found
+
+
 def counts(events: list[Event]) -> tuple[Counter[str], Counter[str]]:
     """Return how many adds of each kind returned, and how many deliveries there were to each kind."""
     adds: Counter[str] = Counter()

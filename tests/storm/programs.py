@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic_ns, sleep, time_ns
 
-from fsinbox import Element, Inbox, Reject, TryLater, control
+from fsinbox import Element, Inbox, Reject, TryLater, control, protocol
 from fsinbox.layout import Layout
 from fsinbox.names import encode_key
 from fsinbox.steering import Steering
@@ -33,16 +34,36 @@ PERIOD = 300_000_000
 BATCH = 200
 """Elements a call of add_many."""
 
+FEW_KEYS, SHORT_PERIOD = 4, 50_000_000
+"""The same two where the windows are widened: few adds a key, so that a value that is lost is often the last."""
+
+WINDOWS = {
+    ("tmp", "pending"): (0.3, 0.006),
+    ("inflight", "pending"): (0.6, 0.006),
+    ("inflight", "deferred"): (0.6, 0.006),
+    ("deferred", "inflight"): (0.3, 0.003),
+}
+"""Where the windows are widened: from folder, to folder -> how often the rename is delayed, and by how many seconds at most.
+
+Each is between a look and the rename that relies on it: inside the section, if all is right.
+"""
+
 
 class Me:
     """What a program knows of itself."""
 
-    def __init__(self, folder: Path, who: str, seed: int, counters: memoryview, counter: int, *, in_line: bool) -> None:
-        """`counters[counter]` counts the adds, or deliveries, of its kind. in_line: whether consumers take one at a time."""
+    def __init__(
+        self, folder: Path, who: str, seed: int, counters: memoryview, counter: int, *, in_line: bool, wide: bool = False
+    ) -> None:
+        """`counters[counter]` counts the adds, or deliveries, of its kind. in_line: whether consumers take one at a time.
+
+        wide: whether the windows of races are widened (see WINDOWS).
+        """
         self.inbox = str(folder / "inbox")
         self.folder = folder
         self.who = who
         self.in_line = in_line
+        self.wide = wide
         self.random = random.Random(f"{seed}-{who}")
         self.made = 0
         self.log = str(folder / "logs" / f"{who}.log")
@@ -69,11 +90,39 @@ class Me:
         value = f"{self.who}.{self.made}"
         if once and self.random.random() < 0.01:
             return f"once-{value}", value
-        return f"{int(KEYS * self.random.random() ** 2)}-{monotonic_ns() // PERIOD}", value
+        keys, period = (FEW_KEYS, SHORT_PERIOD) if self.wide else (KEYS, PERIOD)
+        return f"{int(keys * self.random.random() ** 2)}-{monotonic_ns() // period}", value
+
+    def stop_if_asked(self) -> None:
+        """Stop, if the director asks for it (the last of the counters), until it continues us."""
+        if self._counters[-1]:
+            self._counters[-1] = 0
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def payload(self, value: str) -> bytes:
         """Return a payload: mostly small, now and then of several pages, so that a torn one shows."""
         return payload(value, 20_000 if self.made % 64 == 0 else 64)
+
+
+def hook(me: Me) -> None:
+    """In this process, stop inside the section when asked to; and widen the windows if that is wanted."""
+    rename, supersede = protocol._rename, protocol.supersede_deferred
+
+    def rename_later(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
+        if folder == "tmp":
+            me.stop_if_asked()
+        often, longest = WINDOWS.get((folder, to), (0.0, 0.0)) if me.wide else (0.0, 0.0)
+        if often and me.random.random() < often:
+            sleep(me.random.random() * longest)
+        rename(layout, folder, name, to, new)
+
+    def supersede_later(layout: Layout, deferred: str) -> None:
+        sleep(me.random.random() * 0.01)  # a newer value was taken, and what it supersedes is still deferred
+        supersede(layout, deferred)
+
+    protocol._rename = rename_later
+    if me.wide:
+        protocol.supersede_deferred = supersede_later
 
 
 # --- producers ----------------------------------------------------------------------------------------------------
@@ -157,6 +206,15 @@ def steer(me: Me, key: str) -> None:
             control.pause(layout, time_ns() + 10_000_000)
 
 
+def person(me: Me) -> None:
+    """End every back-off there is, again and again."""
+    with Steering(me.inbox) as steering:
+        while True:
+            for row in steering.rows(("deferred",)):
+                steering.requeue(row)
+            sleep(0.001)
+
+
 def release_all(layout: Layout) -> None:
     """End every hold, and a pause."""
     control.resume(layout)
@@ -184,7 +242,8 @@ def take(me: Me) -> None:
 
 def _end(me: Me, element: Element) -> None:
     """End an element somehow; announce it first, for it may be done without a word after it."""
-    (how,) = me.random.choices(["ack", "nack", "defer", "release", "fail"], [76, 12, 8, 2, 2])
+    weights = [40, 30, 30, 0, 0] if me.wide else [76, 12, 8, 2, 2]
+    (how,) = me.random.choices(["ack", "nack", "defer", "release", "fail"], weights)
     me.tell("ack" if how in ("ack", "fail") else "nack", element.key, "")
     end(element, how, me.random)
 
@@ -262,5 +321,6 @@ PRODUCERS: dict[str, Callable[[Me], None]] = {
     "durable_many": durable_many,
     "sh": sh,
     "mv": mv,
+    "person": person,
 }
 CONSUMERS: dict[str, Callable[[Me], None]] = {"take": take, "handler": handler, "command": command}

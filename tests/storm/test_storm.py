@@ -3,10 +3,14 @@ same keys, each killed with SIGKILL at random moments and started anew, a thousa
 inbox. The newest value of each key that was added is delivered in the end; no value is torn, none comes after a newer one of
 its key, and no two elements of a key are out at once. Where consumers take one at a time, keys come in the order of their
 arrival. All producers use the same few keys for a while and then go on to others: so they meet all the time, and for
-thousands of keys it shows whether the last value has come.
+thousands of keys it shows whether the last value has come. Now and then a producer is stopped (SIGSTOP) inside the section: then
+nobody can add, and the consumer is seen to go on.
+
+A small storm of programs that are slow between a look and the rename that relies on it shows that a storm can tell: it is clean,
+but not with one of four faults in the code.
 
 Producers (programs.py) add one by one, in batches, flushed and not, with scripts/fsinbox-add and with mv. Consumers take up
-to three at a time, acknowledge, put back, defer and give up; they are a program that does all that, and `fsinbox consume`
+to three at a time, acknowledge, requeue, defer and give up; they are a program that does all that, and `fsinbox consume`
 with --handler and with --exec. The storms of CI blow in memory, where adds are quick, and a smaller one on the disk. It is
 all judged by tests/oracle.py from what the programs have announced.
 
@@ -33,7 +37,7 @@ from time import monotonic
 import pytest
 
 from .director import Storm, run
-from .history import counts, history, look
+from .history import counts, history, look, went_on
 from .programs import CONSUMERS
 
 pytestmark = pytest.mark.storm
@@ -47,6 +51,7 @@ _MEMORY = Storm(
     producers=("one", "durable", "many", "durable_many", "sh", "mv"),
     adds=251_000,
     kills=300,
+    stops=8,
     least={"one": 8_000, "durable": 8_000, "many": 30_000, "durable_many": 30_000, "sh": 150, "mv": 600}
     | {"take": 3_000, "handler": 1_500, "command": 60},
 )
@@ -64,10 +69,27 @@ _SHARED = replace(
     scope="network",
     adds=20_000,
     kills=150,
+    stops=0,
     least={"one": 2_000, "durable": 2_000, "many": 3_000, "durable_many": 3_000, "sh": 100, "mv": 600}
     | {"take": 1_000, "handler": 500, "command": 30},
 )
 """Where several hosts share the inbox: all adds through the lock, and consumers that take over from each other."""
+
+_WIDE = Storm(
+    "wide",
+    seed=7,
+    producers=("one", "one", "one", "person"),
+    consumers=("take",),
+    adds=6_000,
+    kills=20,
+    pause=0.25,
+    wide=True,
+    least={"one": 0, "person": 0, "take": 2_500},
+)
+"""A small one whose programs are slow between a look and the rename that relies on it: it finds what is done outside the lock."""
+
+FAULTS = ("requeued-without-lock", "published-after-the-section", "deferred-without-lock", "deferred-kept")
+"""Of tests/interleave/mutants.py, where it says what goes wrong with each."""
 
 _HOUR = replace(
     _DISK, adds=4_000, kills=1_000, pause=0.02, limit=900.0, least={kind: least // 5 for kind, least in _DISK.least.items()}
@@ -77,6 +99,10 @@ STORMS = [
     replace(_DISK, name="disk-5", seed=5),
     replace(_SHARED, seed=6),
 ]
+
+
+_stops: dict[str, str] = {}
+"""What the figures say of the stops of each storm."""
 
 
 def weather(storm: Storm, base: str | Path) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -97,6 +123,14 @@ def weather(storm: Storm, base: str | Path) -> tuple[Counter[str], Counter[str],
         assert kills[kind], f"no kill of {kind}"
     assert adds.total() >= storm.adds
     assert kills.total() >= storm.kills
+    stops = went_on(folder, events)
+    assert len(stops) >= storm.stops
+    # (Now and then there is nothing to take, or the consumer is the one that starts a command for each, or is just starting.)
+    on = sum(takes > 0 and acks > 0 for takes, acks in stops)
+    assert on * 2 >= storm.stops, f"the consumer went on in {on} only, while a producer was stopped in the section: {stops}"
+    if storm.stops:
+        more = f"; it went on in {on} of {len(stops)} stops inside the section ({sum(takes for takes, _ in stops):,} takes)"
+        _stops[storm.name] = more
     shutil.rmtree(folder)
     return adds, deliveries, kills
 
@@ -119,7 +153,30 @@ def test_nothing_is_missed_in_a_storm(
         pytest.skip(f"there is no file system in memory at {MEMORY}")
     began = monotonic()
     adds, deliveries, kills = weather(storm, tmp_path if storm.name.startswith("disk") else MEMORY)
-    figure(f"{_list(adds)} adds, {_list(deliveries)} deliveries, {_list(kills)} kills, 0 bad, {monotonic() - began:.0f} s")
+    figure(
+        f"{_list(adds)} adds, {_list(deliveries)} deliveries, {_list(kills)} kills, 0 bad, "
+        f"{monotonic() - began:.0f} s{_stops.get(storm.name, '')}"
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", ["", *FAULTS], ids=lambda fault: fault or "none")
+def test_a_fault_is_found_where_windows_are_wide(fault: str, tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """The storm sees what is done outside the lock, and what is not removed; and without a fault it sees nothing."""
+    began = monotonic()
+    folder = Path(tempfile.mkdtemp(prefix=f"storm-wide-{fault}-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path))
+    run(replace(_WIDE, fault=fault), folder)
+    events = history(folder)
+    wrong = look(folder, events, in_line=False)
+    adds, deliveries = counts(events)
+    kinds = Counter(sentence.partition(":")[0] for sentence in wrong)
+    figure(f"{adds.total():,} adds, {deliveries.total():,} deliveries, {_list(kinds)} bad, {monotonic() - began:.0f} s")
+    if fault:
+        assert kinds["missed"] + kinds["older"], f"the storm does not see {fault}: {kinds}"
+    else:
+        replay = f"Its logs are kept: python -m tests.storm.history {folder} [KEY]"
+        assert not wrong, f"{len(wrong)} things are wrong. {replay}\n" + "\n".join(wrong[:20])
+    shutil.rmtree(folder)
 
 
 def test_the_storms_add_a_million_and_kill_a_thousand() -> None:
