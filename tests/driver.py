@@ -16,7 +16,7 @@ turn by one process with one open Inbox:
     sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/, flush drop/
     both:K=V,K=V      the first by scripts/fsinbox-add, the second by add_bytes, at the same time
     take              take an element, if one is to be had
-    ack nack defer fail     end the one that has been in flight longest; defer is a nack with a delay (of a nanosecond: it is over)
+    ack nack defer fail     end the one that is in flight longest; defer is a nack with a delay (of a nanosecond: it is over)
     postpone          the same with a delay of an hour (`aftermath` is two hours later)
     requeue           end every back-off, as people do     keep              from now on keep what was acknowledged, the last one
     release           the same as nack, without counting an attempt
@@ -24,7 +24,7 @@ turn by one process with one open Inbox:
     die               leave the inbox as a killed process does: what is in flight stays in inflight/
     create            make the inbox                         mkdir             make the empty directory for it, not flushed
     lose              remove the index, as anyone may at any time
-    forget            blank every line of the index, as if they were lost: a key that waits is given a second place by its next add
+    forget            blank every line of the index, as if they were lost: a key that waits gets a second place by its next add
     mark              announce a "mark": for a harness that wants to know where it is
 
 The inbox must exist, unless the first word is `create`. Values are short texts; no two adds of a key may have the same.

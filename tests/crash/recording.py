@@ -397,7 +397,7 @@ def _with_index(
         at, so_far = whole.index(rng.choice(lines)), rng.randrange(LINE)  # (the first of some neighbours)
         whole = whole[: at + so_far].ljust(at + LINE, b"\0") + whole[at + LINE :]
     elif how == "foreign" and table:
-        # Lines with the CRCs of our keys, too, and with the numbers of our elements: all but a lower place of a key that is at two.
+        # Lines with the CRCs of our keys, too, and with the numbers of our elements: but no lower place of a key that is at two.
         highest = {name[20:]: name[:19] for name in sorted(name for _, name in entries) if re.match(r"\d{19}-", name)}
         numbers = [*highest.values(), "0000000000000000007"]
         crcs = [line[:10] for line in lines[:8]] + [b"%010d" % rng.randrange(2**32) for _ in range(BUCKET)]

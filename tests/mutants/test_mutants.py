@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.mutants, pytest.mark.skipif(not shutil.which("strace")
 
 ROOT = Path(__file__).parents[2]
 TREE = ("fsinbox", "scripts", "tests", "pyproject.toml", "README.md", "docs")
-FLUSH = re.compile(r"\b(?:f?sync|syncfs|flush\w*)\(|^ +sync ", re.MULTILINE)
+FLUSH = re.compile(r"\b(?:f?sync|syncfs|flush\w*)\(|\bcommit\((?:fd|layout)|_BTRFS_SYNC\)|fcntl\(fd, full\)")
+SHELL_FLUSH = re.compile(r"\bsync (?:-f )?\"|\bflush_shared \"|\bflush (?:drop|pending)$|\bconv=fsync", re.MULTILINE)
 WORKLOAD = "workload: "
 
 
@@ -64,13 +65,17 @@ def test_every_flush_has_a_mutant_without_it() -> None:
     missing = []
     for path in sorted(files):
         file = str(path.relative_to(ROOT))
+        flush = FLUSH if path.suffix else SHELL_FLUSH
         source = path.read_text()
         taken_away: set[int] = set()
         for mutant in MUTANTS:
-            if mutant.file == file and len(FLUSH.findall(mutant.old)) > len(FLUSH.findall(mutant.new)):
+            if mutant.file == file and len(flush.findall(mutant.old)) > len(flush.findall(mutant.new)):
                 first = source.count("\n", 0, source.index(mutant.old)) + 1
-                taken_away.update(range(first, first + mutant.old.rstrip("\n").count("\n") + 1))
+                left = mutant.new.split("\n")
+                taken_away.update(
+                    first + at for at, line in enumerate(mutant.old.split("\n")) if flush.search(line) and line not in left
+                )
         for number, line in enumerate(source.splitlines(), 1):
-            if FLUSH.search(line.partition("# ")[0]) and not re.match(r" *(?:def |\"\"\")", line) and number not in taken_away:
+            if flush.search(line.partition("# ")[0]) and not re.match(r" *(?:def |\"\"\")", line) and number not in taken_away:
                 missing.append(f"{file}:{number}: {line.strip()}")
     assert not missing, "no mutant takes these flushes away:\n" + "\n".join(missing)
