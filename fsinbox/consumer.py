@@ -544,9 +544,16 @@ class Consumer:
         if outcome == "newer":
             protocol.drop_superseded(self._layout, "deferred", deferred)
         self._ended.add(encoded)
-        if not self._layout.exists("pending", name):  # (else a person has ended its back-off)
+        if not self._is_ready_again(name):  # (else a person has ended its back-off)
             self._attempts.forget(name)
         return False
+
+    def _is_ready_again(self, name: str) -> bool:
+        """Tell whether something waits under the name of what was dropped; then nothing newer of its key may be taken first."""
+        there = self._layout.exists("pending", name)
+        if there:
+            heapq.heappush(self._again, name)
+        return there
 
     def _take_waiting(self, name: str, number: int, encoded: str) -> bool:
         if self._settings.settle and not self._settled(name, number):
@@ -697,10 +704,10 @@ class Consumer:
     def _renumber_all(self, names: list[str]) -> bool:
         """Give these numbers of ours; tell whether any is for the next listing. Inside the section."""
         # (Not just read: the file may have been lost or damaged, and then it is mended here.)
-        last = self._index.last_number()
+        last = self._index.sure_last_number()
         if int(max(names)[:19]) > last:
             self._index.doubt()
-            last = self._index.last_number()
+            last = self._index.sure_last_number()
         more = False
         for name in sorted(names):
             more |= int(name[:19]) <= last or self._renumber(name)
@@ -872,6 +879,8 @@ class Consumer:
         elif moved and way.folder == "deferred":
             self._remember_deferred(way.encoded, way.new, way.delay)
         else:
+            if not moved:
+                self._is_ready_again(way.name)
             self._attempts.forget(way.name)
             if way.folder == "failed" and not moved:
                 remove(self._layout, "failed", way.name + REASON)

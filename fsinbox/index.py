@@ -237,7 +237,7 @@ class Index:
             return 0
         if tag == self.tag:
             self._highest = max(self._highest, last)
-        return last if tag else self._highest  # (a full disk may keep us from writing what we know)
+        return last if tag or self._layout.sharing else self._highest  # (a full disk may keep us from writing what we know)
 
     def mark(self) -> int:
         """Return the number up to which a listing of pending/ that begins now shows all that was ever there."""
@@ -306,6 +306,12 @@ class Index:
     def last_number(self) -> int:
         """Return the last number given out; after a boot, or damage, make the index anew first."""
         if not self._is_ours:
+            self.make_anew()
+        return self._last
+
+    def sure_last_number(self) -> int:
+        """The same, where a number above it was found: without a table the header alone may be an old one."""
+        if not self._lines:
             self.make_anew()
         return self._last
 

@@ -162,6 +162,9 @@ class NetworkIndex(Index):
         self.last_number()
         self.will_publish()
 
+    def sure_last_number(self) -> int:
+        return self.last_number()
+
     def admit(self, encoded: str, expected: int = 1) -> tuple[int, bool, list[int]]:
         place = super().admit(encoded, expected)
         if place[0] <= self._last:

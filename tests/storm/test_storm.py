@@ -164,12 +164,17 @@ def test_nothing_is_missed_in_a_storm(
 def test_a_fault_is_found_where_windows_are_wide(fault: str, tmp_path: Path, figure: Callable[[str], None]) -> None:
     """The storm sees what is done outside the lock, and what is not removed; and without a fault it sees nothing."""
     began = monotonic()
-    folder = Path(tempfile.mkdtemp(prefix=f"storm-wide-{fault}-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path))
-    run(replace(_WIDE, fault=fault), folder)
-    events = history(folder)
-    wrong = look(folder, events, in_line=False)
-    adds, deliveries = counts(events)
-    kinds = Counter(sentence.partition(":")[0] for sentence in wrong)
+    # A fault is seen in the first storm as a rule; beside others that have the machine, in a later one.
+    for more in range(5 if fault else 1):
+        folder = Path(tempfile.mkdtemp(prefix=f"storm-wide-{fault}-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path))
+        run(replace(_WIDE, fault=fault, seed=_WIDE.seed + more), folder)
+        events = history(folder)
+        wrong = look(folder, events, in_line=False)
+        adds, deliveries = counts(events)
+        kinds = Counter(sentence.partition(":")[0] for sentence in wrong)
+        if not fault or kinds["missed"] + kinds["older"]:
+            break
+        shutil.rmtree(folder)
     figure(f"{adds.total():,} adds, {deliveries.total():,} deliveries, {_list(kinds)} bad, {monotonic() - began:.0f} s")
     if fault:
         assert kinds["missed"] + kinds["older"], f"the storm does not see {fault}: {kinds}"
