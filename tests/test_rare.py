@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fsinbox import Inbox, WrongState, files, protocol
+from fsinbox import Inbox, UnusableInbox, WrongState, files, protocol
 from fsinbox.index import HEADER, LINE, Index, header_line, read_header
 from fsinbox.lock import Hold
 from fsinbox.names import element_name
@@ -332,3 +332,25 @@ def test_a_file_whose_folder_is_gone_cannot_be_given_back_and_that_is_said(inbox
         with pytest.raises(OSError, match="could not be given back: it is tmp/draft in"):
             source.discard(inbox._layout, "draft")
         source._path = None
+
+
+def test_on_a_full_disk_an_element_goes_back_although_the_index_is_lost(inbox: Inbox) -> None:
+    inbox.add("a", "1")
+    element = inbox.take()
+    os.truncate(os.path.join(inbox.path, "index"), 0)
+    with refusing(pwrite=errno.ENOSPC):
+        assert element and element.nack()
+    assert names(inbox, "inflight") == [] and len(names(inbox, "pending")) == 1
+
+
+def test_where_hosts_share_the_inbox_the_lock_may_be_lost_so_it_stays_in_flight(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir, codec="text", scope="network") as shared:
+        shared.add("a", "1")
+        element = shared.take()
+        os.truncate(inbox_dir / "index", 0)
+        with refusing(pwrite=errno.ESTALE), pytest.raises(UnusableInbox, match="Stale"):
+            assert element and element.nack()
+        assert names(shared, "pending") == []
+    with Inbox(inbox_dir, codec="text") as again:
+        element = again.take()
+        assert element and element.value == "1"
