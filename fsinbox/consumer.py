@@ -936,8 +936,7 @@ class Consumer:
             began = os.lstat(deferred, dir_fd=self._layout.folder("deferred")).st_ctime_ns
         except FileNotFoundError:
             return 0.0
-        left = min(due - self._now(), due - began) / 1e9
-        return left if left <= MAX_DELAY else 0.0  # no back-off is as long: its name is not ours
+        return min((due - self._now()) / 1e9, (due - began) / 1e9, MAX_DELAY)
 
     def _count(self, taken: Taken, *, counted: bool) -> None:
         attempts = taken.attempts if counted else taken.attempts - 1
