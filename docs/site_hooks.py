@@ -7,6 +7,7 @@ from typing import Any
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace `[text](../path)`, and links to files beside the pages that are no pages, by the path in the repository."""
+    """Replace `[text](../path)`, and links to files beside the pages that are no pages, by the path in the
+    repository."""
     markdown = re.sub(r"\[[^\]]+\]\(\.\./([^)#\s]+)[^)]*\)", r"`\1`", markdown)
     return re.sub(r"(?<!!)\[[^\]]+\]\(((?:deploy|man)/[^)#\s]+)[^)]*\)", r"`docs/\1`", markdown)

@@ -3,7 +3,8 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .aio import AsyncInbox
-    from .errors import (
+    from .inbox import Element, Inbox, Waiting
+    from .store.errors import (
         AddFailed,
         InboxBusy,
         InboxError,
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
         UnusableInbox,
         WrongState,
     )
-    from .inbox import Element, Inbox, Waiting
 
 __all__ = [
     "Inbox",

@@ -11,11 +11,11 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import InboxError
 from .inbox import Element, Inbox
+from .store.errors import InboxError
 
 if TYPE_CHECKING:
-    from .adding import Added
+    from .store.adding import Added
 
 
 class _Claim:
@@ -51,7 +51,8 @@ class _Claim:
 
 
 class AsyncInbox:
-    """An Inbox whose calls are awaited; `async with AsyncInbox(path) as inbox`. Elements are the same as Inbox gives.
+    """An Inbox whose calls are awaited; `async with AsyncInbox(path) as inbox`. Elements are the same as
+    Inbox gives.
 
     Calls run in threads, one at a time where the inbox needs it. Where Inbox has `element.ack()`, here it is
     `await inbox.ack(element)`; the element's own method works too, and blocks for one system call.
@@ -67,7 +68,9 @@ class AsyncInbox:
         """See Inbox.add."""
         return await asyncio.to_thread(self.inbox.add, key, value, durable=durable)
 
-    async def add_file(self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None) -> Added:
+    async def add_file(
+        self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None
+    ) -> Added:
         """See Inbox.add_file."""
         return await asyncio.to_thread(self.inbox.add_file, key, path, move=move, durable=durable)
 
@@ -158,7 +161,8 @@ class AsyncInbox:
         await asyncio.to_thread(self.inbox.close)
 
     async def __aiter__(self) -> AsyncIterator[Element]:
-        """Take for ever: `async for element in inbox`. End each element, or max_inflight of them stop the loop."""
+        """Take for ever: `async for element in inbox`. End each element, or max_inflight of them stop the
+        loop."""
         while True:
             element = await self.take(timeout=None)
             assert element  # it waits until there is one

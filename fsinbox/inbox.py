@@ -7,14 +7,22 @@ from _thread import RLock
 from _weakref import ref
 from time import monotonic
 
-from . import files, index
-from .adding import Add
-from .codecs import check_codec, decode, encode
-from .dropped import DRAFTS, finished_drop
-from .errors import AddFailed, InboxError, InvalidKey, InvalidPayload, LeaseLost, UnusableInbox, WrongState
-from .index import open_index
-from .layout import Layout
-from .names import decode_key, element_name, encode_key, parse_deferred, parse_element
+from .store import files, index
+from .store.adding import Add
+from .store.codecs import check_codec, decode, encode
+from .store.drops import DRAFTS, finished_drop
+from .store.errors import (
+    AddFailed,
+    InboxError,
+    InvalidKey,
+    InvalidPayload,
+    LeaseLost,
+    UnusableInbox,
+    WrongState,
+)
+from .store.index import open_index
+from .store.layout import Layout
+from .store.names import decode_key, element_name, encode_key, parse_deferred, parse_element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,24 +32,27 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, BinaryIO, Self, TypeVar
 
-    from .adding import Added
-    from .consumer import Consumer, Taken
-    from .watch import Waker, Watch
+    from .consumer.consumer import Consumer, Taken
+    from .consumer.watch import Waker, Watch
+    from .store.adding import Added
 
     Found = TypeVar("Found")
 
 _BATCH = 1000
-"""Elements that add_many flushes at once: bounds what lies in tmp/, and how often the caller hears of progress."""
+"""Elements that add_many flushes at once: bounds what lies in tmp/, and how often the caller hears of
+progress."""
 
 _LAST_PATIENCE = 1.0
 """Seconds for which close() tries to get the lock for what could not go back before."""
 
 _open: set[ref[Inbox]] = set()
-"""The open inboxes of this process. (A weakref.WeakSet: importing that is a tenth of what a cold producer imports.)"""
+"""The open inboxes of this process. (A weakref.WeakSet: importing that is a tenth of what a cold producer
+imports.)"""
 
 
 class Waiting:
-    """An element as it waits: what `peek` and iteration give. Reading it may fail if it is taken meanwhile."""
+    """An element as it waits: what `peek` and iteration give. Reading it may fail if it is taken
+    meanwhile."""
 
     __slots__ = ("_inbox", "_folder", "_file", "key", "seq", "__weakref__")
 
@@ -78,7 +89,8 @@ class Waiting:
 
     @property
     def added_at(self) -> datetime:
-        """When its key joined the queue (UTC). A newer value that replaces a waiting one keeps the place, and this."""
+        """When its key joined the queue (UTC). A newer value that replaces a waiting one keeps the place, and
+        this."""
         from datetime import UTC, datetime
 
         return datetime.fromtimestamp(self.seq / 1e9, UTC)
@@ -117,10 +129,11 @@ class Element(Waiting):
 
     @property
     def replaced(self) -> bool:
-        """Whether it stands for more than one add: this value has replaced one that waited, as the file's time tells.
+        """Whether it stands for more than one add: this value has replaced one that waited, as the file's
+        time tells.
 
-        (The kernel's clock for files ticks every few milliseconds: a value replaced within that time of its arrival is not
-        told. Nor is any where another host's clock sets the times.)
+        (The kernel's clock for files ticks every few milliseconds: a value replaced within that time of its
+        arrival is not told. Nor is any where another host's clock sets the times.)
         """
         return self._inbox._layout.sharing is None and self._taken.modified > self.seq
 
@@ -147,7 +160,9 @@ class Element(Waiting):
         """Tell whether a newer value for the key waits, so that work on this one may stop early."""
         inbox = self._inbox
         with _Looking(inbox) as layout:
-            if inbox._index.peek_place(self._taken.encoded) > self.seq or layout.exists("pending", self._taken.name):
+            if inbox._index.peek_place(self._taken.encoded) > self.seq or layout.exists(
+                "pending", self._taken.name
+            ):
                 return True
             return finished_drop(layout, self.key) is not None
 
@@ -156,7 +171,8 @@ class Element(Waiting):
         self._end("acknowledged", lambda consumer: consumer.acknowledge(self._taken))
 
     def nack(self, delay: float = 0.0) -> bool:
-        """It is not done: return it to its place, or have it wait `delay` seconds (7 days at most). Counts an attempt.
+        """It is not done: return it to its place, or have it wait `delay` seconds (7 days at most). Counts an
+        attempt.
 
         Returns False if a newer value for the key waits: then this one is dropped instead. Raises WrongState.
         """
@@ -167,9 +183,12 @@ class Element(Waiting):
         return self._give_back(delay, counted=False)
 
     def fail(self, reason: str) -> bool:
-        """Give up: move it to failed/, with `reason` beside it as text. False if a newer value waits: then it is dropped."""
+        """Give up: move it to failed/, with `reason` beside it as text. False if a newer value waits: then it
+        is dropped."""
         header = f"key: {self.key}\nattempts: {self.attempts}\nadded: {self.added_at.isoformat()}\n\n"
-        return self._end("given up", lambda consumer: consumer.fail(self._taken, header + reason.rstrip("\n") + "\n"))
+        return self._end(
+            "given up", lambda consumer: consumer.fail(self._taken, header + reason.rstrip("\n") + "\n")
+        )
 
     def _give_back(self, delay: float, *, counted: bool) -> bool:
         if not 0 <= delay <= 7 * 24 * 3600:
@@ -185,7 +204,8 @@ class Element(Waiting):
     def _end(self, how: str, step: Callable[[Consumer], Found]) -> Found:
         """End it by `step`, once. If the system refuses, it stays in flight, and goes back later.
 
-        (An exception out of a signal handler leaves it as it was, or ended: whoever ends it again is told which.)
+        (An exception out of a signal handler leaves it as it was, or ended: whoever ends it again is told
+        which.)
         """
         with self._inbox._alone("end it"):
             result = self._end_now(how, step)
@@ -194,12 +214,17 @@ class Element(Waiting):
     def _end_now(self, how: str, step: Callable[[Consumer], Found]) -> Found:
         inbox = self._inbox
         consumer = self._consumer
-        if self._ended or (inbox._consumer is consumer and inbox._pid == os.getpid() and not consumer.has(self._taken)):
+        if self._ended or (
+            inbox._consumer is consumer and inbox._pid == os.getpid() and not consumer.has(self._taken)
+        ):
             self._have_ended(self._ended or "ended")
-            raise WrongState(f"the element of key {self.key!r} was {self._ended} before: end each element once")
+            raise WrongState(
+                f"the element of key {self.key!r} was {self._ended} before: end each element once"
+            )
         if inbox._pid != os.getpid():
             raise WrongState(
-                f"the element of key {self.key!r} is in flight in the process that took it ({inbox._pid}): end it there"
+                f"the element of key {self.key!r} is in flight in the process that took it ({inbox._pid}): "
+                "end it there"
             )
         if consumer.lost:
             inbox._check_lease(consumer)
@@ -238,19 +263,22 @@ class _Looking:
     def __enter__(self) -> Layout:
         return self._inbox._begin_call(self)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._inbox._end_call(self)
         if isinstance(error, OSError) and not isinstance(error, InboxError):
             raise UnusableInbox(
-                f"cannot look into inbox {self._inbox.path}: {error}: nothing was changed; mend that, look again"
+                f"cannot look into inbox {self._inbox.path}: {error}: nothing was changed; mend that, look "
+                "again"
             ) from error
 
 
 class Inbox:
     """A keyed, acknowledged FIFO queue in a directory.
 
-    Any number of processes and threads may open it and add. One process at a time may take; it becomes the consumer
-    with its first take and stays it until close(). Use it in a `with` block, or call close().
+    Any number of processes and threads may open it and add. One process at a time may take; it becomes the
+    consumer with its first take and stays it until close(). Use it in a `with` block, or call close().
     """
 
     def __init__(
@@ -276,8 +304,8 @@ class Inbox:
         """Open the inbox at `path`, and create it, durably, if it is not there.
 
         codec          "json", "text" or "bytes": what a value is, and how it becomes a file's content
-        durable        whether add returns only when a power cut can no longer lose the element (False: neither adds nor
-                       what the consumer does is flushed)
+        durable        whether add returns only when a power cut can no longer lose the element (False:
+                       neither adds nor what the consumer does is flushed)
         create         False: raise UnusableInbox if there is no inbox
         shared         when creating: let the group read and write (default: only the user)
         max_inflight   how many elements may be out at once; never two of one key
@@ -288,8 +316,10 @@ class Inbox:
         watch          "auto", "events" or "poll": how an idle consumer notices arrivals
         poll_interval  seconds between polls at most, where it polls
         shard          "I/N": consume only the I-th of N parts of the keys; one consumer for each
-        lease          seconds without a sign of life after which another host's consumer takes over, in a shared inbox
-        scope          when creating: "local" or "network", whether several hosts share it; "auto": as the file system is
+        lease          seconds without a sign of life after which another host's consumer takes over, in a
+                       shared inbox
+        scope          when creating: "local" or "network", whether several hosts share it; "auto": as the
+                       file system is
         keep_done      how many acknowledged elements to keep in done/, the last ones, to look at or to replay
 
         Raises UnusableInbox, ValueError.
@@ -302,7 +332,10 @@ class Inbox:
         if watch not in ("auto", "events", "poll"):
             raise ValueError(f"unknown watch mode {watch!r}: use 'auto', 'events' or 'poll'")
         if not (min(settle, max_settle, drop_settle, max_drop_size) >= 0 and poll_interval > 0):
-            raise ValueError("settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0")
+            raise ValueError(
+                "settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more "
+                "than 0"
+            )
         if scope not in ("auto", "local", "network"):
             raise ValueError(f"unknown scope {scope!r}: use 'auto', 'local' or 'network'")
         if keep_done < 0:
@@ -311,7 +344,7 @@ class Inbox:
             raise ValueError(f"lease must be 1 to 86400 seconds (a day), not {lease}")
         self._shard = shard
         if shard != "1/1":
-            from .lock import parse_shard
+            from .consumer.ownership import parse_shard
 
             parse_shard(shard)
         self._settings = (settle, max_settle, drop_settle, max_drop_size, durable)
@@ -323,11 +356,15 @@ class Inbox:
         self._consumer: Consumer | None = None
         self._watching: Watch | None = None
         self._elements: dict[str, Element] = {}
-        self._calls: set[object] = set()  # those that run: the last one to end closes what was closed meanwhile
+        self._calls: set[object] = (
+            set()
+        )  # those that run: the last one to end closes what was closed meanwhile
         self._next_check = 0.0
         self._pid = os.getpid()
         self._closed = False
-        self._layout = Layout(os.fspath(path), create=create, shared=shared, scope="" if scope == "auto" else scope)
+        self._layout = Layout(
+            os.fspath(path), create=create, shared=shared, scope="" if scope == "auto" else scope
+        )
         try:
             self._index = open_index(self._layout)
         except BaseException:
@@ -340,13 +377,14 @@ class Inbox:
         """Absolute path of the inbox."""
         return self._layout.path
 
-    # --- adding ------------------------------------------------------------------------------------------------
+    # --- adding
+    # ------------------------------------------------------------------------------------------------
 
     def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
         """Queue `value` for `key`. It replaces a waiting value of that key and keeps its place.
 
-        Returns "new"; "replaced" (a waiting value); or "behind": the key's element is being worked on, and this is
-        queued anew. Raises InvalidKey, InvalidPayload, AddFailed.
+        Returns "new"; "replaced" (a waiting value); or "behind": the key's element is being worked on, and
+        this is queued anew. Raises InvalidKey, InvalidPayload, AddFailed.
         """
         return self._add(key, encode(self.codec, key, value), durable)
 
@@ -354,22 +392,25 @@ class Inbox:
         """The same for a payload that is already encoded: the file's content will be exactly `data`."""
         return self._add(key, data, durable)
 
-    def add_file(self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None) -> Added:
+    def add_file(
+        self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None
+    ) -> Added:
         """Queue the content of the file at `path`, of any size.
 
-        move=True hands the file itself over: a rename, if it lies on the inbox's file system (else a copy, and the
-        original is removed once the element is queued); nobody may write to it afterwards. Otherwise it is copied, by
-        reference where the file system can (Btrfs, XFS). Raises InvalidKey, AddFailed. A file that could not be handed over is
-        where it was; if it was a flush that failed, write it anew: what the system had cached of it may be lost.
+        move=True hands the file itself over: a rename, if it lies on the inbox's file system (else a copy,
+        and the original is removed once the element is queued); nobody may write to it afterwards. Otherwise
+        it is copied, by reference where the file system can (Btrfs, XFS). Raises InvalidKey, AddFailed. A
+        file that could not be handed over is where it was; if it was a flush that failed, write it anew: what
+        the system had cached of it may be lost.
         """
-        from .transfer import Source
+        from .store.transfer import Source
 
         with Source(os.fspath(path), move=move) as source:
             return self._add(key, source, durable)
 
     def add_stream(self, key: str, stream: BinaryIO, *, durable: bool | None = None) -> Added:
         """Queue what a binary stream gives, to its end. Raises InvalidKey, AddFailed."""
-        from .transfer import Stream
+        from .store.transfer import Stream
 
         return self._add(key, Stream(stream), durable)
 
@@ -380,10 +421,12 @@ class Inbox:
         durable: bool | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> dict[Added, int]:
-        """Queue every (key, value), in order, with one flush for many. Returns how many were new, replaced, behind.
+        """Queue every (key, value), in order, with one flush for many. Returns how many were new, replaced,
+        behind.
 
-        `progress` is called with the number queued so far, after each batch: those are then as durable as asked. If it
-        raises, or an item is invalid, what was queued before stays queued. Raises InvalidKey, InvalidPayload, AddFailed.
+        `progress` is called with the number queued so far, after each batch: those are then as durable as
+        asked. If it raises, or an item is invalid, what was queued before stays queued. Raises InvalidKey,
+        InvalidPayload, AddFailed.
         """
         durable = self.durable if durable is None else durable
         total: dict[Added, int] = {"new": 0, "replaced": 0, "behind": 0}
@@ -431,12 +474,15 @@ class Inbox:
             raise
 
     def _check_place(self) -> None:
-        """Raise UnusableInbox if the path leads elsewhere by now: nobody may ever look at what is added here."""
+        """Raise UnusableInbox if the path leads elsewhere by now: nobody may ever look at what is added
+        here."""
         now = monotonic()
         if now >= self._next_check:
             self._next_check = now + 1
             if gone := self._layout.where_it_went():
-                raise UnusableInbox(f"inbox {self.path} {gone}: nothing was added; start anew, on the inbox that is meant")
+                raise UnusableInbox(
+                    f"inbox {self.path} {gone}: nothing was added; start anew, on the inbox that is meant"
+                )
 
     def _add_failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
         if maybe_added:
@@ -450,9 +496,12 @@ class Inbox:
         )
 
     def _alone(self, later: str) -> RLock:
-        """Return the lock under which the consumer works. Raises WrongState in a signal handler that interrupted who has it."""
+        """Return the lock under which the consumer works. Raises WrongState in a signal handler that
+        interrupted who has it."""
         if self._mutex._is_owned():  # type: ignore[attr-defined]
-            raise WrongState(f"inbox {self.path} is being worked on by what this signal handler interrupted: {later} later")
+            raise WrongState(
+                f"inbox {self.path} is being worked on by what this signal handler interrupted: {later} later"
+            )
         return self._mutex
 
     def _begin_call(self, call: object) -> Layout:
@@ -470,7 +519,8 @@ class Inbox:
         self._layout.close()
 
     def _open_layout(self) -> Layout:
-        """Return the layout, opened anew in a forked child: it must not share the parent's locks and descriptors."""
+        """Return the layout, opened anew in a forked child: it must not share the parent's locks and
+        descriptors."""
         if self._closed:
             raise WrongState(f"inbox {self.path} was closed: open it again")
         if self._pid != os.getpid():
@@ -490,7 +540,8 @@ class Inbox:
         self._layout = Layout(self._layout.path, create=False)
         self._index = open_index(self._layout)
 
-    # --- taking ------------------------------------------------------------------------------------------------
+    # --- taking
+    # ------------------------------------------------------------------------------------------------
 
     def take(self, timeout: float | None = 0.0) -> Element | None:
         """Take the oldest element; None if none may be taken within `timeout` seconds (None: wait for ever).
@@ -500,7 +551,9 @@ class Inbox:
         """
         handed: list[Element] = []
         try:
-            return self._take_now(handed) or (None if timeout == 0 else self._wait_for(lambda: self._take_now(handed), timeout))
+            return self._take_now(handed) or (
+                None if timeout == 0 else self._wait_for(lambda: self._take_now(handed), timeout)
+            )
         except BaseException:
             for element in handed:  # by an exception out of a signal handler
                 element.release()
@@ -517,10 +570,13 @@ class Inbox:
     def _the_one_out(self, what: str) -> Element:
         with self._mutex:
             if not self._elements:
-                raise WrongState(f"nothing to {what}: no element of inbox {self.path} is out; take() one first")
+                raise WrongState(
+                    f"nothing to {what}: no element of inbox {self.path} is out; take() one first"
+                )
             if len(self._elements) > 1:
                 raise WrongState(
-                    f"{len(self._elements)} elements are out: say which one to {what}, with element.ack() or element.nack()"
+                    f"{len(self._elements)} elements are out: say which one to {what}, with element.ack() or "
+                    "element.nack()"
                 )
             return next(iter(self._elements.values()))
 
@@ -544,7 +600,8 @@ class Inbox:
         if len(self._elements) >= self.max_inflight:
             keys = ", ".join(repr(element.key) for element in list(self._elements.values())[:3])
             raise WrongState(
-                f"{'an element is' if self.max_inflight == 1 else f'{self.max_inflight} elements are'} in flight ({keys}): "
+                f"{'an element is' if self.max_inflight == 1 else f'{self.max_inflight} elements are'} in "
+                f"flight ({keys}): "
                 "commit() or rollback() first, or open the inbox with a larger max_inflight"
             )
         try:
@@ -578,7 +635,8 @@ class Inbox:
             self._consume()
 
     def check_lease(self) -> None:
-        """Raise LeaseLost if another consumer is known to have taken over (in an inbox that several hosts share)."""
+        """Raise LeaseLost if another consumer is known to have taken over (in an inbox that several hosts
+        share)."""
         with self._mutex:
             if self._consumer and self._consumer.lost:
                 self._check_lease(self._consumer)
@@ -593,15 +651,17 @@ class Inbox:
 
     def _stop_consuming(self, consumer: Consumer) -> None:
         """Another consumer has taken over: the next take begins anew. What is out is not ours any more."""
-        if self._consumer is consumer:  # else the next take has been, and this is told of an element from before
+        if (
+            self._consumer is consumer
+        ):  # else the next take has been, and this is told of an element from before
             self._consumer = None
             self._elements.clear()
         consumer.close()
 
     def _consume(self) -> Consumer:
         if self._consumer is None:
-            from .consumer import Consumer, Settings
-            from .lock import parse_shard
+            from .consumer.consumer import Consumer, Settings
+            from .consumer.ownership import parse_shard
 
             settings = Settings(*self._settings, parse_shard(self._shard), self._lease, self._keep_done)
             try:
@@ -613,10 +673,12 @@ class Inbox:
                 ) from error
         return self._consumer
 
-    # --- waiting -----------------------------------------------------------------------------------------------
+    # --- waiting
+    # -----------------------------------------------------------------------------------------------
 
     def listening(self) -> AbstractContextManager[Watch]:
-        """While this lasts, arrivals are noticed: a context manager that gives the Watch (see fsinbox.watch)."""
+        """While this lasts, arrivals are noticed: a context manager that gives the Watch (see
+        fsinbox.consumer.watch)."""
         watch = self._watch()
         watch.start()
         return watch.armed()
@@ -625,7 +687,7 @@ class Inbox:
         layout = self._open_layout()
         with self._mutex:
             if self._watching is None:
-                from .watch import Watch
+                from .consumer.watch import Watch
 
                 mode, poll = self._watch_settings
                 self._watching = Watch(layout, self._moved_in, mode=mode, poll=poll)
@@ -633,7 +695,7 @@ class Inbox:
 
     @property
     def layout(self) -> Layout:
-        """The open folders, for what looks at them: see fsinbox.survey."""
+        """The open folders, for what looks at them: see fsinbox.operate.survey."""
         return self._open_layout()
 
     @property
@@ -646,7 +708,8 @@ class Inbox:
             self._watching.waker.set()
 
     def next_look_in(self) -> float | None:
-        """Return in how many seconds something may become takeable by itself (a back-off, a settle time), or None.
+        """Return in how many seconds something may become takeable by itself (a back-off, a settle time), or
+        None.
 
         None, too, while people have paused it, and for what they hold: that is for them to end.
         """
@@ -654,12 +717,14 @@ class Inbox:
         return None if look is None else max(0.0, look - monotonic())
 
     def sleep_limit(self) -> float | None:
-        """Return for how many seconds to sleep at most before the next look, or None: until something arrives."""
+        """Return for how many seconds to sleep at most before the next look, or None: until something
+        arrives."""
         return self._limit(None)
 
     @property
     def paused(self) -> bool:
-        """Whether people have paused the consumer that this is (`fsinbox pause`): then `take` gives nothing."""
+        """Whether people have paused the consumer that this is (`fsinbox pause`): then `take` gives
+        nothing."""
         return bool(self._consumer and self._consumer.paused)
 
     def _moved_in(self, name: str) -> None:
@@ -676,7 +741,8 @@ class Inbox:
         return min(limits if left is None else [left, *limits], default=None)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds. Takes nothing."""
+        """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds.
+        Takes nothing."""
         return self._anything() or bool(self._wait_for(self._anything, timeout))
 
     def _wait_for(self, look: Callable[[], Found], timeout: float | None) -> Found | None:
@@ -706,7 +772,8 @@ class Inbox:
                 return True
             return any(not name.lower().endswith(DRAFTS) for name in layout.names("drop"))
 
-    # --- looking -----------------------------------------------------------------------------------------------
+    # --- looking
+    # -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Waiting]:
         """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
@@ -716,7 +783,8 @@ class Inbox:
             yield Waiting(self, "pending", file, key, seq)
 
     def _places(self, layout: Layout) -> list[tuple[int, str, str, str]]:
-        """Return (number, encoded key, key, file name) of what waits, oldest first: per key the oldest place, the newest file."""
+        """Return (number, encoded key, key, file name) of what waits, oldest first: per key the oldest place,
+        the newest file."""
         places: dict[str, tuple[int, str, str, str]] = {}
         for name in sorted(layout.names("pending")):
             parsed = parse_element(name)
@@ -731,7 +799,8 @@ class Inbox:
         return next(iter(self), None)
 
     def find(self, key: str) -> Waiting | None:
-        """Return the waiting element of `key`, or None. Quick where the index knows it; else it lists the folder."""
+        """Return the waiting element of `key`, or None. Quick where the index knows it; else it lists the
+        folder."""
         encoded = encode_key(key)
         with _Looking(self):
             place = self._index.peek_place(encoded)
@@ -751,7 +820,8 @@ class Inbox:
             return any(name[39:] == suffix for name in layout.names("deferred") if parse_deferred(name))
 
     def __len__(self) -> int:
-        """Return how many elements wait, those that wait out a back-off included, files in drop/ not. Lists the folders."""
+        """Return how many elements wait, those that wait out a back-off included, files in drop/ not. Lists
+        the folders."""
         with _Looking(self) as layout:
             deferred = {name[40:] for name in layout.names("deferred") if parse_deferred(name)}
             return len({encoded for _, encoded, _, _ in self._places(layout)} | deferred)
@@ -760,7 +830,8 @@ class Inbox:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""
         return True
 
-    # --- the end -----------------------------------------------------------------------------------------------
+    # --- the end
+    # -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Requeue what is in flight, stop being the consumer, and close. Safe to call twice.
@@ -799,7 +870,8 @@ class Inbox:
                     raise refused
             except OSError as error:
                 raise UnusableInbox(
-                    f"cannot requeue what is in flight in inbox {self.path}: {error}: it comes back when a consumer starts next"
+                    f"cannot requeue what is in flight in inbox {self.path}: {error}: it comes back when a "
+                    "consumer starts next"
                 ) from error
         except LeaseLost:
             pass  # what was in flight is with another consumer
@@ -807,7 +879,9 @@ class Inbox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -815,7 +889,8 @@ class Inbox:
 
 
 def _let_go_after_fork() -> None:
-    """In a forked child: let go of the parent's locks, which the child would otherwise hold on to after its death."""
+    """In a forked child: let go of the parent's locks, which the child would otherwise hold on to after its
+    death."""
     index.forget_sections()
     for inbox in filter(None, [known() for known in list(_open)]):
         inbox._calls.clear()  # of threads that are not here

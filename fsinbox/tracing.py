@@ -1,14 +1,17 @@
 """A trace that goes on from whoever adds an element to whoever handles it, with OpenTelemetry.
 
     import fsinbox.tracing
-    fsinbox.tracing.instrument()        # in a producer: each add is a span, whose context goes with the element
+    fsinbox.tracing.instrument()        # in a producer: each add is a span, whose context goes with the
+                                        element
     $ fsinbox consume --trace ...       # in the consumer: each handling is a span, a child of that one
 
-The context travels on the payload's file, as extended attributes: `user.fsinbox.traceparent`, and `user.fsinbox.tracestate`
-if there is one, as W3C Trace Context has their texts. So the newest value of a key brings its own producer's trace, and one
-who only has mv(1) may set them with setfattr(1). Where the file system has no extended attributes there is no context.
+The context travels on the payload's file, as extended attributes: `user.fsinbox.traceparent`, and
+`user.fsinbox.tracestate` if there is one, as W3C Trace Context has their texts. So the newest value of a key
+brings its own producer's trace, and one who only has mv(1) may set them with setfattr(1). Where the file
+system has no extended attributes there is no context.
 
-Whoever imports this needs opentelemetry-api. Where spans go is for the application to set up (opentelemetry-sdk).
+Whoever imports this needs opentelemetry-api. Where spans go is for the application to set up
+(opentelemetry-sdk).
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from . import files
 from .inbox import Inbox
-from .layout import Layout, let_go
+from .store import files
+from .store.layout import Layout, let_go
 
 try:
     from opentelemetry import trace
@@ -34,7 +37,8 @@ PREFIX = "user.fsinbox."
 _NAMES = ("traceparent", "tracestate")
 
 _LONGEST = 1024
-"""Bytes of an attribute that are believed: a traceparent has 55, and of a tracestate 512 must be passed on."""
+"""Bytes of an attribute that are believed: a traceparent has 55, and of a tracestate 512 must be passed
+on."""
 
 _FORMAT = TraceContextTextMapPropagator()  # not the process's own: the format is the inbox's
 
@@ -44,7 +48,8 @@ _original: dict[str, Callable[..., Any]] = {}
 
 
 def instrument() -> None:
-    """From now on each add of this process is a span, and its context goes with the element. Once is enough."""
+    """From now on each add of this process is a span, and its context goes with the element. Once is
+    enough."""
     if not _original:
         _original.update(_add=Inbox._add, add_many=Inbox.add_many)
         Inbox._add = _traced_add(Inbox._add)  # type: ignore[method-assign]
@@ -61,7 +66,8 @@ def uninstrument() -> None:
 
 
 def producer_of(fd: int) -> Context | None:
-    """Return the context that an element's open file carries, or None. It is not trusted: anyone may have set it."""
+    """Return the context that an element's open file carries, or None. It is not trusted: anyone may have set
+    it."""
     carrier = {}
     for name in _NAMES:
         try:
@@ -75,7 +81,8 @@ def producer_of(fd: int) -> Context | None:
 
 
 def here() -> dict[str, str]:
-    """Return the current context as W3C Trace Context: traceparent, and tracestate if there is one. Empty if there is none."""
+    """Return the current context as W3C Trace Context: traceparent, and tracestate if there is one. Empty if
+    there is none."""
     carrier: dict[str, str] = {}
     _FORMAT.inject(carrier)
     return {name: carrier[name] for name in _NAMES if carrier.get(name)}
@@ -92,7 +99,8 @@ def shown(key: str) -> str:
 
 
 def _label(layout: Layout, temporary: str) -> None:
-    """Leave the current context on a file in tmp/. It is less than the element: what cannot be done is left."""
+    """Leave the current context on a file in tmp/. It is less than the element: what cannot be done is
+    left."""
     try:
         fd = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.folder("tmp"))
     except OSError:
@@ -110,7 +118,9 @@ def _traced_add(add: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(add)
     def traced(self: Inbox, key: str, payload: Any, durable: bool | None) -> Any:
         attributes = {**destination(self.path), **_OPERATION, "fsinbox.key": shown(str(key))}
-        with _TRACER.start_as_current_span("fsinbox add", kind=SpanKind.PRODUCER, attributes=attributes) as span:
+        with _TRACER.start_as_current_span(
+            "fsinbox add", kind=SpanKind.PRODUCER, attributes=attributes
+        ) as span:
             outcome = add(self, key, payload, durable)
             span.set_attribute("fsinbox.outcome", outcome)
             return outcome
@@ -122,7 +132,9 @@ def _traced_add_many(add_many: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(add_many)
     def traced(self: Inbox, *arguments: Any, **options: Any) -> Any:
         attributes = {**destination(self.path), **_OPERATION}
-        with _TRACER.start_as_current_span("fsinbox add", kind=SpanKind.PRODUCER, attributes=attributes) as span:
+        with _TRACER.start_as_current_span(
+            "fsinbox add", kind=SpanKind.PRODUCER, attributes=attributes
+        ) as span:
             total = add_many(self, *arguments, **options)
             span.set_attribute("messaging.batch.message_count", sum(total.values()))
             return total

@@ -11,10 +11,18 @@ import click
 from fsinbox.cli.commands import cli
 
 FILES = [
-    ("inbox/", "The inbox, unless --inbox or FSINBOX_DIR names another; its folders are explained in docs/protocol.md."),
+    (
+        "inbox/",
+        "The inbox, unless --inbox or FSINBOX_DIR names another; its folders are explained in "
+        "docs/protocol.md.",
+    ),
     ("inbox/drop/", "Files that are moved here are queued; the name is the key."),
     ("inbox/failed/", "What was given up on, each with its reason in <name>~reason.txt beside it."),
-    ("pyproject.toml", "Settings, in [tool.fsinbox] and [tool.fsinbox.COMMAND]: the nearest one upwards that has such a table."),
+    (
+        "pyproject.toml",
+        "Settings, in [tool.fsinbox] and [tool.fsinbox.COMMAND]: the nearest one upwards that has such a "
+        "table.",
+    ),
 ]
 VARIABLES = [
     ("FSINBOX_DIR", "The inbox."),
@@ -61,8 +69,12 @@ def page() -> str:
 
 def section(ctx: click.Context, name: str, command: click.Command) -> list[str]:
     """Return what is said of a command."""
-    arguments = [parameter.make_metavar(ctx) for parameter in command.params if isinstance(parameter, click.Argument)]
-    usage = rf"\fBfsinbox {roff(name)}\fR [\fIoption\fR]..." + "".join(rf" \fI{roff(argument)}\fR" for argument in arguments)
+    arguments = [
+        parameter.make_metavar(ctx) for parameter in command.params if isinstance(parameter, click.Argument)
+    ]
+    usage = rf"\fBfsinbox {roff(name)}\fR [\fIoption\fR]..." + "".join(
+        rf" \fI{roff(argument)}\fR" for argument in arguments
+    )
     return [f".SS {quoted(name)}", usage, *paragraphs(command.help or ""), *options(command)]
 
 
@@ -71,7 +83,9 @@ def options(command: click.Command, skip: str = "inbox") -> list[str]:
     ctx = click.Context(command)
     lines = []
     for option in command.params:
-        record = option.get_help_record(ctx) if isinstance(option, click.Option) and option.name != skip else None
+        record = (
+            option.get_help_record(ctx) if isinstance(option, click.Option) and option.name != skip else None
+        )
         if record:
             lines += [".TP", rf"\fB{roff(record[0])}\fR", roff(record[1])]
     return lines
@@ -96,8 +110,16 @@ def quoted(text: str) -> str:
 
 def roff(text: str) -> str:
     """Return text so that it means itself."""
-    text = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga").replace("^", r"\(ha")
-    text = "".join(letter if letter.isascii() else rf"\[u{ord(letter):04X}]" for letter in text.replace("~", r"\(ti"))
+    text = (
+        text.replace("\\", r"\e")
+        .replace("-", r"\-")
+        .replace("'", r"\(aq")
+        .replace("`", r"\(ga")
+        .replace("^", r"\(ha")
+    )
+    text = "".join(
+        letter if letter.isascii() else rf"\[u{ord(letter):04X}]" for letter in text.replace("~", r"\(ti")
+    )
     return rf"\&{text}" if text.startswith(".") else text
 
 

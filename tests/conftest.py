@@ -20,7 +20,9 @@ settings.register_profile("long", derandomize=True, deadline=None, database=None
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked long, too: hours")
-    parser.addoption("--quick", action="store_true", help="leave out the harnesses of docs/reliability.md: a minute or two")
+    parser.addoption(
+        "--quick", action="store_true", help="leave out the harnesses of docs/reliability.md: a minute or two"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,7 +53,8 @@ def inbox_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `python -c code arguments...`, with pipes for its standard input and output. Killed at the end of the test."""
+    """Start `python -c code arguments...`, with pipes for its standard input and output. Killed at the end of
+    the test."""
     started: list[subprocess.Popen[str]] = []
     package = str(Path(fsinbox.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
@@ -75,7 +78,8 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
-    """Run `python -c code arguments...` to its end and return what it printed, stripped. It must succeed, or be killed."""
+    """Run `python -c code arguments...` to its end and return what it printed, stripped. It must succeed, or
+    be killed."""
 
     def run(code: str, *arguments: object) -> str:
         child = start_python(code, *arguments)
@@ -88,12 +92,14 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Note a figure for the run's summary: how many states, kills, disks. A check that ran says how much it did."""
+    """Note a figure for the run's summary: how many states, kills, disks. A check that ran says how much it
+    did."""
     return lambda text: record_property("figure", text)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures of all tests, and what could not run here: so that a log tells what was proved, and what was not."""
+    """Print the figures of all tests, and what could not run here: so that a log tells what was proved, and
+    what was not."""
     figures = [
         (report.nodeid, value)
         for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")

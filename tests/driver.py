@@ -1,33 +1,42 @@
-"""Programs under test that announce what they do, and what a fresh consumer finds after them: what all harnesses share.
+"""Programs under test that announce what they do, and what a fresh consumer finds after them: what all
+harnesses share.
 
-A harness runs such a program, does something terrible to it or to its disk, lets `aftermath` look at what is left, and has
-`judge` (tests/oracle.py) say whether the two together are right. It also runs as a process of its own:
+A harness runs such a program, does something terrible to it or to its disk, lets `aftermath` look at what is
+left, and has `judge` (tests/oracle.py) say whether the two together are right. It also runs as a process of
+its own:
 
     python -m tests.driver INBOX LOG WORD...
 
-LOG gets a line an event, each with one write: it survives any kill, and a trace shows it among the other system calls in
-its order. LOG must lie outside the inbox, and where a harness cuts the power, on another file system. The words, done in
-turn by one process with one open Inbox:
+LOG gets a line an event, each with one write: it survives any kill, and a trace shows it among the other
+system calls in its order. LOG must lie outside the inbox, and where a harness cuts the power, on another file
+system. The words, done in turn by one process with one open Inbox:
 
-    add:KEY=VALUE     Inbox.add_bytes, flushed               new:KEY=VALUE     the same, in an Inbox opened for it
+    add:KEY=VALUE     Inbox.add_bytes, flushed               new:KEY=VALUE     the same, in an Inbox opened
+                      for it
     quick:KEY=VALUE   the same, not flushed                  many:K=V,K=V,...  Inbox.add_many, flushed
     stream:KEY=VALUE  Inbox.add_stream
     file:KEY=VALUE    Inbox.add_file                         move:KEY=VALUE    the same, handing the file over
-    sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/, flush drop/
+    sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/,
+                      flush drop/
     both:K=V,K=V      the first by scripts/fsinbox-add, the second by add_bytes, at the same time
     take              take an element, if one is to be had
-    ack nack defer fail     end the one that is in flight longest; defer is a nack with a delay (of a nanosecond: it is over)
+    ack nack defer fail     end the one that is in flight longest; defer is a nack with a delay (of a
+                            nanosecond: it is over)
     postpone          the same with a delay of an hour (`aftermath` is two hours later)
-    requeue           end every back-off, as people do     keep              from now on keep what was acknowledged, the last one
+    requeue           end every back-off, as people do     keep              from now on keep what was
+                      acknowledged, the last one
     release           the same as nack, without counting an attempt
     restart           close the inbox, which requeues what is in flight, and open it again
     die               leave the inbox as a killed process does: what is in flight stays in inflight/
-    create            make the inbox                         mkdir             make the empty directory for it, not flushed
+    create            make the inbox                         mkdir             make the empty directory for
+                      it, not flushed
     lose              remove the index, as anyone may at any time
-    forget            blank every line of the index, as if they were lost: a key that waits gets a second place by its next add
+    forget            blank every line of the index, as if they were lost: a key that waits gets a second
+                      place by its next add
     mark              announce a "mark": for a harness that wants to know where it is
 
-The inbox must exist, unless the first word is `create`. Values are short texts; no two adds of a key may have the same.
+The inbox must exist, unless the first word is `create`. Values are short texts; no two adds of a key may have
+the same.
 """
 
 from __future__ import annotations
@@ -42,12 +51,12 @@ from pathlib import Path
 from time import monotonic_ns, sleep, time_ns
 from unittest import mock
 
-import fsinbox.consumer
-import fsinbox.index
+import fsinbox.consumer.consumer
+import fsinbox.store.index
 from fsinbox import Element, Inbox
-from fsinbox.files import commit, is_btrfs
-from fsinbox.index import HEADER
-from fsinbox.steering import Steering
+from fsinbox.operate.steering import Steering
+from fsinbox.store.files import commit, is_btrfs
+from fsinbox.store.index import HEADER
 from tests.oracle import Event
 
 SHELL_PRODUCER = str(Path(__file__).parents[1] / "scripts" / "fsinbox-add")
@@ -60,7 +69,8 @@ TORN = "TORN"
 
 
 def payload(value: str, size: int = SIZE) -> bytes:
-    """Return a payload that tells its value, and whether it is whole: the value, line by line, then `end of <value>`."""
+    """Return a payload that tells its value, and whether it is whole: the value, line by line, then `end of
+    <value>`."""
     line = f"{value}\n".encode()
     return line * max(1, -(-size // len(line))) + f"end of {value}\n".encode()
 
@@ -74,7 +84,8 @@ def value_of(data: bytes) -> str:
     return value if whole and value else TORN
 
 
-# --- announcing ---------------------------------------------------------------------------------------------------
+# --- announcing
+# ---------------------------------------------------------------------------------------------------
 
 
 class Log:
@@ -83,7 +94,11 @@ class Log:
     def __init__(self, who: str, path: str | os.PathLike[str] | None = None) -> None:
         self.who = who
         self.events: list[Event] = []
-        self._fd = -1 if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = (
+            -1
+            if path is None
+            else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        )
 
     def tell(self, what: str, key: str = "", value: str = "") -> None:
         """Announce an event, with one system call."""
@@ -126,7 +141,8 @@ def all_died(events: Iterable[Event]) -> list[Event]:
     return events + [Event("died", who, t=last) for who in sorted({event.who for event in events})]
 
 
-# --- the words ----------------------------------------------------------------------------------------------------
+# --- the words
+# ----------------------------------------------------------------------------------------------------
 
 
 class Driver:
@@ -231,7 +247,8 @@ class Driver:
             self._out.append(element)
 
     def _end(self, how: str) -> Element | None:
-        """Announce the end of what has been in flight longest. Before it is done: it may be done without a word after it."""
+        """Announce the end of what has been in flight longest. Before it is done: it may be done without a
+        word after it."""
         if not self._out:
             return None
         element = self._out.pop(0)
@@ -322,7 +339,8 @@ def forget(path: str) -> None:
             os.pwrite(file.fileno(), bytes(length), HEADER)
 
 
-# --- what is left -------------------------------------------------------------------------------------------------
+# --- what is left
+# -------------------------------------------------------------------------------------------------
 
 WAYS = ("drain", "add", "recover-add")
 """What is done with what is left of an inbox:
@@ -339,7 +357,9 @@ ENOUGH = 1000
 """Elements that a consumer takes at the most: more than any harness leaves."""
 
 
-def aftermath(path: str, way: str, keys: Iterable[str] = (), *, boot: str | None = None, clock: int | None = None) -> list[Event]:
+def aftermath(
+    path: str, way: str, keys: Iterable[str] = (), *, boot: str | None = None, clock: int | None = None
+) -> list[Event]:
     """Let a fresh process's worth of producer and consumer work with what is left; return what they announce.
 
     boot    the boot tag they see (8 characters): after a power cut another than before
@@ -349,11 +369,11 @@ def aftermath(path: str, way: str, keys: Iterable[str] = (), *, boot: str | None
     """
     log = Log("aftermath")
     # Two hours later: whatever waits out a delay is due.
-    patches = [mock.patch.object(fsinbox.consumer, "time_ns", lambda: time_ns() + 7200 * 10**9)]
+    patches = [mock.patch.object(fsinbox.consumer.consumer, "time_ns", lambda: time_ns() + 7200 * 10**9)]
     if boot is not None:
-        patches.append(mock.patch.object(fsinbox.index, "boot_tag", lambda: boot))
+        patches.append(mock.patch.object(fsinbox.store.index, "boot_tag", lambda: boot))
     if clock is not None:
-        patches.append(mock.patch.object(fsinbox.index, "time_ns", lambda: clock))
+        patches.append(mock.patch.object(fsinbox.store.index, "time_ns", lambda: clock))
     for patch in patches:
         patch.start()
     try:
@@ -366,7 +386,9 @@ def aftermath(path: str, way: str, keys: Iterable[str] = (), *, boot: str | None
                     inbox.add_bytes(key, payload(LATE))
                     log.tell("add_end", key, LATE)
             for _ in range(ENOUGH):
-                element = inbox.take() or (inbox.take(timeout=1) if inbox.next_look_in() is not None else None)
+                element = inbox.take() or (
+                    inbox.take(timeout=1) if inbox.next_look_in() is not None else None
+                )
                 if element is None:
                     break
                 log.tell("deliver", element.key, value_of(element.data))

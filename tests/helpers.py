@@ -22,7 +22,8 @@ PATIENCE = 60.0
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without settings of fsinbox, but with the package on the path, and `more`."""
+    """Return this process's environment without settings of fsinbox, but with the package on the path, and
+    `more`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FSINBOX_")}
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")]))
     return clean | more
@@ -40,7 +41,8 @@ def run(
     status: int | None = 0,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `fsinbox` in `cwd` to its end; it must end with `status` (None: any). `variables` are added to its environment."""
+    """Run `fsinbox` in `cwd` to its end; it must end with `status` (None: any). `variables` are added to its
+    environment."""
     done = subprocess.run(
         command(*words),
         cwd=cwd,
@@ -50,9 +52,14 @@ def run(
         timeout=PATIENCE,
     )
     result = subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        done.args,
+        done.returncode,
+        done.stdout.decode("utf-8", "replace"),
+        done.stderr.decode("utf-8", "replace"),
     )
-    assert status is None or result.returncode == status, f"status {result.returncode}, not {status}\n{result.stderr}"
+    assert status is None or result.returncode == status, (
+        f"status {result.returncode}, not {status}\n{result.stderr}"
+    )
     return result
 
 
@@ -88,7 +95,9 @@ class Consumer:
             )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.process.kill()
         self.process.wait()
 
@@ -140,13 +149,19 @@ class Consumer:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the consumer did not end\n{self.log}") from None
-        assert self.process.returncode == status, f"status {self.process.returncode}, not {status}\n{self.log}"
+        assert self.process.returncode == status, (
+            f"status {self.process.returncode}, not {status}\n{self.log}"
+        )
 
 
 def keys_in(inbox: Path, folder: str) -> list[str]:
     """Return the encoded keys of the elements in a folder of an inbox, oldest first."""
     skip = 40 if folder == "deferred" else 20
-    return [name[skip:] for name in sorted(os.listdir(inbox / folder)) if not name.startswith(".") and "~" not in name]
+    return [
+        name[skip:]
+        for name in sorted(os.listdir(inbox / folder))
+        if not name.startswith(".") and "~" not in name
+    ]
 
 
 def contents(inbox: Path, folder: str = "pending") -> dict[str, bytes]:

@@ -1,14 +1,16 @@
 """Exceptions out of signal handlers, aimed at every step of a call: what must hold after each of them.
 
-    python -m tests.interrupts FOLDER CASE traced FIRST STRIDE      at every STRIDE-th place, from the FIRST on
-    python -m tests.interrupts FOLDER CASE alarms COUNT SEED        by SIGALRM, so many times, at moments of its length
+    python -m tests.interrupts FOLDER CASE traced FIRST STRIDE      at every STRIDE-th place, from the FIRST
+    on python -m tests.interrupts FOLDER CASE alarms COUNT SEED        by SIGALRM, so many times, at moments
+    of its length
 
-Prints how often it interrupted. The first raises the exception out of a trace function, after each bytecode instruction of
-the package after which the interpreter may run a signal handler (and after some where it does not: a call of a function that
-is in Python). The second has a timer do it.
+Prints how often it interrupted. The first raises the exception out of a trace function, after each bytecode
+instruction of the package after which the interpreter may run a signal handler (and after some where it does
+not: a call of a function that is in Python). The second has a timer do it.
 
-After each interrupt: another process gets the lock at once; this one can add and take; nothing is left in tmp/, nor open there;
-in inflight/ is only what some Element stands for; and what was queued is delivered, in order, unless it was acknowledged.
+After each interrupt: another process gets the lock at once; this one can add and take; nothing is left in
+tmp/, nor open there; in inflight/ is only what some Element stands for; and what was queued is delivered, in
+order, unless it was acknowledged.
 """
 
 from __future__ import annotations
@@ -158,16 +160,28 @@ X, OLD, NEW = ("x", "1"), ("k", "old"), ("k", "new")
 
 CASES: dict[str, Case] = {
     "add": (queued(X), lambda world: world.inbox.add("k", "new"), either([X], [X, NEW])),
-    "add, flushed": (queued(X), lambda world: world.inbox.add("k", "new", durable=True), either([X], [X, NEW])),
+    "add, flushed": (
+        queued(X),
+        lambda world: world.inbox.add("k", "new", durable=True),
+        either([X], [X, NEW]),
+    ),
     "add, replacing": (queued(OLD, X), lambda world: world.inbox.add("k", "new"), either([OLD, X], [NEW, X])),
     "add, behind": (taken, lambda world: world.inbox.add("k", "new"), either([X], [X, NEW])),
-    "add, over a drop": (dropped, lambda world: world.inbox.add("k", "new"), either([("k", "dropped")], [NEW])),
+    "add, over a drop": (
+        dropped,
+        lambda world: world.inbox.add("k", "new"),
+        either([("k", "dropped")], [NEW]),
+    ),
     "add_many": (
         queued(X),
         lambda world: world.inbox.add_many([("k", "new"), ("l", "1"), ("x", "2")]),
         either([X], [X, NEW], [X, NEW, ("l", "1")], [("x", "2"), NEW, ("l", "1")]),
     ),
-    "add_file, moved": (a_file, lambda world: world.inbox.add_file("k", world.elsewhere / "file", move=True), of_a_file),
+    "add_file, moved": (
+        a_file,
+        lambda world: world.inbox.add_file("k", world.elsewhere / "file", move=True),
+        of_a_file,
+    ),
     "add_file": (a_file, lambda world: world.inbox.add_file("k", world.elsewhere / "file"), of_a_copy),
     "add_stream": (a_file, stream, of_a_copy),
     "take": (queued(OLD, X), lambda world: world.inbox.take(), either([OLD, X])),
@@ -191,7 +205,9 @@ def check(world: World, case: Case) -> None:
     assert is_free(world.path), "the lock is held"
     assert names(world.inbox, "tmp") == [], "a draft is left"
     assert not open_in(world.path / "tmp"), "a draft is left open"
-    has = {element.key for element in world.held} | {element.key for element in world.inbox._elements.values()}
+    has = {element.key for element in world.held} | {
+        element.key for element in world.inbox._elements.values()
+    }
     nobody_s = [name[20:] for name in names(world.inbox, "inflight") if name[20:] not in has]
     assert not nobody_s, f"{nobody_s}: nobody has it"
     if world.held:  # the program ends what it has, as it meant to
@@ -232,12 +248,14 @@ def open_in(folder: Path) -> list[str]:
 
 
 def may_interrupt(instruction: str) -> bool:
-    """Tell whether the interpreter may run signal handlers after this: a call, the start of a function, a jump back."""
+    """Tell whether the interpreter may run signal handlers after this: a call, the start of a function, a
+    jump back."""
     return instruction.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
 
 
 def interrupted_at(nth: int, call: Callable[[], object]) -> bool:
-    """Call it, and raise Interrupt at the nth place in the package where a signal handler may run; False if there are fewer."""
+    """Call it, and raise Interrupt at the nth place in the package where a signal handler may run; False if
+    there are fewer."""
     left = nth
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -328,7 +346,9 @@ def alarm(world: World, case: Case, count: int, seed: int) -> int:
             done += interrupted_after(moment, lambda: case[1](world))
             check(world, case)
         except BaseException as error:
-            raise AssertionError(f"after {moment * 1e6:.0f} us, try {tried} of seed {seed}: {error!r}") from error
+            raise AssertionError(
+                f"after {moment * 1e6:.0f} us, try {tried} of seed {seed}: {error!r}"
+            ) from error
     return done
 
 

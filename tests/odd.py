@@ -1,8 +1,9 @@
-"""A file system that does little of what fsinbox relies on: FUSE, by mfusepy, over a folder. For the doctor to find it out.
+"""A file system that does little of what fsinbox relies on: FUSE, by mfusepy, over a folder. For the doctor
+to find it out.
 
-It takes `A` for `a`, and both ways to write `é` for one; a rename over a file leaves a moment without any; there are no links
-of either kind; a name has at most 100 bytes; modes are not kept; folders cannot be flushed; its clock is an hour ahead, and
-goes in steps of a second; there is little room.
+It takes `A` for `a`, and both ways to write `é` for one; a rename over a file leaves a moment without any;
+there are no links of either kind; a name has at most 100 bytes; modes are not kept; folders cannot be
+flushed; its clock is an hour ahead, and goes in steps of a second; there is little room.
 
     python -m tests.odd FOLDER MOUNTPOINT      serves until it is unmounted; writes a line when it is mounted
 """

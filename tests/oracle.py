@@ -1,19 +1,21 @@
-"""What must hold of any history of an inbox, whoever made it: every interleaving, a storm of processes, a crash.
+"""What must hold of any history of an inbox, whoever made it: every interleaving, a storm of processes, a
+crash.
 
-A history is a list of events in the order of their times. The oracle looks for an order of a key's adds that explains it:
-one in which every add that ended before another began comes first, the deliveries only ever go forward, and the last
-delivery is of the last completed add. There is such an order exactly if none of these is found (intervals of time have no
-longer cycles than pairs, so pairs are all there is to look at):
+A history is a list of events in the order of their times. The oracle looks for an order of a key's adds that
+explains it: one in which every add that ended before another began comes first, the deliveries only ever go
+forward, and the last delivery is of the last completed add. There is such an order exactly if none of these
+is found (intervals of time have no longer cycles than pairs, so pairs are all there is to look at):
 
- missed    a completed add began after the value delivered last had been added, and was never delivered; or the last
-           delivery was never acknowledged
- older     a value was delivered after one that is newer: whose add began after the other had been added, or was delivered
+ missed    a completed add began after the value delivered last had been added, and was never delivered; or
+           the last delivery was never acknowledged
+ older     a value was delivered after one that is newer: whose add began after the other had been added, or
+           was delivered
  foreign   a value was delivered that nobody had begun to add
  twice     two elements of one key were in flight at once
  order     of two keys that were added once each, one after the other, the later was delivered first
 
-A value counts as added when its add returned, or when it was delivered, whichever came first. An add without an end (its
-producer died, or it raised) is unknown: it may be delivered, at any time, or not.
+A value counts as added when its add returned, or when it was delivered, whichever came first. An add without
+an end (its producer died, or it raised) is unknown: it may be delivered, at any time, or not.
 """
 
 from collections.abc import Iterable
@@ -24,8 +26,8 @@ from typing import NamedTuple
 class Event(NamedTuple):
     """One thing that happened.
 
-    what   "add_start", "add_end", "deliver", "ack", "nack" or "died". "ack" and "nack" are noted before they are done;
-           "died" ends what the consumer `who` had in flight (its key and value are empty)
+    what   "add_start", "add_end", "deliver", "ack", "nack" or "died". "ack" and "nack" are noted before they
+           are done; "died" ends what the consumer `who` had in flight (its key and value are empty)
     who    the producer or the consumer
     key    the element's key
     value  the value: no two adds of one key may have the same
@@ -117,14 +119,18 @@ def judge_order(events: list[Event]) -> list[str]:
         if add is None:
             continue
         if add.end < latest[0]:
-            wrong.append(f"order: key {event.key} had been added before key {latest[1]}, and was delivered after it")
+            wrong.append(
+                f"order: key {event.key} had been added before key {latest[1]}, and was delivered after it"
+            )
         latest = max(latest, (add.start, event.key))
     return wrong
 
 
 def _began(event: Event, key: Key) -> None:
     if event.value in key.adds:
-        raise ValueError(f"value {event.value!r} of key {event.key!r} is added twice: give each add its own value")
+        raise ValueError(
+            f"value {event.value!r} of key {event.key!r} is added twice: give each add its own value"
+        )
     key.adds[event.value] = Add(event.value, event.t)
 
 
@@ -137,19 +143,28 @@ def _end_of(consumer: str, keys: dict[str, Key]) -> None:
 def _delivered(event: Event, key: Key, *, causal: bool) -> list[str]:
     wrong = []
     if key.out is not None:
-        wrong.append(f"twice: key {event.key}: {event.value} was delivered while {key.last and key.last.value} was in flight")
+        wrong.append(
+            f"twice: key {event.key}: {event.value} was delivered while {key.last and key.last.value} was in "
+            "flight"
+        )
     key.out = event.who
     key.settled = False
     add = key.adds.get(event.value)
     if add is None:
-        return [*wrong, f"foreign: key {event.key}: {event.value!r} was delivered, and nobody had begun to add it"]
+        return [
+            *wrong,
+            f"foreign: key {event.key}: {event.value!r} was delivered, and nobody had begun to add it",
+        ]
     if key.latest and key.latest.start > add.end:
         wrong.append(
             f"older: key {event.key}: {add.value} was delivered after {key.latest.value}, "
             f"whose add began when {add.value} had been added"
         )
     elif causal and key.last and add is not key.last and add.value in key.delivered:
-        wrong.append(f"older: key {event.key}: {add.value} was delivered, then {key.last.value}, then {add.value} again")
+        wrong.append(
+            f"older: key {event.key}: {add.value} was delivered, then {key.last.value}, then {add.value} "
+            "again"
+        )
     if causal:
         add.end = min(add.end, event.t)
     key.delivered.add(add.value)
@@ -165,8 +180,13 @@ def _missed(name: str, key: Key) -> list[str]:
         return [f"missed: key {name}: {', '.join(lost)} added, nothing ever delivered"] if lost else []
     wrong = []
     if not key.settled:
-        wrong.append(f"missed: key {name}: {key.last.value} was delivered, not acknowledged, and never delivered again")
+        wrong.append(
+            f"missed: key {name}: {key.last.value} was delivered, not acknowledged, and never delivered again"
+        )
     for add in key.adds.values():
         if add.completed and add.start > key.last.end and add is not key.last:
-            wrong.append(f"missed: key {name}: {add.value} was added after {key.last.value} had been, which was delivered last")
+            wrong.append(
+                f"missed: key {name}: {add.value} was added after {key.last.value} had been, which was "
+                "delivered last"
+            )
     return wrong

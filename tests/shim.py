@@ -1,5 +1,5 @@
-"""A place between fsinbox and the operating system: each call that the package's modules make to `os`, `fcntl` or filelock's
-descriptor lock goes through a hook, which may look, fail it, do a part of it, or die.
+"""A place between fsinbox and the operating system: each call that the package's modules make to `os`,
+`fcntl` or filelock's descriptor lock goes through a hook, which may look, fail it, do a part of it, or die.
 
     def hook(name, call, arguments, more):      # name: "rename"; call: the real function
         return call(*arguments, **more)
@@ -10,7 +10,8 @@ descriptor lock goes through a hook, which may look, fail it, do a part of it, o
 Nothing is imitated: what the hook lets through is done by the real system. Two hooks that are often wanted:
 
     with refusing(write=errno.ENOSPC): ...            # each such call fails
-    with meanwhile("rename", lambda: path.unlink()): ...    # just before the first such call, somebody else does something
+    with meanwhile("rename", lambda: path.unlink()): ...    # just before the first such call, somebody else
+    does something
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ import fsinbox
 
 Hook = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
-NO_CALLS = frozenset("fspath fsencode fsdecode getpid geteuid urandom cpu_count WIFEXITED register_at_fork uname _exit".split())
+NO_CALLS = frozenset(
+    "fspath fsencode fsdecode getpid geteuid urandom cpu_count WIFEXITED register_at_fork uname _exit".split()
+)
 """Functions of os that are no file operation."""
 
 
@@ -58,7 +61,8 @@ class _Between:
 
 @cache
 def modules() -> list[ModuleType]:
-    """Return every module of the package that works on files: all but those of the command line and the workers."""
+    """Return every module of the package that works on files: all but those of the command line and the
+    workers."""
     for module in pkgutil.iter_modules(fsinbox.__path__, "fsinbox."):
         if not module.ispkg and module.name != "fsinbox.__main__":
             importlib.import_module(module.name)
@@ -91,9 +95,11 @@ def intercepted(hook: Hook) -> Iterator[None]:
 
 
 @contextmanager
-def refusing(*, when: Callable[..., bool] = lambda *_: True, times: int | None = None, **errors: int) -> Iterator[None]:
-    """While this lasts, the named calls fail with these errors of errno: those for whose arguments `when` holds, or the first
-    `times` of them. Each named call must have failed at least once.
+def refusing(
+    *, when: Callable[..., bool] = lambda *_: True, times: int | None = None, **errors: int
+) -> Iterator[None]:
+    """While this lasts, the named calls fail with these errors of errno: those for whose arguments `when`
+    holds, or the first `times` of them. Each named call must have failed at least once.
     """
     hits: list[str] = []
 
@@ -107,12 +113,17 @@ def refusing(*, when: Callable[..., bool] = lambda *_: True, times: int | None =
 
     with intercepted(hook):
         yield
-    assert set(hits) == set(errors), f"these were to be refused, and were not called: {set(errors) - set(hits)}"
+    assert set(hits) == set(errors), (
+        f"these were to be refused, and were not called: {set(errors) - set(hits)}"
+    )
 
 
 @contextmanager
-def meanwhile(name: str, act: Callable[[], object], *, when: Callable[..., bool] = lambda *_: True) -> Iterator[None]:
-    """While this lasts, `act` is done once: just before the first call of this name for whose arguments `when` holds."""
+def meanwhile(
+    name: str, act: Callable[[], object], *, when: Callable[..., bool] = lambda *_: True
+) -> Iterator[None]:
+    """While this lasts, `act` is done once: just before the first call of this name for whose arguments
+    `when` holds."""
     hits: list[str] = []
 
     def hook(called: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:

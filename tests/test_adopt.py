@@ -1,4 +1,5 @@
-"""drop/: whatever somebody moves, copies or makes there is adopted, left alone or set aside, and stops nothing."""
+"""drop/: whatever somebody moves, copies or makes there is adopted, left alone or set aside, and stops
+nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ from pathlib import Path
 
 import pytest
 
-from fsinbox import AddFailed, Inbox, adopt
-from fsinbox.names import label_for
+from fsinbox import AddFailed, Inbox
+from fsinbox.consumer import ingest as adopt
+from fsinbox.store.names import label_for
 from tests.shim import meanwhile, refusing
 from tests.usual import drain, held, names, take
 
@@ -52,7 +54,8 @@ def reason_for(inbox: Inbox, name: str | bytes) -> str:
     return Path(inbox.path, "failed", aside[0] + "~reason.txt").read_text()
 
 
-# --- adopted -----------------------------------------------------------------------------------------------------
+# --- adopted
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_files_that_mv_brings_are_adopted_by_name_in_order_of_arrival(inbox: Inbox, tmp_path: Path) -> None:
@@ -116,7 +119,8 @@ def test_a_drop_after_an_add_of_its_key_wins(inbox: Inbox) -> None:
 
 
 def test_a_drop_just_written_counts_as_arrived_for_an_add(inbox: Inbox, tmp_path: Path) -> None:
-    """Written and renamed within one tick of the clock: only the kernel's word on writers tells that it is finished."""
+    """Written and renamed within one tick of the clock: only the kernel's word on writers tells that it is
+    finished."""
     for number in range(20):
         (tmp_path / "draft").write_bytes(b"dropped")
         (tmp_path / "draft").rename(Path(inbox.path, "drop", f"k{number}"))
@@ -141,7 +145,9 @@ def test_a_file_of_any_size_up_to_the_limit_is_adopted(inbox_dir: Path) -> None:
         assert drain(inbox) == [("empty", b""), ("full", b"x" * 1000)]
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe", "ü 🙂".encode(), b"-rf", b"~tilde", b"%41", b"new\nline", b"a" * 200])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"\xff\xfe", "ü 🙂".encode(), b"-rf", b"~tilde", b"%41", b"new\nline", b"a" * 200]
+)
 def test_a_file_is_adopted_whatever_its_name_as_that_key(inbox: Inbox, name: bytes) -> None:
     drop(inbox, name)
     element = take(inbox)
@@ -180,7 +186,8 @@ def test_a_drop_is_noticed_while_there_is_a_backlog(inbox: Inbox) -> None:
     assert dict(drain(inbox))["k299"] == b"dropped"
 
 
-# --- left alone --------------------------------------------------------------------------------------------------
+# --- left alone
+# --------------------------------------------------------------------------------------------------
 
 
 def test_drafts_and_hidden_files_are_left_alone(inbox_dir: Path) -> None:
@@ -205,7 +212,8 @@ def test_a_draft_is_adopted_when_it_is_renamed(inbox: Inbox) -> None:
     assert drain(inbox) == [("a", b"dropped")]
 
 
-# --- set aside ---------------------------------------------------------------------------------------------------
+# --- set aside
+# ---------------------------------------------------------------------------------------------------
 
 
 def make_fifo(path: Path) -> None:
@@ -291,10 +299,16 @@ def test_what_a_link_points_to_is_never_read(inbox: Inbox, tmp_path: Path) -> No
     (aside,) = [name for name in names(inbox, "failed") if not name.endswith("~reason.txt")]
     assert os.path.islink(Path(inbox.path, "failed", aside))
     assert b"top secret" not in b"".join(
-        Path(inbox.path, "failed", name).read_bytes() for name in names(inbox, "failed") if name.endswith("~reason.txt")
+        Path(inbox.path, "failed", name).read_bytes()
+        for name in names(inbox, "failed")
+        if name.endswith("~reason.txt")
     )
     after = secret.stat()
-    assert (after.st_mtime_ns, after.st_ctime_ns, after.st_nlink) == (before.st_mtime_ns, before.st_ctime_ns, 1)
+    assert (after.st_mtime_ns, after.st_ctime_ns, after.st_nlink) == (
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+        1,
+    )
 
 
 def test_a_directory_is_set_aside_whole(inbox: Inbox) -> None:
@@ -304,7 +318,9 @@ def test_a_directory_is_set_aside_whole(inbox: Inbox) -> None:
     assert Path(inbox.path, "failed", aside, "content").read_text() == "kept"
 
 
-@pytest.mark.parametrize("name", [b"a" * 255, "🙂".encode() * 63, b"\xff" * 255, b"a" * 201, b"x" * 199 + b" "])
+@pytest.mark.parametrize(
+    "name", [b"a" * 255, "🙂".encode() * 63, b"\xff" * 255, b"a" * 201, b"x" * 199 + b" "]
+)
 def test_a_name_too_long_for_a_key_is_set_aside(inbox: Inbox, name: bytes) -> None:
     drop(inbox, name)
     drop(inbox, "next")
@@ -347,7 +363,7 @@ def drop_unreadable(path: str) -> None:
 
 
 def test_an_unreadable_file_is_set_aside() -> None:
-    import_module("fsinbox.consumer")  # now: as another user the child may not be able to read it
+    import_module("fsinbox.consumer.consumer")  # now: as another user the child may not be able to read it
     folder = tempfile.mkdtemp()  # not tmp_path, whose parents only its owner may enter
     try:
         os.chmod(folder, 0o777)
@@ -363,7 +379,7 @@ def test_a_file_that_cannot_be_moved_out_of_drop_stops_nothing(tmp_path: Path) -
     """A sticky drop/, and files of another user in it: as in a drop/ that everybody may write to."""
     if os.geteuid():
         pytest.skip("only root can make files of another user")
-    import_module("fsinbox.consumer")
+    import_module("fsinbox.consumer.consumer")
     folder = tempfile.mkdtemp()
     try:
         os.chmod(folder, 0o777)
@@ -397,9 +413,12 @@ def meet_another_s_files(path: str) -> None:
 
 
 def give_back_another_s_file(path: str, how: str) -> None:
-    """To be called in a process of its own, as root: becomes the consumer's user, who may read the file but not write it."""
+    """To be called in a process of its own, as root: becomes the consumer's user, who may read the file but
+    not write it."""
     with Inbox(path) as inbox:
-        inbox.add("imports", "all that is needed, while it can be read: this Python may lie in a folder of root's")
+        inbox.add(
+            "imports", "all that is needed, while it can be read: this Python may lie in a folder of root's"
+        )
         take(inbox).ack()
         drop(inbox, "another's", b"payload")
         os.chmod(os.path.join(path, "drop", "another's"), 0o644)
@@ -435,7 +454,7 @@ def test_a_dropped_file_of_another_user_can_be_given_back(how: str) -> None:
     """Linux lets nobody link another's file that he may not write (fs.protected_hardlinks)."""
     if os.geteuid():
         pytest.skip("only root can make files of another user")
-    import_module("fsinbox.consumer")
+    import_module("fsinbox.consumer.consumer")
     folder = tempfile.mkdtemp()
     try:
         os.chmod(folder, 0o777)
@@ -469,7 +488,8 @@ def as_user(user: int, function: Callable[..., object], *arguments: object) -> N
 
 
 def drop_within_a_tick(path: str, mode: int) -> None:
-    """Write a file and mv it into drop/ so quickly that its times do not tell: again and again, until that is so."""
+    """Write a file and mv it into drop/ so quickly that its times do not tell: again and again, until that is
+    so."""
     dropped, draft = os.path.join(path, "drop", "a"), os.path.join(path, "tmp", "draft")
     for _ in range(1000):
         with open(draft, "wb") as file:
@@ -489,10 +509,11 @@ def add_of_b(path: str) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o600], ids=["readable", "unreadable"])
 def test_a_value_added_after_another_user_s_drop_is_the_one_delivered(mode: int) -> None:
-    """The kernel tells nobody but its owner whether a file is still being written. So B looks again, after a second."""
+    """The kernel tells nobody but its owner whether a file is still being written. So B looks again, after a
+    second."""
     if os.geteuid():
         pytest.skip("only root can be other users")
-    import_module("fsinbox.consumer")
+    import_module("fsinbox.consumer.consumer")
     folder = tempfile.mkdtemp()
     try:
         os.chmod(folder, 0o777)
@@ -515,7 +536,8 @@ def test_a_value_added_after_another_user_s_drop_is_the_one_delivered(mode: int)
         shutil.rmtree(folder)
 
 
-# --- writers that cannot rename ----------------------------------------------------------------------------------
+# --- writers that cannot rename
+# ----------------------------------------------------------------------------------
 
 
 def test_a_file_that_a_slow_writer_has_open_is_not_adopted_until_it_is_closed(inbox_dir: Path) -> None:
@@ -623,10 +645,13 @@ def test_a_dropped_file_that_is_removed_again_leaves_no_trace(inbox_dir: Path) -
         assert names(inbox, "failed") == []
 
 
-# --- foreign files elsewhere -------------------------------------------------------------------------------------
+# --- foreign files elsewhere
+# -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README", "a", "12345-a", "1234567890123456789-%41", "1234567890123456789-a b", "x" * 255])
+@pytest.mark.parametrize(
+    "name", ["README", "a", "12345-a", "1234567890123456789-%41", "1234567890123456789-a b", "x" * 255]
+)
 @pytest.mark.parametrize("folder", ["pending", "inflight", "deferred"])
 def test_a_foreign_file_among_the_elements_is_set_aside(inbox: Inbox, folder: str, name: str) -> None:
     Path(inbox.path, folder, name).write_text("mine")
@@ -684,7 +709,8 @@ def test_set_aside_files_are_private_as_everything_is(inbox: Inbox) -> None:
     assert stat.S_IMODE(Path(inbox.path, "failed", reason).stat().st_mode) == 0o600
 
 
-# --- what the system refuses, and what others do meanwhile ---------------------------------------------------------
+# --- what the system refuses, and what others do meanwhile
+# ---------------------------------------------------------
 
 
 def the(nth: int, name: str) -> Callable[..., bool]:
@@ -711,9 +737,11 @@ def of_drop(name: str, nth: int | None = None) -> Callable[..., bool]:
     return holds
 
 
-def test_more_files_than_are_adopted_in_one_go_are_all_adopted(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_are_adopted_in_one_go_are_all_adopted(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adopt, "_BATCH", 2)
-    monkeypatch.setattr("fsinbox.consumer._DROP_INTERVAL", 0)
+    monkeypatch.setattr("fsinbox.consumer.consumer._DROP_INTERVAL", 0)
     for name in "abcde":
         drop(inbox, name)
     first = take(inbox)
@@ -759,7 +787,9 @@ def test_a_dropped_file_that_is_refused_stops_no_other_is_told_of_once_and_tried
     assert names(inbox, "failed") == []
 
 
-@pytest.mark.parametrize(("call", "said"), [("flock", "cannot ingest dropped files now"), ("pwrite", "cannot ingest 'a' now")])
+@pytest.mark.parametrize(
+    ("call", "said"), [("flock", "cannot ingest dropped files now"), ("pwrite", "cannot ingest 'a' now")]
+)
 def test_what_admission_is_refused_stays_and_is_adopted_later(
     inbox: Inbox, call: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -774,7 +804,8 @@ def test_what_admission_is_refused_stays_and_is_adopted_later(
 
 
 def test_a_dropped_file_on_which_somebody_has_a_lease_is_looked_at_again_soon(inbox: Inbox) -> None:
-    """Samba takes leases. Whoever opens such a file is refused, and the lease's holder is asked to give it back."""
+    """Samba takes leases. Whoever opens such a file is refused, and the lease's holder is asked to give it
+    back."""
     drop(inbox, "a")
     with refusing(open=errno.EAGAIN, when=lambda name, *_: name == "a"):
         assert inbox.take() is None
@@ -810,7 +841,10 @@ def test_an_add_is_refused_if_a_drop_of_its_key_cannot_be_flushed(inbox: Inbox) 
 
 def test_an_add_that_cannot_tell_whether_a_drop_is_finished_is_refused(inbox: Inbox) -> None:
     drop(inbox, "a")
-    with refusing(open=errno.EMFILE, when=lambda name, *_: name == "a"), pytest.raises(AddFailed, match="was not added"):
+    with (
+        refusing(open=errno.EMFILE, when=lambda name, *_: name == "a"),
+        pytest.raises(AddFailed, match="was not added"),
+    ):
         inbox.add("a", b"added")
     assert drain(inbox) == [("a", b"dropped")]
 
@@ -855,7 +889,9 @@ def test_names_of_files_that_others_took_away_are_not_remembered_for_ever(inbox:
 
 
 @pytest.mark.parametrize("how", ["no such call", "refused"])
-def test_where_the_kernel_tells_of_no_writers_a_file_s_times_do(inbox: Inbox, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_tells_of_no_writers_a_file_s_times_do(
+    inbox: Inbox, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And where these do not tell, a producer of the same key looks again after a second."""
     drop(inbox, "a")
     Path(inbox.path, "drop", "still").write_bytes(b"left alone from now on")

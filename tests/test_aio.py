@@ -1,4 +1,5 @@
-"""AsyncInbox: the same queue for an asyncio program, whose event loop goes on and whose cancelled takes lose nothing."""
+"""AsyncInbox: the same queue for an asyncio program, whose event loop goes on and whose cancelled takes lose
+nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ async def soon(what: object) -> Element | None:
 
 @asynccontextmanager
 async def heartbeat() -> AsyncIterator[list[float]]:
-    """While this lasts, the event loop notes the time whenever it gets to it, at least every few milliseconds."""
+    """While this lasts, the event loop notes the time whenever it gets to it, at least every few
+    milliseconds."""
     beats: list[float] = []
 
     async def beat() -> None:
@@ -108,7 +110,11 @@ def test_add_many_and_add_file(inbox_dir: Path, tmp_path: Path) -> None:
     async def main() -> None:
         async with AsyncInbox(inbox_dir) as inbox:
             items = [(f"k{number % 10}", number) for number in range(30)]
-            assert await inbox.add_many(items, progress=progress.append) == {"new": 10, "replaced": 20, "behind": 0}
+            assert await inbox.add_many(items, progress=progress.append) == {
+                "new": 10,
+                "replaced": 20,
+                "behind": 0,
+            }
             assert await inbox.add_file("k3", tmp_path / "f", move=True) == "replaced"
 
     asyncio.run(main())
@@ -234,7 +240,9 @@ def test_several_workers_share_an_inbox_and_never_have_two_of_one_key(inbox_dir:
             await inbox.add_many((f"k{number}", 0) for number in range(12))
             async with asyncio.timeout(60):
                 await asyncio.gather(*(work(inbox) for _ in range(4)))
-        assert sorted(done) == [(key, value) for key in sorted(f"k{number}" for number in range(12)) for value in range(4)]
+        assert sorted(done) == [
+            (key, value) for key in sorted(f"k{number}" for number in range(12)) for value in range(4)
+        ]
         assert most > 1
 
     asyncio.run(main())
@@ -267,7 +275,8 @@ def test_a_second_consumer_is_refused(inbox_dir: Path) -> None:
     asyncio.run(main())
 
 
-# --- cancelling --------------------------------------------------------------------------------------------------------
+# --- cancelling
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_take_that_is_cancelled_again_and_again_while_adds_go_on_loses_nothing(inbox_dir: Path) -> None:
@@ -388,7 +397,9 @@ def test_a_take_that_is_cancelled_twice_loses_nothing_either(inbox_dir: Path) ->
                 # What the cancelled take had begun may still be ending in its thread.
                 deadline = time.monotonic() + 5
                 while keys_in(inbox_dir, "inflight"):
-                    assert time.monotonic() < deadline, f"lost in round {round_}: it is out, and nobody has it"
+                    assert time.monotonic() < deadline, (
+                        f"lost in round {round_}: it is out, and nobody has it"
+                    )
                     await asyncio.sleep(0.001)
             element = await inbox.take()
             assert element
@@ -449,7 +460,8 @@ def test_a_program_that_ends_while_a_take_waits_ends_at_once(inbox_dir: Path) ->
     assert program.returncode in (1, 130, -signal.SIGINT)
 
 
-# --- the event loop ----------------------------------------------------------------------------------------------------
+# --- the event loop
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_event_loop_goes_on_while_an_add_waits_for_the_admission_lock(inbox_dir: Path) -> None:
@@ -496,5 +508,7 @@ def test_a_program_without_asyncio_does_not_import_it(tmp_path: Path) -> None:
         "fsinbox.AsyncInbox\n"
         "print('asyncio' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
     assert done.stdout.split() == ["False", "True"]

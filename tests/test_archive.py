@@ -15,10 +15,13 @@ import pytest
 from click.testing import CliRunner
 from helpers import run
 
-import fsinbox.archive
-from fsinbox import AddFailed, Inbox, archive, files, protocol
+import fsinbox.operate.archive
+from fsinbox import AddFailed, Inbox
 from fsinbox.cli.commands import cli
-from fsinbox.survey import rows
+from fsinbox.operate import archive
+from fsinbox.operate.survey import rows
+from fsinbox.store import files
+from fsinbox.store import transitions as protocol
 from tests.shim import meanwhile
 from tests.usual import drain, take
 
@@ -31,7 +34,9 @@ def home(tmp_path: Path) -> Path:
         for key in ("done", "failed", "deferred"):
             inbox.add(key, f"{key}'s value")
             element = take(inbox)
-            element.ack() if key == "done" else element.nack(delay=1000) if key == "deferred" else element.fail("why\nnot")
+            element.ack() if key == "done" else element.nack(
+                delay=1000
+            ) if key == "deferred" else element.fail("why\nnot")
         for key in KEYS:
             inbox.add(key, f"{key}'s value")
     return tmp_path
@@ -59,12 +64,17 @@ def test_an_export_is_imported_in_order(home: Path) -> None:
 def test_other_states_only_if_asked_for_and_reasons_go_with_them(home: Path) -> None:
     run("export", "--state", "failed", "--state", "done", "--state", "waiting", "all.tar", cwd=home)
     assert "is there" in run("export", "all.tar", cwd=home, status=2).stderr
-    assert json.loads(run("export", "all.tar", "--yes", "--json", "--state", "failed", "--state", "done", cwd=home).stdout) == {
+    assert json.loads(
+        run("export", "all.tar", "--yes", "--json", "--state", "failed", "--state", "done", cwd=home).stdout
+    ) == {
         "file": str(home / "all.tar"),
         "exported": 2,
     }
     told = run("--inbox", "new", "import", "all.tar", cwd=home).stdout
-    assert told == "imported 0 elements into new, 1 into failed/; 0 left out, for one of their key is here; 1 were done\n"
+    assert (
+        told == "imported 0 elements into new, 1 into failed/; "
+        "0 left out, for one of their key is here; 1 were done\n"
+    )
     (failed,) = map(json.loads, run("--inbox", "new", "failed", "--json", cwd=home).stdout.splitlines())
     assert failed["reason"].endswith("why\nnot\n")
     assert "failed: left out" in run("--inbox", "new", "import", "all.tar", cwd=home).stderr
@@ -76,7 +86,9 @@ def test_it_goes_through_a_pipe(home: Path) -> None:
 
     from helpers import command, environment
 
-    exported = subprocess.run(command("export", "-"), cwd=home, env=environment(), capture_output=True, timeout=60, check=True)
+    exported = subprocess.run(
+        command("export", "-"), cwd=home, env=environment(), capture_output=True, timeout=60, check=True
+    )
     assert exported.stderr == b"fsinbox: exported 4 elements\n"
     run("--inbox", "new", "import", "-", cwd=home, stdin=exported.stdout)
     assert sorted(waiting(home / "new")) == sorted(VALUES)
@@ -114,7 +126,7 @@ def test_an_export_that_was_cut_short_goes_on(home: Path, cut: int) -> None:
 
 
 def test_an_import_that_was_cut_short_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsinbox.archive, "_BATCH", 2)
+    monkeypatch.setattr(fsinbox.operate.archive, "_BATCH", 2)
     monkeypatch.chdir(home)
     run("export", "all.tar", cwd=home)
     put = archive.Import._put
@@ -145,7 +157,9 @@ def test_an_import_is_flushed_before_it_is_noted(home: Path) -> None:
     run("export", "all.tar", cwd=home)
     calls: list[str] = []
 
-    def hook(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def hook(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "fsync":
             calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")))
         if name == "symlink":
@@ -165,7 +179,9 @@ def test_an_import_is_flushed_before_it_is_noted(home: Path) -> None:
 def test_what_is_no_archive_is_refused(home: Path) -> None:
     assert "cannot read no.tar" in run("--inbox", "new", "import", "no.tar", cwd=home, status=2).stderr
     (home / "text.tar").write_text("this is no archive" * 100)
-    assert "the archive cannot be read" in run("--inbox", "new", "import", "text.tar", cwd=home, status=2).stderr
+    assert (
+        "the archive cannot be read" in run("--inbox", "new", "import", "text.tar", cwd=home, status=2).stderr
+    )
     run("export", "all.tar", cwd=home)
     (home / "half.tar").write_bytes((home / "all.tar").read_bytes()[:3000])
     told = run("--inbox", "new", "import", "half.tar", cwd=home, status=2).stderr
@@ -183,7 +199,9 @@ def test_what_is_no_archive_is_refused(home: Path) -> None:
         ("waiting/1795552753631524533-a", "k" * 300, tarfile.REGTYPE),
     ],
 )
-def test_a_forged_member_is_refused_and_nothing_is_written(home: Path, name: str, key: str, kind: bytes) -> None:
+def test_a_forged_member_is_refused_and_nothing_is_written(
+    home: Path, name: str, key: str, kind: bytes
+) -> None:
     with tarfile.open(home / "forged.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         member = tarfile.TarInfo(name)
         member.type = kind
@@ -209,13 +227,18 @@ def test_what_the_system_refuses_is_said(home: Path, monkeypatch: pytest.MonkeyP
         assert os.listdir(home / "new" / "tmp") == []
 
 
-def test_an_element_that_ends_while_it_is_exported_is_left_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_element_that_ends_while_it_is_exported_is_left_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Inbox(home / "inbox") as inbox:
         listed = list(rows(inbox.layout, ("waiting",)))
         (home / "inbox" / "pending" / listed[0].file).unlink()
-        monkeypatch.setattr(fsinbox.archive, "rows", lambda layout, states: iter(listed))
+        monkeypatch.setattr(fsinbox.operate.archive, "rows", lambda layout, states: iter(listed))
         file = io.BytesIO()
-        assert archive.write(inbox.layout, file, ("waiting",), progress=lambda done: None, skip=set()) == len(KEYS) - 1
+        assert (
+            archive.write(inbox.layout, file, ("waiting",), progress=lambda done: None, skip=set())
+            == len(KEYS) - 1
+        )
 
 
 def test_a_value_that_a_producer_adds_while_one_is_imported_wins(home: Path) -> None:

@@ -1,4 +1,5 @@
-"""The benchmark's arithmetic and its pages: what is compared is compared within a round, and what was missed is said."""
+"""The benchmark's arithmetic and its pages: what is compared is compared within a round, and what was missed
+is said."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_ratio_is_taken_within_a_round(bench: Any) -> None:
     results = bench.results
     target = results.Target("twice theirs", "ours", ["one", "two"], at_least=2)
-    group = results.Group("g", "adds/s", {"ours": [20, 200, 30], "one": [10, 100, 1], "two": [5, 50, 10]}, [target])
+    group = results.Group(
+        "g", "adds/s", {"ours": [20, 200, 30], "one": [10, 100, 1], "two": [5, 50, 10]}, [target]
+    )
     assert group.reached(target) == 2  # the best of theirs in each round; the median of 2, 2, 3
     assert group.is_met(target)
     group.figures["ours"] = [19, 190, 30]
@@ -44,7 +47,9 @@ def test_a_ratio_is_taken_within_a_round(bench: Any) -> None:
 def test_less_is_better_where_a_group_says_so(bench: Any) -> None:
     results = bench.results
     target = results.Target("at most 1.5x", "ours", ["one", "two"], at_most=1.5)
-    group = results.Group("g", "us", {"ours": [3.0], "one": [2.0], "two": [9.0]}, [target], more_is_better=False)
+    group = results.Group(
+        "g", "us", {"ours": [3.0], "one": [2.0], "two": [9.0]}, [target], more_is_better=False
+    )
     assert group.reached(target) == 1.5
     assert group.is_met(target)
 
@@ -60,7 +65,9 @@ def test_what_was_not_measured_is_neither_met_nor_missed(bench: Any) -> None:
 def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, tmp_path: Path) -> None:
     results, report = bench.results, bench.report
     target = results.Target("2x theirs", "fsinbox", ["theirs"], at_least=2)
-    group = results.Group("one producer", "adds/s", {"fsinbox": [1234.5], "theirs": [1000.0]}, [target], notes=["a note"])
+    group = results.Group(
+        "one producer", "adds/s", {"fsinbox": [1234.5], "theirs": [1000.0]}, [target], notes=["a note"]
+    )
     case = results.Case(3, "Take", [group])
     kept = tmp_path / "kept" / "results.json"
     results.save(kept, {"system": "Linux"}, [results.Case(1, "Add", [])])
@@ -69,7 +76,9 @@ def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, 
     assert [case.number for case in cases] == [1, 3]
     page = tmp_path / "page.md"
     marks = ("machine", "summary", "case 1", "case 3")
-    page.write_text("before\n" + "".join(f"<!-- {mark} -->\nold\n<!-- /{mark} -->\n" for mark in marks) + "after\n")
+    page.write_text(
+        "before\n" + "".join(f"<!-- {mark} -->\nold\n<!-- /{mark} -->\n" for mark in marks) + "after\n"
+    )
     report.fill_page(page, about, cases, "plots")
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -83,7 +92,15 @@ def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.1234, "0.123"), (1.5, "1.5"), (83.14, "83.1"), (99.96, "100"), (14321.0, "14,300"), (1e6, "1,000,000")],
+    [
+        (0, "0"),
+        (0.1234, "0.123"),
+        (1.5, "1.5"),
+        (83.14, "83.1"),
+        (99.96, "100"),
+        (14321.0, "14,300"),
+        (1e6, "1,000,000"),
+    ],
 )
 def test_figures_have_three_digits_that_count(bench: Any, value: float, text: str) -> None:
     assert bench.report.number(value) == text
@@ -106,7 +123,9 @@ def test_the_bare_calls_are_a_queue(bench: Any, tmp_path: Path, durability: str)
 
 
 @pytest.mark.parametrize("end", ["raises", "dies", "hangs"])
-def test_a_process_that_fails_ends_its_slice_at_once(bench: Any, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_fails_ends_its_slice_at_once(
+    bench: Any, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what waits for it goes with it: a consumer whose producer died would else wait for ever."""
     monkeypatch.setattr(bench.processes, "PATIENCE", 0.5 if end == "hangs" else 30)
 
@@ -118,7 +137,11 @@ def test_a_process_that_fails_ends_its_slice_at_once(bench: Any, end: str, monke
             os._exit(1)
         threading.Event().wait()
 
-    reasons = {"raises": "process 1: ValueError: no", "dies": "a process died", "hangs": "2 of 2 processes are not done"}
+    reasons = {
+        "raises": "process 1: ValueError: no",
+        "dies": "a process died",
+        "hangs": "2 of 2 processes are not done",
+    }
     with pytest.raises((RuntimeError, TimeoutError), match=reasons[end]):
         bench.processes.in_processes(2, work)
     assert not multiprocessing.active_children()

@@ -1,4 +1,5 @@
-"""What of Btrfs can be tested anywhere: its names are made to last by a commit. (tests/disks does it on a real one.)"""
+"""What of Btrfs can be tested anywhere: its names are made to last by a commit. (tests/disks does it on a
+real one.)"""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from unittest import mock
 
 import pytest
 
-from fsinbox import AddFailed, Inbox, files
+from fsinbox import AddFailed, Inbox
+from fsinbox.store import files
 
 SYNC = 0x9408
 """BTRFS_IOC_SYNC of linux/btrfs.h: _IO(0x94, 8)."""
@@ -20,7 +22,10 @@ SYNC = 0x9408
 @pytest.fixture
 def ioctl() -> Iterator[mock.Mock]:
     """Every file system is Btrfs, and answers every ioctl with success."""
-    with mock.patch.object(os, "major", return_value=0), mock.patch.object(fcntl, "ioctl", return_value=0) as ioctl:
+    with (
+        mock.patch.object(os, "major", return_value=0),
+        mock.patch.object(fcntl, "ioctl", return_value=0) as ioctl,
+    ):
         yield ioctl
 
 

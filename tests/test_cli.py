@@ -1,4 +1,5 @@
-"""The commands but `consume`, as a person or a script types them: real processes in a directory of their own."""
+"""The commands but `consume`, as a person or a script types them: real processes in a directory of their
+own."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers import command, contents, environment, json_lines, keys_in, reason, run
 
-from fsinbox import Inbox, cli, survey
+from fsinbox import Inbox, cli
 from fsinbox.cli import commands, simple_add, text
 from fsinbox.cli.adding import add as add_element
 from fsinbox.cli.consuming import run_with_progress
+from fsinbox.operate import survey
 from fsinbox.worker.functions import FunctionHandler
 from fsinbox.worker.runner import Runner
 
-# --- init ----------------------------------------------------------------------------------------------------------
+# --- init
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_init_creates_an_inbox_and_says_where(tmp_path: Path) -> None:
@@ -86,7 +89,8 @@ def test_init_shared_by_users_and_hosts_is_both(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "inbox/inflight").stat().st_mode) == 0o2770
 
 
-# --- add -----------------------------------------------------------------------------------------------------------
+# --- add
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_add_stores_the_value_byte_for_byte_and_is_silent_on_stdout(tmp_path: Path) -> None:
@@ -122,7 +126,9 @@ def test_add_reads_standard_input(tmp_path: Path, words: tuple[str, ...]) -> Non
 def test_add_reads_what_is_typed_at_a_terminal_to_the_first_end_of_file(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "wb", buffering=0) as keyboard, (tmp_path / "errors").open("wb") as errors:
-        adding = subprocess.Popen(command("add", "k"), cwd=tmp_path, stdin=theirs, stderr=errors, env=environment())
+        adding = subprocess.Popen(
+            command("add", "k"), cwd=tmp_path, stdin=theirs, stderr=errors, env=environment()
+        )
         os.close(theirs)
         try:
             keyboard.write(b"typed\n\x04")
@@ -138,7 +144,11 @@ def test_add_reads_what_is_typed_at_a_terminal_to_the_first_end_of_file(tmp_path
 def test_add_without_any_standard_input_is_a_clear_error(tmp_path: Path, words: tuple[str, ...]) -> None:
     script = 'exec "$@" <&-'
     done = subprocess.run(
-        ["sh", "-c", script, "sh", *command("add", *words)], cwd=tmp_path, capture_output=True, text=True, env=environment()
+        ["sh", "-c", script, "sh", *command("add", *words)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
     assert done.returncode in (2, 3)
     assert done.stderr.splitlines()[-1].startswith("fsinbox: ")
@@ -233,7 +243,8 @@ def test_add_after_a_double_dash_takes_words_that_look_like_options(tmp_path: Pa
     assert contents(tmp_path / "inbox") == {"--key": b"-5"}
 
 
-# --- which inbox ---------------------------------------------------------------------------------------------------
+# --- which inbox
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("more", [[], ["--durable"]], ids=["quick", "click"])
@@ -250,12 +261,16 @@ def test_the_inbox_is_named_behind_the_command_before_it_by_the_environment_or_i
     assert used("add", *more, "k", "v", FSINBOX_DIR="variable") == "variable"
     assert used("--inbox", "before", "add", *more, "k", "v", FSINBOX_DIR="variable") == "before"
     assert used("add", *more, "k", "v", "--inbox", "behind", FSINBOX_DIR="variable") == "behind"
-    assert used("--inbox", "first", "add", *more, "--inbox", "last", "k", "v", FSINBOX_DIR="variable") == "last"
+    assert (
+        used("--inbox", "first", "add", *more, "--inbox", "last", "k", "v", FSINBOX_DIR="variable") == "last"
+    )
     assert used("--inbox=joined", "add", *more, "k", "v") == "joined"
 
 
 @pytest.mark.parametrize(
-    "words", [["init"], ["ls"], ["status"], ["show", "k"], ["consume", "--exec", "true", "--drain"]], ids=" ".join
+    "words",
+    [["init"], ["ls"], ["status"], ["show", "k"], ["consume", "--exec", "true", "--drain"]],
+    ids=" ".join,
 )
 def test_every_command_takes_the_inbox_before_and_behind_its_name(tmp_path: Path, words: list[str]) -> None:
     for name in ("one", "two", "three"):
@@ -277,7 +292,13 @@ def test_looking_at_an_inbox_that_is_not_there_creates_none(tmp_path: Path, word
 
 @pytest.mark.parametrize(
     "words",
-    [["init"], ["ls"], ["add", "k", "v"], ["add", "--json", "k", "v"], ["consume", "--exec", "true", "--drain"]],
+    [
+        ["init"],
+        ["ls"],
+        ["add", "k", "v"],
+        ["add", "--json", "k", "v"],
+        ["consume", "--exec", "true", "--drain"],
+    ],
     ids=" ".join,
 )
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, words: list[str]) -> None:
@@ -294,12 +315,14 @@ def test_an_inbox_that_is_a_file_is_refused(tmp_path: Path) -> None:
         assert "cannot use inbox" in run(*words, cwd=tmp_path, status=3).stderr
 
 
-# --- ls, show, status ----------------------------------------------------------------------------------------------
+# --- ls, show, status
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Path:
-    """A directory with an inbox that has one element in each state: o(ut), w(aiting), d(eferred), f(ailed)."""
+    """A directory with an inbox that has one element in each state: o(ut), w(aiting), d(eferred),
+    f(ailed)."""
     with Inbox(tmp_path / "inbox", codec="text") as inbox:
         for key in "fdow":
             inbox.add(key, f"value of {key}")
@@ -371,22 +394,30 @@ def test_keys_with_control_characters_cannot_play_tricks_on_the_terminal(tmp_pat
 @pytest.mark.parametrize(
     "words", [["ls"], ["ls", "--json"], ["show", "--json", b"k\xff"]], ids=["ls", "ls --json", "show --json"]
 )
-def test_a_key_that_is_no_utf8_is_listed_whatever_the_locale(tmp_path: Path, words: list[str | bytes]) -> None:
+def test_a_key_that_is_no_utf8_is_listed_whatever_the_locale(
+    tmp_path: Path, words: list[str | bytes]
+) -> None:
     run("add", b"k\xff", "v", cwd=tmp_path)
-    done = run(*words, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")  # as Python does in en_US.UTF-8, for one
+    done = run(
+        *words, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict"
+    )  # as Python does in en_US.UTF-8, for one
     assert "\\udcff" in done.stdout
     if "--json" in words:
         assert json_lines(done.stdout)[0]["key"] == "k\udcff"
 
 
-@pytest.mark.parametrize("words", [["ls"], ["ls", "--json"], ["show", "k0"], ["status"], ["init"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["ls"], ["ls", "--json"], ["show", "k0"], ["status"], ["init"]], ids=" ".join
+)
 def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, words: list[str]) -> None:
     with Inbox(tmp_path / "inbox") as inbox:
         inbox.add_many(((f"k{number}", "x" * 50_000) for number in range(3)), durable=False)
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:
-        done = subprocess.run(command(*words), cwd=tmp_path, stdout=pipe, stderr=subprocess.PIPE, text=True, env=environment())
+        done = subprocess.run(
+            command(*words), cwd=tmp_path, stdout=pipe, stderr=subprocess.PIPE, text=True, env=environment()
+        )
     assert done.stderr == ""
     assert done.returncode == 0
 
@@ -396,7 +427,11 @@ def test_ls_piped_into_head_prints_one_line(tmp_path: Path) -> None:
         inbox.add_many(((f"{'k' * 100}{number}", 1) for number in range(3000)), durable=False)
     line = '"$@" 2>errors | head -n 1'
     done = subprocess.run(
-        ["sh", "-c", line, "sh", *command("ls")], cwd=tmp_path, capture_output=True, text=True, env=environment()
+        ["sh", "-c", line, "sh", *command("ls")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
     assert done.stdout.endswith("k0\n")
     assert done.stdout.count("\n") == 1
@@ -451,7 +486,9 @@ def test_status_counts_each_state(busy: Path) -> None:
     lines = dict(line.split(maxsplit=1) for line in run("status", cwd=busy).stdout.splitlines())
     assert lines["inbox"] == f"{busy}/inbox"
     assert lines["consumer"] == "none"
-    assert [lines[state].split()[0] for state in ("waiting", "out", "deferred", "failed", "dropped")] == ["1"] * 5
+    assert [lines[state].split()[0] for state in ("waiting", "out", "deferred", "failed", "dropped")] == [
+        "1"
+    ] * 5
     assert "(oldest " in lines["waiting"]
 
 
@@ -489,7 +526,8 @@ def test_looking_changes_nothing(busy: Path) -> None:
     assert picture() == before
 
 
-# --- environment, help, usage --------------------------------------------------------------------------------------
+# --- environment, help, usage
+# --------------------------------------------------------------------------------------
 
 
 def test_every_option_has_an_environment_variable(tmp_path: Path) -> None:
@@ -520,11 +558,15 @@ def test_consume_takes_its_options_from_the_environment(tmp_path: Path) -> None:
     run("add", "k", "2", cwd=tmp_path)
     done = run("consume", cwd=tmp_path, FSINBOX_CONSUME_EXEC="cat {}", FSINBOX_CONSUME_ONCE="1")
     assert done.stdout == "2"
-    done = run("consume", cwd=tmp_path, FSINBOX_CONSUME_EXEC="true", FSINBOX_CONSUME_CONCURRENCY="none", status=2)
+    done = run(
+        "consume", cwd=tmp_path, FSINBOX_CONSUME_EXEC="true", FSINBOX_CONSUME_CONCURRENCY="none", status=2
+    )
     assert "concurrency" in done.stderr
 
 
-@pytest.mark.parametrize("words", [[], ["init"], ["add"], ["ls"], ["show"], ["status"], ["consume"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["init"], ["add"], ["ls"], ["show"], ["status"], ["consume"]], ids=" ".join
+)
 def test_help_is_there_for_each_command(tmp_path: Path, words: list[str]) -> None:
     done = run(*words, "-h" if words == ["ls"] else "--help", cwd=tmp_path)
     assert done.stdout.startswith(" ".join(["Usage: fsinbox", *words]))
@@ -565,7 +607,8 @@ def test_version_is_that_of_the_package(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout.startswith("fsinbox 0.")
 
 
-# --- the quick path of `add` ---------------------------------------------------------------------------------------
+# --- the quick path of `add`
+# ---------------------------------------------------------------------------------------
 
 LINES = [
     ["add", "k", "v"],
@@ -627,7 +670,9 @@ VARIABLES: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("variables", VARIABLES, ids=str)
-def test_the_quick_path_of_add_reads_a_line_as_click_does(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quick_path_of_add_reads_a_line_as_click_does(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fsinbox.cli import adding
     from fsinbox.cli.commands import cli
 
@@ -662,7 +707,9 @@ def test_the_quick_path_of_add_reads_a_line_as_click_does(variables: dict[str, s
         assert taken > 15  # the quick path is taken at all
 
 
-@pytest.mark.parametrize("words", [["k", "v"], ["k", "-"], ["--file", "f", "k"], ["ä\n", "v"], ["k", ""]], ids=str)
+@pytest.mark.parametrize(
+    "words", [["k", "v"], ["k", "-"], ["--file", "f", "k"], ["ä\n", "v"], ["k", ""]], ids=str
+)
 def test_both_paths_of_add_leave_the_same_inbox(tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "f").write_bytes(b"\xff in a file")
     quick = run("--inbox", "quick", "add", *words, cwd=tmp_path, stdin=b"\xfe typed")
@@ -672,13 +719,16 @@ def test_both_paths_of_add_leave_the_same_inbox(tmp_path: Path, words: list[str]
     assert quick.stderr.replace("/quick", "/click") == click.stderr
 
 
-def test_what_add_does_needs_no_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_add_does_needs_no_process_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert add_element("k", "v", None, str(tmp_path / "inbox"), json=True) == 0
     assert json.loads(capsys.readouterr().out) == {"key": "k", "outcome": "new"}
     assert keys_in(tmp_path / "inbox", "pending") == ["k"]
 
 
-# --- start-up ------------------------------------------------------------------------------------------------------
+# --- start-up
+# ------------------------------------------------------------------------------------------------------
 
 
 def modules_of(cwd: Path, *words: str) -> set[str]:
@@ -689,15 +739,18 @@ def modules_of(cwd: Path, *words: str) -> set[str]:
         "from fsinbox.cli import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, env=environment()
+    )
     assert done.returncode == 0, done.stderr
     modules = set((cwd / "modules").read_text().split())
-    assert "fsinbox.layout" in modules
+    assert "fsinbox.store.layout" in modules
     return modules
 
 
 HEAVY = set(
-    "click json filelock watchdog logging asyncio subprocess socket ssl threading typing dataclasses datetime inspect re enum "
+    "click json filelock watchdog logging asyncio subprocess socket ssl threading typing dataclasses "
+    "datetime inspect re enum "
     "pathlib random tempfile shutil uuid concurrent.futures".split()
 )
 """What an `add` has no use for. All of it together costs several times what the add itself does."""
@@ -708,7 +761,10 @@ def test_a_cold_add_imports_next_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("f")
     always = set(
         subprocess.run(
-            [sys.executable, "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, env=environment()
+            [sys.executable, "-c", "import sys; print(*sys.modules)"],
+            capture_output=True,
+            text=True,
+            env=environment(),
         ).stdout.split()
     )  # what this Python brings along by itself (site, .pth files)
     for words in (["k", "v"], ["k", "-"], ["--file", "f", "k"], ["--inbox", "other", "k", "v"]):
@@ -733,18 +789,25 @@ def test_a_command_imports_only_what_it_needs(tmp_path: Path, words: list[str], 
     assert modules_of(tmp_path, *words) & set(useless.split()) == set()
 
 
-# --- what the system refuses ---------------------------------------------------------------------------------------
+# --- what the system refuses
+# ---------------------------------------------------------------------------------------
 
 
 def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(busy: Path) -> None:
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command("ls"), cwd=busy, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command("ls"), cwd=busy, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.returncode == 3
-    assert done.stderr.startswith("fsinbox: the system refused, at the inbox or at the output: [Errno 28] No space left")
+    assert done.stderr.startswith(
+        "fsinbox: the system refused, at the inbox or at the output: [Errno 28] No space left"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_output_cannot_be_given_up_without_a_descriptor_and_that_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_cannot_be_given_up_without_a_descriptor_and_that_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refused(*_: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -784,7 +847,9 @@ def status(invoke: Callable[..., Result]) -> Callable[[], tuple[list[str], dict[
     return ask
 
 
-def test_status_names_each_shard_and_who_consumes_it(status: Callable[[], tuple[list[str], dict[str, Any]]]) -> None:
+def test_status_names_each_shard_and_who_consumes_it(
+    status: Callable[[], tuple[list[str], dict[str, Any]]],
+) -> None:
     us = f"pid {os.getpid()} on "
     with Inbox("inbox", shard="2/3") as inbox:
         inbox.become_consumer()
@@ -817,7 +882,9 @@ def test_status_tells_each_lease_of_an_inbox_that_hosts_share(
         inbox.become_consumer()
         lines, found = status()
         assert found["scope"] == "network"
-        assert re.fullmatch(rf"  1/2     pid {os.getpid()} on \S+ since \S+  \(epoch 1, sign of life 0s ago\)", lines[2])
+        assert re.fullmatch(
+            rf"  1/2     pid {os.getpid()} on \S+ since \S+  \(epoch 1, sign of life 0s ago\)", lines[2]
+        )
         assert lines[3] == "  2/2     NONE: its keys wait"
         (first, second) = found["consumers"]
         assert (first["epoch"], first["lapsed"], second) == (1, False, {"shard": "2/2", "holder": None})
@@ -845,12 +912,14 @@ def test_an_element_that_is_no_file_is_not_shown_and_does_not_hang(invoke: Calla
     assert done.output == f"fsinbox: cannot read pending/{path.name}: not a regular file\n"
 
 
-def test_an_element_that_is_too_large_to_show_is_named(invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_element_that_is_too_large_to_show_is_named(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_large(*_: object) -> int:
         raise MemoryError
 
     (path,) = Path("inbox/pending").iterdir()
-    monkeypatch.setattr("fsinbox.files.open_for_reading", too_large)
+    monkeypatch.setattr("fsinbox.store.files.open_for_reading", too_large)
     done = invoke("show", "a")
     assert done.exit_code == 1
     assert done.output == f"fsinbox: {path.absolute()} is too large for the memory: look at it there\n"

@@ -1,4 +1,5 @@
-"""close() while another thread is in a call: the call ends rightly, or raises WrongState, and writes nowhere else."""
+"""close() while another thread is in a call: the call ends rightly, or raises WrongState, and writes nowhere
+else."""
 
 from __future__ import annotations
 
@@ -111,7 +112,9 @@ def test_an_add_is_closed_under_at_each_of_its_calls(
         inbox = Inbox(inbox_dir, codec="bytes")
         seen = 0
 
-        def hook(name: str, call: Callable[..., object], arguments: tuple[object, ...], others: dict[str, object]) -> object:
+        def hook(
+            name: str, call: Callable[..., object], arguments: tuple[object, ...], others: dict[str, object]
+        ) -> object:
             nonlocal seen
             if threading.current_thread() is not threading.main_thread():
                 seen += 1
@@ -162,7 +165,9 @@ def test_what_a_take_has_in_its_hands_when_it_is_closed_under_it_is_not_left_in_
     seen = 0
     closing = threading.Thread(target=inbox.close)
 
-    def hook(name: str, call: Callable[..., object], arguments: tuple[object, ...], others: dict[str, object]) -> object:
+    def hook(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], others: dict[str, object]
+    ) -> object:
         nonlocal seen
         if threading.current_thread() not in (threading.main_thread(), closing):
             seen += 1
@@ -212,7 +217,9 @@ def test_inboxes_that_are_closed_and_opened_under_producers_get_only_what_is_the
         inbox = Inbox(tmp_path / which, durable=False)
         start = threading.Barrier(4)
 
-        def produce(name: str, inbox: Inbox = inbox, start: threading.Barrier = start, which: str = which) -> int:
+        def produce(
+            name: str, inbox: Inbox = inbox, start: threading.Barrier = start, which: str = which
+        ) -> int:
             start.wait()
             for number in range(1000):
                 try:

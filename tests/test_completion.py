@@ -17,10 +17,25 @@ pexpect = pytest.importorskip("pexpect", reason="a terminal: pip install pexpect
 PROMPT = "ready> "
 SHELLS = {
     "bash": (["--norc", "--noprofile", "-i"], 'eval "$(fsinbox completion bash)"'),
-    "zsh": (["-f", "-i"], f'PS1="{PROMPT}"; autoload -Uz compinit && compinit -D -u; eval "$(fsinbox completion zsh)"'),
-    "fish": (["--no-config", "-i"], f'function fish_prompt; echo -n "{PROMPT}"; end; fsinbox completion fish | source'),
+    "zsh": (
+        ["-f", "-i"],
+        f'PS1="{PROMPT}"; autoload -Uz compinit && compinit -D -u; eval "$(fsinbox completion zsh)"',
+    ),
+    "fish": (
+        ["--no-config", "-i"],
+        f'function fish_prompt; echo -n "{PROMPT}"; end; fsinbox completion fish | source',
+    ),
 }
-KEYS = ["alpha", "my key", "rep:ort=1@x,y", "evil$(touch pwned)`touch pwned`", "glob*", "tail:one", "tail:two", "b\x1b[31mred"]
+KEYS = [
+    "alpha",
+    "my key",
+    "rep:ort=1@x,y",
+    "evil$(touch pwned)`touch pwned`",
+    "glob*",
+    "tail:one",
+    "tail:two",
+    "b\x1b[31mred",
+]
 
 Line = Callable[[str, str], None]
 
@@ -38,9 +53,18 @@ def types(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
     with Inbox(tmp_path / "inbox", codec="text", durable=False) as inbox:
         inbox.add_many((key, f"value-of-{number}-") for number, key in enumerate(KEYS))
     options, set_up = SHELLS[shell]
-    variables = environment(PS1=PROMPT, TERM="dumb", HOME=str(tmp_path), PATH=f"{tmp_path}/bin:/usr/bin:/bin", LC_ALL="C.UTF-8")
+    variables = environment(
+        PS1=PROMPT, TERM="dumb", HOME=str(tmp_path), PATH=f"{tmp_path}/bin:/usr/bin:/bin", LC_ALL="C.UTF-8"
+    )
     child = pexpect.spawn(
-        shell, options, cwd=str(tmp_path), env=variables, encoding="utf-8", timeout=PATIENCE, dimensions=(50, 250), use_poll=True
+        shell,
+        options,
+        cwd=str(tmp_path),
+        env=variables,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        dimensions=(50, 250),
+        use_poll=True,
     )
 
     def line(text: str, answer: str) -> None:
@@ -60,7 +84,9 @@ def test_commands_options_and_keys_are_completed_in_a_terminal(types: Line, tmp_
     types("fsinbox show al\t\r", "value-of-0-")
 
 
-def test_a_key_with_special_characters_is_completed_so_that_the_shell_does_not_act_on_it(types: Line, tmp_path: Path) -> None:
+def test_a_key_with_special_characters_is_completed_so_that_the_shell_does_not_act_on_it(
+    types: Line, tmp_path: Path
+) -> None:
     types("fsinbox show my\t\r", "value-of-1-")
     types("fsinbox show rep:o\t\r", "value-of-2-")
     types("fsinbox show evil\t\r", "value-of-3-")
@@ -91,7 +117,9 @@ def test_folders_are_offered_for_an_inbox(tmp_path: Path) -> None:
     assert complete("fsinbox --inbox ", tmp_path) == ["dir,"]
 
 
-def test_keys_are_taken_from_the_inbox_of_the_project_and_a_broken_file_of_settings_is_no_obstacle(tmp_path: Path) -> None:
+def test_keys_are_taken_from_the_inbox_of_the_project_and_a_broken_file_of_settings_is_no_obstacle(
+    tmp_path: Path,
+) -> None:
     run("--inbox", "spool", "add", "k", "v", cwd=tmp_path)
     (tmp_path / "pyproject.toml").write_text('[tool.fsinbox]\ninbox = "spool"\n')
     assert complete("fsinbox show ", tmp_path) == ["plain,k"]

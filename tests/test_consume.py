@@ -1,4 +1,5 @@
-"""`fsinbox consume` as a person runs it: real handlers in real modules, real commands, real signals, real deaths."""
+"""`fsinbox consume` as a person runs it: real handlers in real modules, real commands, real signals, real
+deaths."""
 
 from __future__ import annotations
 
@@ -12,11 +13,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers import PATIENCE, Consumer, command, contents, environment, json_lines, keys_in, reason, run, wait_until
+from helpers import (
+    PATIENCE,
+    Consumer,
+    command,
+    contents,
+    environment,
+    json_lines,
+    keys_in,
+    reason,
+    run,
+    wait_until,
+)
 
 from fsinbox import Inbox
 
-# --- handlers for the tests: each test writes a jobs.py that may use these --------------------------------------------
+# --- handlers for the tests: each test writes a jobs.py that may use these
+# --------------------------------------------
 
 TOOLS = '''
 import os, threading, time
@@ -50,7 +63,8 @@ class Place:
         (self.path / "jobs.py").write_text("from tools import *\n" + code)
 
     def add(self, *keys: str, **values: object) -> None:
-        """Add each key with its position as value, then each of `values`, as a producer beside the consumer would."""
+        """Add each key with its position as value, then each of `values`, as a producer beside the consumer
+        would."""
         with Inbox(self.inbox, durable=False) as inbox:
             for number, key in enumerate(keys):
                 inbox.add(key, number)
@@ -85,11 +99,16 @@ class Place:
         return {folder: keys for folder in folders if (keys := keys_in(self.inbox, folder))}
 
     def drain_through_deaths(self, *words: str, deaths: int, status: int) -> None:
-        """Start consumers until one is not killed: there must be `deaths`, then one that ends with `status`."""
+        """Start consumers until one is not killed: there must be `deaths`, then one that ends with
+        `status`."""
         ends = []
         while len(ends) <= deaths:
             done = subprocess.run(
-                command("consume", "--drain", *words), cwd=self.path, env=environment(), capture_output=True, timeout=PATIENCE
+                command("consume", "--drain", *words),
+                cwd=self.path,
+                env=environment(),
+                capture_output=True,
+                timeout=PATIENCE,
             )
             ends.append(done.returncode)
             if done.returncode != -signal.SIGKILL:
@@ -105,7 +124,8 @@ def place(tmp_path: Path) -> Place:
     return place
 
 
-# --- what may be a handler -------------------------------------------------------------------------------------------
+# --- what may be a handler
+# -------------------------------------------------------------------------------------------
 
 HANDLERS = {
     "jobs:two": "def two(key, value): note(key, value)",
@@ -118,7 +138,10 @@ HANDLERS = {
     "jobs:W.static": "class W:\n  @staticmethod\n  def static(key, value): note(key, value)",
     "jobs:W.of_class": "class W:\n  @classmethod\n  def of_class(cls, element): note(*element)",
     "jobs:w.method": "class W:\n  def method(self, key, value): note(key, value)\nw = W()",
-    "jobs:partial": "import functools\npartial = functools.partial(lambda greeting, key, value: note(key, value), 'hello')",
+    "jobs:partial": (
+        "import functools\npartial = functools.partial(lambda greeting, key, value: note(key, value), "
+        "'hello')"
+    ),
     "jobs:W": "class W:\n  def __init__(self, key, value): note(key, value)",
     "package.jobs:two": "def two(key, value): note(key, value)",
 }
@@ -144,7 +167,11 @@ def test_a_handler_may_be_anything_that_can_be_called(place: Place, spec: str) -
         ("jobs:W.nosuch", "class W: pass", "'jobs' has no 'W.nosuch'"),
         ("jobs:job", "job = 5", "jobs:job is int, not a function"),
         ("jobs:job", "def job(): pass", "can be called neither as func(key, value) nor as func(element)"),
-        ("jobs:job", "def job(a, b, c): pass", "can be called neither as func(key, value) nor as func(element)"),
+        (
+            "jobs:job",
+            "def job(a, b, c): pass",
+            "can be called neither as func(key, value) nor as func(element)",
+        ),
         ("jobs", "def job(a): pass", "is not of the form module:func"),
         (":job", "", "is not of the form module:func"),
         ("jobs:", "", "is not of the form module:func"),
@@ -155,7 +182,9 @@ def test_a_handler_may_be_anything_that_can_be_called(place: Place, spec: str) -
         ("jobs:job", "raise SystemExit(0)", "SystemExit"),
     ],
 )
-def test_a_handler_that_cannot_be_imported_ends_the_consumer_at_once(place: Place, spec: str, code: str, message: str) -> None:
+def test_a_handler_that_cannot_be_imported_ends_the_consumer_at_once(
+    place: Place, spec: str, code: str, message: str
+) -> None:
     place.jobs(code)
     place.add("a")
     done = place.consume("--handler", spec, "--drain", status=2)
@@ -173,13 +202,17 @@ def test_the_traceback_of_a_module_that_raises_at_import_is_shown(place: Place) 
 
 
 def test_a_handlers_prints_go_through(place: Place) -> None:
-    place.jobs("import sys\ndef job(key, value):\n    print('out', key)\n    print('err', key, file=sys.stderr)")
+    place.jobs(
+        "import sys\ndef job(key, value):\n    print('out', key)\n    print('err', key, file=sys.stderr)"
+    )
     place.add("a")
     done = place.drain("--quiet")
     assert (done.stdout, done.stderr) == ("out a\n", "err a\n")
 
 
-@pytest.mark.parametrize(("codec", "value"), [("json", "{'n': 1}"), ("text", "'{\"n\":1}'"), ("bytes", "b'{\"n\":1}'")])
+@pytest.mark.parametrize(
+    ("codec", "value"), [("json", "{'n': 1}"), ("text", "'{\"n\":1}'"), ("bytes", "b'{\"n\":1}'")]
+)
 def test_the_codec_says_what_a_value_is(place: Place, codec: str, value: str) -> None:
     place.jobs("def job(key, value): note(repr(value))")
     place.add(a={"n": 1})
@@ -187,12 +220,14 @@ def test_the_codec_says_what_a_value_is(place: Place, codec: str, value: str) ->
     assert place.notes == [value]
 
 
-# --- how an element ends ----------------------------------------------------------------------------------------------
+# --- how an element ends
+# ----------------------------------------------------------------------------------------------
 
 
 def test_raising_puts_back_for_later_while_others_go_on_and_in_the_end_fails(place: Place) -> None:
     place.jobs(
-        "def job(element):\n    note(element.key, element.attempts)\n    if element.key == 'bad': raise OSError('disk on fire')"
+        "def job(element):\n    note(element.key, element.attempts)\n    if element.key == 'bad': raise "
+        "OSError('disk on fire')"
     )
     place.add("bad", "b", "c")
     done = place.drain("--max-attempts", "3", "--retry-delay", "0.2", status=1)
@@ -227,7 +262,10 @@ def test_a_back_off_survives_a_restart_with_its_attempts(place: Place) -> None:
 
 
 def test_reject_goes_to_failed_at_once_with_its_text(place: Place) -> None:
-    place.jobs("from fsinbox import Reject\ndef job(key, value):\n    note(key)\n    raise Reject('no such customer')")
+    place.jobs(
+        "from fsinbox import Reject\ndef job(key, value):\n    note(key)\n    raise Reject('no such "
+        "customer')"
+    )
     place.add("a")
     place.drain(status=1)
     assert place.notes == ["a"]
@@ -243,7 +281,9 @@ def test_try_later_is_tried_again_and_never_counted(place: Place) -> None:
         "    if not Path('ready').exists(): raise TryLater('not yet')\n"
     )
     place.add("a")
-    with place.consumer("--handler", "jobs:job", "--drain", "--max-attempts", "1", "--retry-delay", "0.01") as consumer:
+    with place.consumer(
+        "--handler", "jobs:job", "--drain", "--max-attempts", "1", "--retry-delay", "0.01"
+    ) as consumer:
         # The wait grows with the element's age; three tries come quickly all the same.
         consumer.until(lambda: len(place.notes) >= 3)
         place.make("ready")
@@ -266,8 +306,12 @@ def test_a_payload_that_cannot_be_decoded_goes_to_failed_at_once_with_a_clear_re
 
 
 @pytest.mark.parametrize("define", ["def", "async def"])
-@pytest.mark.parametrize("how", ["sys.exit(3)", "sys.exit(0)", "raise KeyboardInterrupt", "raise BaseException('odd')"])
-def test_a_handler_that_tries_to_exit_has_failed_and_does_not_end_the_consumer(place: Place, define: str, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["sys.exit(3)", "sys.exit(0)", "raise KeyboardInterrupt", "raise BaseException('odd')"]
+)
+def test_a_handler_that_tries_to_exit_has_failed_and_does_not_end_the_consumer(
+    place: Place, define: str, how: str
+) -> None:
     place.jobs(f"import sys\n{define} job(key, value):\n    note(key)\n    if key == 'a': {how}")
     place.add("a", "b")
     with place.consumer("--handler", "jobs:job", "--drain", "--max-attempts", "1") as consumer:
@@ -277,7 +321,9 @@ def test_a_handler_that_tries_to_exit_has_failed_and_does_not_end_the_consumer(p
     assert how.split()[-1].split("(")[0].replace("sys.exit", "SystemExit") in reason(place.inbox, "a")
 
 
-@pytest.mark.parametrize("ending", ["raise OSError('late')", "raise Reject('bad')", "raise TryLater", "return"])
+@pytest.mark.parametrize(
+    "ending", ["raise OSError('late')", "raise Reject('bad')", "raise TryLater", "return"]
+)
 def test_a_handler_may_take_the_file_away_whatever_becomes_of_the_element(place: Place, ending: str) -> None:
     place.jobs(
         "from fsinbox import Reject, TryLater\n"
@@ -288,13 +334,16 @@ def test_a_handler_may_take_the_file_away_whatever_becomes_of_the_element(place:
         f"        {ending}\n"
     )
     place.add("a", "b")
-    done = place.consume("--handler", "jobs:job", "--drain", "--retry-delay", "0.01", "--max-attempts", "2", status=0)
+    done = place.consume(
+        "--handler", "jobs:job", "--drain", "--retry-delay", "0.01", "--max-attempts", "2", status=0
+    )
     assert "Traceback" not in done.stderr
     assert place.notes == ["a", "b"]
     assert place.left() == {}
 
 
-# --- when it stops ----------------------------------------------------------------------------------------------------
+# --- when it stops
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("word", ["--drain", "--burst"])
@@ -340,7 +389,9 @@ def test_a_signal_lets_what_runs_finish_and_takes_nothing_new(place: Place, numb
     with place.consumer("--handler", "jobs:job", "--concurrency", "2") as consumer:
         consumer.until(lambda: len(place.notes) == 2)
         consumer.signal(number)
-        consumer.until(lambda: f"{number.name}: waiting for 2 running; again to give back at once" in consumer.log)
+        consumer.until(
+            lambda: f"{number.name}: waiting for 2 running; again to give back at once" in consumer.log
+        )
         place.make("go")
         consumer.end(0)
     assert sorted(place.notes) == ["begin a", "begin b", "end a", "end b"]
@@ -442,7 +493,8 @@ def test_consumers_of_shards_divide_the_keys_between_them(place: Place) -> None:
 
 def test_an_inbox_that_is_removed_ends_its_consumer(place: Place) -> None:
     place.jobs("def job(key, value): note(key)")
-    # With events it notices when it looks by itself, after half a minute: no event tells that an open folder is gone.
+    # With events it notices when it looks by itself, after half a minute: no event tells that an open folder
+    # is gone.
     with place.consumer("--handler", "jobs:job", "--watch", "poll", "--poll-interval", "0.05") as consumer:
         place.add("a")
         consumer.until(lambda: place.notes == ["a"])
@@ -460,7 +512,8 @@ def test_a_missing_inbox_is_created_and_consumed(tmp_path: Path) -> None:
         consumer.until(lambda: consumer.output == "first")
 
 
-# --- several at once ---------------------------------------------------------------------------------------------------
+# --- several at once
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("define", ["def", "async def"])
@@ -491,7 +544,10 @@ def test_concurrency_runs_that_many_at_once_and_not_one_more(place: Place, defin
 
 
 def test_never_two_of_one_key_at_once_and_never_an_older_value_after_a_newer(place: Place) -> None:
-    place.jobs("def job(key, value):\n    note('begin', key, value)\n    time.sleep(0.002)\n    note('end', key, value)\n")
+    place.jobs(
+        "def job(key, value):\n    note('begin', key, value)\n    time.sleep(0.002)\n    note('end', key, "
+        "value)\n"
+    )
     with place.consumer("--handler", "jobs:job", "--concurrency", "4") as consumer:
         for value in range(150):
             place.add(a=value, b=value)
@@ -502,16 +558,23 @@ def test_never_two_of_one_key_at_once_and_never_an_older_value_after_a_newer(pla
         lines = [line.split() for line in place.notes if f" {key} " in line]
         assert [line[0] for line in lines] == ["begin", "end"] * (len(lines) // 2)
         values = [int(line[2]) for line in lines if line[0] == "begin"]
-        assert values == sorted(values)  # the same one twice may be: its place was given up while it was being added
+        assert values == sorted(
+            values
+        )  # the same one twice may be: its place was given up while it was being added
     assert place.left() == {}
 
 
-# --- updates meanwhile -------------------------------------------------------------------------------------------------
+# --- updates meanwhile
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("concurrency", ["1", "4"])
-def test_an_update_during_the_run_is_neither_dropped_nor_run_beside_it(place: Place, concurrency: str) -> None:
-    place.jobs("def job(key, value):\n    note('begin', value)\n    wait_for(f'go{value}')\n    note('end', value)")
+def test_an_update_during_the_run_is_neither_dropped_nor_run_beside_it(
+    place: Place, concurrency: str
+) -> None:
+    place.jobs(
+        "def job(key, value):\n    note('begin', value)\n    wait_for(f'go{value}')\n    note('end', value)"
+    )
     place.add(k=1)
     with place.consumer("--handler", "jobs:job", "--concurrency", concurrency) as consumer:
         consumer.until(lambda: place.notes == ["begin 1"])
@@ -540,7 +603,8 @@ def test_an_update_supersedes_a_failing_value_at_once(place: Place) -> None:
 
 def test_an_update_that_came_while_the_older_value_was_failing_drops_it(place: Place) -> None:
     place.jobs(
-        "def job(key, value):\n    note(value)\n    if value == 'old':\n        wait_for('go')\n        raise OSError('broken')"
+        "def job(key, value):\n    note(value)\n    if value == 'old':\n        wait_for('go')\n        "
+        "raise OSError('broken')"
     )
     place.add(k="old")
     with place.consumer("--handler", "jobs:job", "--drain", "--retry-delay", "600") as consumer:
@@ -554,7 +618,8 @@ def test_an_update_that_came_while_the_older_value_was_failing_drops_it(place: P
 
 def test_an_update_supersedes_a_value_at_its_last_attempt_too(place: Place) -> None:
     place.jobs(
-        "def job(key, value):\n    note(value)\n    if value == 'old':\n        wait_for('go')\n        raise OSError('broken')"
+        "def job(key, value):\n    note(value)\n    if value == 'old':\n        wait_for('go')\n        "
+        "raise OSError('broken')"
     )
     place.add(k="old")
     with place.consumer("--handler", "jobs:job", "--drain", "--max-attempts", "1") as consumer:
@@ -594,7 +659,8 @@ def test_a_running_handler_can_see_that_it_is_superseded_and_stop_early(place: P
     assert place.notes[:2] == ["begin 1 False", "superseded"]
 
 
-# --- waking up ---------------------------------------------------------------------------------------------------------
+# --- waking up
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_idle_consumer_wakes_for_an_add_and_for_a_file_moved_into_drop(place: Place) -> None:
@@ -673,10 +739,13 @@ def test_what_is_no_element_is_set_aside_and_stops_nothing(place: Place) -> None
         assert word in done.stderr
 
 
-# --- deaths ------------------------------------------------------------------------------------------------------------
+# --- deaths
+# ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_payload_that_kills_its_consumer_each_time_ends_in_failed_and_the_rest_is_handled(place: Place) -> None:
+def test_a_payload_that_kills_its_consumer_each_time_ends_in_failed_and_the_rest_is_handled(
+    place: Place,
+) -> None:
     place.jobs(
         "import signal\n"
         "def job(element):\n"
@@ -709,7 +778,10 @@ def test_one_poison_among_many_out_at_once_takes_no_innocent_with_it(place: Plac
     place.make("died")
     place.drain_through_deaths(*words, deaths=1, status=1)
     assert place.left() == {"failed": ["bad"]}
-    assert "a consumer died 2 times while it was being handled, the last time with nothing else out" in reason(place.inbox, "bad")
+    assert (
+        "a consumer died 2 times while it was being handled, the last time with nothing else out"
+        in reason(place.inbox, "bad")
+    )
     assert sorted(place.notes) == ["a", "b", "c", "d", "e"]
 
 
@@ -769,7 +841,8 @@ def test_what_a_dead_consumer_held_is_dropped_for_a_newer_value(place: Place) ->
     assert place.left() == {}
 
 
-# --- the terminal ------------------------------------------------------------------------------------------------------
+# --- the terminal
+# ------------------------------------------------------------------------------------------------------
 
 
 def on_terminal(place: Place, *words: str) -> str:
@@ -812,7 +885,8 @@ def test_without_a_terminal_there_is_no_progress_bar(place: Place) -> None:
     assert "draining" not in place.drain().stderr
 
 
-# --- --exec ------------------------------------------------------------------------------------------------------------
+# --- --exec
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_exec_gives_the_payload_on_standard_input_and_as_a_path(place: Place) -> None:
@@ -850,7 +924,16 @@ def test_exec_gives_key_and_place_in_the_environment(place: Place) -> None:
 def test_in_a_command_every_form_of_add_means_the_same_inbox(tmp_path: Path) -> None:
     run("--inbox", "spool", "add", "first", "1", cwd=tmp_path)
     add = " ".join(map(str, command("add")))
-    run("--inbox", "spool", "consume", "--exec", f"{add} second 2; {add} --durable third 3", "--shell", "--once", cwd=tmp_path)
+    run(
+        "--inbox",
+        "spool",
+        "consume",
+        "--exec",
+        f"{add} second 2; {add} --durable third 3",
+        "--shell",
+        "--once",
+        cwd=tmp_path,
+    )
     places = [folder for folder in tmp_path.iterdir() if contents(folder)]
     assert [list(contents(folder)) for folder in places] == [["second", "third"]]
 
@@ -876,7 +959,9 @@ def test_no_shell_unless_asked(place: Place) -> None:
 def test_shell_understands_pipes_and_quotes(place: Place) -> None:
     with Inbox(place.inbox, codec="text") as inbox:
         inbox.add("it's", "b\na\n")
-    done = place.consume("--exec", "sort {} | tr '\\n' \"-\" >&2; cat | wc -l", "--shell", "--drain", "--quiet")
+    done = place.consume(
+        "--exec", "sort {} | tr '\\n' \"-\" >&2; cat | wc -l", "--shell", "--drain", "--quiet"
+    )
     assert done.stderr == "" or done.stderr == "a-b-"
     assert "a-b-" in done.stdout + done.stderr
     assert "2" in done.stdout
@@ -919,7 +1004,9 @@ def test_an_exit_status_says_what_becomes_of_the_element(place: Place, status: s
 def test_exit_status_75_is_tried_again_and_never_counted(place: Place) -> None:
     place.add("k")
     line = "echo $FSINBOX_ATTEMPTS >>notes; test -e ready || exit 75"
-    with place.consumer("--exec", line, "--shell", "--drain", "--max-attempts", "1", "--retry-delay", "0.01") as consumer:
+    with place.consumer(
+        "--exec", line, "--shell", "--drain", "--max-attempts", "1", "--retry-delay", "0.01"
+    ) as consumer:
         consumer.until(lambda: len(place.notes) >= 3)
         place.make("ready")
         consumer.end(0)
@@ -929,7 +1016,16 @@ def test_exit_status_75_is_tried_again_and_never_counted(place: Place) -> None:
 
 def test_a_command_that_is_killed_is_a_failed_attempt(place: Place) -> None:
     place.add("k")
-    words = ("--exec", "echo run >>notes; kill -SEGV $$", "--shell", "--drain", "--max-attempts", "2", "--retry-delay", "0.01")
+    words = (
+        "--exec",
+        "echo run >>notes; kill -SEGV $$",
+        "--shell",
+        "--drain",
+        "--max-attempts",
+        "2",
+        "--retry-delay",
+        "0.01",
+    )
     place.consume(*words, status=1)
     assert place.notes == ["run", "run"]
     assert "was killed by SIGSEGV" in reason(place.inbox, "k")
@@ -1015,7 +1111,9 @@ def test_a_second_signal_ends_the_running_command_and_gives_back_uncounted(place
     assert place.consume("--exec", "printenv FSINBOX_ATTEMPTS", "--drain", "--quiet").stdout == "1\n"
 
 
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv(1) is what has commands die with their consumer")
+@pytest.mark.skipif(
+    not shutil.which("setpriv"), reason="setpriv(1) is what has commands die with their consumer"
+)
 def test_a_killed_consumer_takes_its_running_command_with_it(place: Place) -> None:
     place.add("k")
     (place.path / "work").write_text("#!/bin/sh\necho $$ >>notes\nexec sleep 600\n")
@@ -1053,7 +1151,9 @@ def test_a_command_may_move_its_payload_away_and_fail(place: Place) -> None:
 def test_attempts_are_counted_over_restarts_for_commands_too(place: Place) -> None:
     place.add("k")
     for _ in range(3):
-        place.consume("--exec", "echo $FSINBOX_ATTEMPTS >>notes; exit 1", "--shell", "--once", "--retry-delay", "0.01")
+        place.consume(
+            "--exec", "echo $FSINBOX_ATTEMPTS >>notes; exit 1", "--shell", "--once", "--retry-delay", "0.01"
+        )
     assert place.notes == ["1", "2", "3"]
     (row,) = json_lines(run("ls", "--json", cwd=place.path).stdout)
     assert (row["state"], row["key"]) == ("deferred", "k")

@@ -1,4 +1,5 @@
-"""The consumer's view of the folders, after deaths, after work by hand, when the system refuses, when the clock is set back."""
+"""The consumer's view of the folders, after deaths, after work by hand, when the system refuses, when the
+clock is set back."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox, UnusableInbox
-from fsinbox.consumer import _hashes_of_twins
-from fsinbox.layout import Layout
-from fsinbox.names import deferred_name, element_name
+from fsinbox.consumer.consumer import _hashes_of_twins
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import deferred_name, element_name
 from tests.shim import meanwhile, refusing
 from tests.usual import drain, names, path_of, take
 
@@ -35,14 +36,16 @@ def die(inbox: Inbox) -> None:
 
 
 def place(inbox: Inbox, key: str, value: str, folder: str = "pending") -> Path:
-    """Write a file under the next number, as if its key was not known in the index, or was taken; return its path."""
+    """Write a file under the next number, as if its key was not known in the index, or was taken; return its
+    path."""
     number = inbox._index.locked(inbox._index._give_out, 1)
     path = Path(inbox.path, folder, element_name(number, key))
     path.write_text(value)
     return path
 
 
-# --- what the dead left --------------------------------------------------------------------------------------------
+# --- what the dead left
+# --------------------------------------------------------------------------------------------
 
 
 def test_of_two_values_of_a_key_that_a_dead_consumer_held_the_newer_comes_back(inbox: Inbox) -> None:
@@ -125,9 +128,11 @@ def test_what_goes_while_the_dead_s_are_looked_through_is_passed_over(inbox: Inb
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_old_drafts_are_removed_where_that_is_allowed(inbox: Inbox, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_drafts_are_removed_where_that_is_allowed(
+    inbox: Inbox, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path(inbox.path, "tmp", "old").write_text("a dead writer's")
-    monkeypatch.setattr("fsinbox.consumer.LITTER_AGE", -1)
+    monkeypatch.setattr("fsinbox.consumer.consumer.LITTER_AGE", -1)
     die(inbox)
     if refused:
         with refusing(unlink=errno.EPERM, when=lambda name: name == "old"):
@@ -157,7 +162,8 @@ def test_a_suspect_that_somebody_has_deferred_by_hand_is_taken_alone_too(inbox: 
     assert take(inbox).suspect
 
 
-# --- what people do by hand ----------------------------------------------------------------------------------------
+# --- what people do by hand
+# ----------------------------------------------------------------------------------------
 
 
 def test_an_element_that_goes_while_its_settle_time_is_looked_at_is_passed_over(inbox_dir: Path) -> None:
@@ -224,7 +230,9 @@ def test_a_place_that_goes_before_it_is_looked_at_is_not_coalesced(inbox: Inbox)
         assert drain(inbox) == [("a", 1)]
 
 
-def test_what_cannot_be_set_aside_stops_nothing_and_is_told_of(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_set_aside_stops_nothing_and_is_told_of(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
     Path(inbox.path, "pending", "foreign").write_text("")
     with refusing(rename=errno.EROFS, when=lambda name, *_: name == "foreign"):
         assert drain(inbox) == [("a", 1)]
@@ -233,8 +241,11 @@ def test_what_cannot_be_set_aside_stops_nothing_and_is_told_of(inbox: Inbox, cap
 
 
 @pytest.mark.parametrize("delay", [3600, 0.000_001])
-def test_a_value_that_lands_in_the_place_of_a_deferred_one_supersedes_it_at_once(inbox: Inbox, delay: float) -> None:
-    """By a producer that was paused, with the place in its hands, while the older one was taken and deferred."""
+def test_a_value_that_lands_in_the_place_of_a_deferred_one_supersedes_it_at_once(
+    inbox: Inbox, delay: float
+) -> None:
+    """By a producer that was paused, with the place in its hands, while the older one was taken and
+    deferred."""
     element = take(inbox)
     element.nack(delay)
     Path(inbox.path, "pending", element_name(element.seq, "a")).write_text("2")
@@ -242,10 +253,13 @@ def test_a_value_that_lands_in_the_place_of_a_deferred_one_supersedes_it_at_once
     assert names(inbox, "deferred") == []
 
 
-# --- a step that was cut short -------------------------------------------------------------------------------------
+# --- a step that was cut short
+# -------------------------------------------------------------------------------------
 
 
-def test_a_take_that_was_cut_short_is_done_again_and_does_not_count(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_take_that_was_cut_short_is_done_again_and_does_not_count(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
     name = path_of(inbox, "pending", "a").name
     taken = Path(inbox.path, "inflight", name)
     with (
@@ -275,7 +289,8 @@ def test_a_consumer_may_be_closed_twice(inbox: Inbox) -> None:
         assert take(other).key == "a"
 
 
-# --- the clock -----------------------------------------------------------------------------------------------------
+# --- the clock
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("days", [-30, -2, 2])
@@ -287,24 +302,27 @@ def test_a_back_off_is_as_long_as_was_asked_whatever_becomes_of_the_clock(
     take(inbox).nack(delay=1)
     began = time.monotonic()
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.consumer.time_ns", lambda: real() + days * 86_400 * 10**9)
+    monkeypatch.setattr("fsinbox.consumer.consumer.time_ns", lambda: real() + days * 86_400 * 10**9)
     if restart:
         die(inbox)
     assert take(inbox, timeout=10).attempts == 2
     assert (0 if restart and days > 0 else 0.9) < time.monotonic() - began < 2
 
 
-def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     take(inbox).nack(delay=3600)
     inbox.add("a", 2)
     assert drain(inbox) == [("a", 2)]
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.consumer.time_ns", lambda: real() + 7200 * 10**9)
+    monkeypatch.setattr("fsinbox.consumer.consumer.time_ns", lambda: real() + 7200 * 10**9)
     assert inbox.take() is None
     assert inbox.next_look_in() is None
 
 
-# --- many ---------------------------------------------------------------------------------------------------------
+# --- many
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_keys_with_several_places_are_found_among_very_many() -> None:

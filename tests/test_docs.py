@@ -1,4 +1,5 @@
-"""Proves that the documents are true where a machine can tell: examples run, links lead somewhere, options exist."""
+"""Proves that the documents are true where a machine can tell: examples run, links lead somewhere, options
+exist."""
 
 import re
 from pathlib import Path
@@ -30,7 +31,9 @@ def test_options_exist(document: Path) -> None:
     assert named <= known
 
 
-def test_the_readme_s_python_example_runs_and_does_what_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_python_example_runs_and_does_what_its_comments_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     names: dict[str, object] = {}

@@ -1,11 +1,14 @@
-"""Proves that the doctor measures what a file system really does, finds each thing that can be wrong with an inbox, and mends it.
+"""Proves that the doctor measures what a file system really does, finds each thing that can be wrong with an
+inbox, and mends it.
 
-The file systems are real: the one of the tests' folder, a tmpfs, and one of our own that does most things wrong (odd.py). Each
-thing that can be wrong is made by hand, in an inbox of its own, and must be found, alone; after a repair it must be gone.
+The file systems are real: the one of the tests' folder, a tmpfs, and one of our own that does most things
+wrong (odd.py). Each thing that can be wrong is made by hand, in an inbox of its own, and must be found,
+alone; after a repair it must be gone.
 
-The repair itself is killed before every call that it makes to the system, and has every such call fail, in an inbox with all
-that it can mend at once. Afterwards a second repair must end with a healthy inbox, and what a fresh consumer then delivers is
-judged by the oracle of all harnesses: nothing may be missing. The same while producers add, and a consumer takes. To replay:
+The repair itself is killed before every call that it makes to the system, and has every such call fail, in an
+inbox with all that it can mend at once. Afterwards a second repair must end with a healthy inbox, and what a
+fresh consumer then delivers is judged by the oracle of all harnesses: nothing may be missing. The same while
+producers add, and a consumer takes. To replay:
 
     DOCTOR_CALL=kill:123 python -m pytest tests/test_doctor.py -k "every_call and kill-content"
 """
@@ -37,13 +40,14 @@ from zlib import crc32
 import pytest
 from helpers import Consumer, environment, json_lines, run, wait_until
 
-from fsinbox import Inbox, InboxError, UnusableInbox, survey
+from fsinbox import Inbox, InboxError, UnusableInbox
 from fsinbox.doctor import examination, examine, filesystem, measure, mending, repair, words
 from fsinbox.doctor.filesystem import Cost, Facts, Race
 from fsinbox.doctor.kinds import KINDS
 from fsinbox.doctor.words import unwritable
-from fsinbox.index import HEADER, boot_tag, header_line
-from fsinbox.layout import FOLDERS, Layout
+from fsinbox.operate import survey
+from fsinbox.store.index import HEADER, boot_tag, header_line
+from fsinbox.store.layout import FOLDERS, Layout
 from tests.driver import Driver, Log, aftermath, all_died, forget, payload, read_log, value_of
 from tests.oracle import Event, judge
 from tests.shim import intercepted, meanwhile, refusing
@@ -51,7 +55,8 @@ from tests.shim import intercepted, meanwhile, refusing
 DAY = 24 * 3600 * 10**9
 NOW = time.time_ns()
 
-# --- what a file system does --------------------------------------------------------------------------------------
+# --- what a file system does
+# --------------------------------------------------------------------------------------
 
 
 def a_tmpfs() -> Path:
@@ -109,7 +114,11 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
         assert [name for name in (*good, "leases", "renamed", "modes") if not getattr(facts, name)] == []
         assert facts.longest == 255
         assert facts.events is not None and 0 <= facts.events < 1
-        assert facts.flush_file and facts.flush_folder and 0 < facts.flush_file.median <= facts.flush_file.highest
+        assert (
+            facts.flush_file
+            and facts.flush_folder
+            and 0 < facts.flush_file.median <= facts.flush_file.highest
+        )
         assert facts.skew == 0 and facts.tick and facts.tick < 10**9
         assert facts.boot == boot_tag()
         assert {line.name: line.level for line in words(facts) if line.level == "person"} == {}
@@ -117,7 +126,10 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
         levels = {line.name: line for line in words(facts)}
         if where == "tmpfs":
             assert "tmpfs is memory: nothing here survives a power cut" in levels["flush"].chosen
-        figure(f"{facts.kind}: {facts.race.reads} reads beside {facts.race.renames} renames; {levels['flush'].found}")
+        figure(
+            f"{facts.kind}: {facts.race.reads} reads beside {facts.race.renames} renames; "
+            f"{levels['flush'].found}"
+        )
     finally:
         if where == "tmpfs":
             shutil.rmtree(place)
@@ -125,7 +137,9 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
 
 def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
     facts = measure(str(odd))
-    for turn in range(20):  # the moment without a file is short: on a busy machine nobody may have looked then
+    for turn in range(
+        20
+    ):  # the moment without a file is short: on a busy machine nobody may have looked then
         if facts.race and facts.race.missing:
             break
         (odd / f"again-{turn}").mkdir()
@@ -188,25 +202,61 @@ GOOD = Facts(
     [
         ({}, "kind", "ok", "ext4, local", "after each boot"),
         ({"kind": ""}, "kind", "ok", "unknown, local", ""),
-        ({"kind": "nfs4", "network": True}, "kind", "note", "nfs4, which other hosts change too", "polls while it is idle"),
-        ({"kind": "nfs", "network": True, "refused": "mount it so"}, "kind", "person", "is not safe", "mount it so"),
+        (
+            {"kind": "nfs4", "network": True},
+            "kind",
+            "note",
+            "nfs4, which other hosts change too",
+            "polls while it is idle",
+        ),
+        (
+            {"kind": "nfs", "network": True, "refused": "mount it so"},
+            "kind",
+            "person",
+            "is not safe",
+            "mount it so",
+        ),
         ({}, "boot", "ok", "01234567", "the index counts for this boot only"),
         ({"network": True}, "boot", "ok", "01234567", "not used here"),
-        ({"boot": None, "errors": {"boot": "no /proc"}}, "boot", "person", "could not be measured: no /proc", ""),
-        ({}, "rename", "ok", "300 renames over a file, 4000 reads beside them: each found a whole file", "one rename"),
+        (
+            {"boot": None, "errors": {"boot": "no /proc"}},
+            "boot",
+            "person",
+            "could not be measured: no /proc",
+            "",
+        ),
+        (
+            {},
+            "rename",
+            "ok",
+            "300 renames over a file, 4000 reads beside them: each found a whole file",
+            "one rename",
+        ),
         ({"race": Race(300, 900, 2, 0)}, "rename", "person", "2 found no file", "use another file system"),
         ({"race": Race(300, 900, 0, 1)}, "rename", "person", "1 a part of one", "use another file system"),
         ({"between": False}, "between", "person", "cannot be renamed", "use another file system"),
         ({}, "between", "ok", "can be renamed from folder to folder", "state"),
         ({"symlink": False}, "symlink", "person", "no symbolic links", "use another file system"),
-        ({"exclusive": False}, "exclusive", "person", "two can create the same file", "use another file system"),
+        (
+            {"exclusive": False},
+            "exclusive",
+            "person",
+            "two can create the same file",
+            "use another file system",
+        ),
         ({}, "flock", "ok", "excludes other descriptors and other processes", "the one consumer"),
         ({"flock": False}, "flock", "person", "does not exclude", "use another file system"),
         ({"flock_elsewhere": False}, "flock", "person", "does not exclude", "use another file system"),
         ({}, "events", "ok", "events fire (ours was seen within 400 us)", "sleeps until inotify tells it"),
         ({"events": -1}, "events", "note", "events do not fire", "polls"),
         ({"network": True}, "events", "note", "not for what other hosts do", "polls"),
-        ({"events": None, "errors": {"events": "no watches left"}}, "events", "note", "no events: no watches left", "polls"),
+        (
+            {"events": None, "errors": {"events": "no watches left"}},
+            "events",
+            "note",
+            "no events: no watches left",
+            "polls",
+        ),
         ({}, "names", "ok", "255 bytes", "200 bytes"),
         ({"longest": 143}, "names", "person", "143 bytes", "within 103 bytes"),
         ({"longest": 14}, "names", "person", "14 bytes", "within 0 bytes"),
@@ -215,11 +265,23 @@ GOOD = Facts(
         ({"unicode": False}, "unicode", "note", "as text", "drop ASCII names"),
         ({"any_bytes": False}, "unicode", "note", "must be text", "files in drop/ are"),
         ({"unicode": None, "errors": {"unicode": "Invalid argument"}}, "unicode", "note", "as text", ""),
-        ({}, "flush", "ok", "file costs 200 us (at most 400 us), of a folder 300 us (at most 2 s)", "about 2,000 durable adds"),
+        (
+            {},
+            "flush",
+            "ok",
+            "file costs 200 us (at most 400 us), of a folder 300 us (at most 2 s)",
+            "about 2,000 durable adds",
+        ),
         ({"kind": "tmpfs"}, "flush", "note", "200 us", "memory"),
         ({"flush_file": Cost(900, 900)}, "flush", "note", "0.9 us", "does it flush at all?"),
         ({}, "syncfs", "ok", "syncfs works (5 ms)", "at once"),
-        ({"flush_all": None, "errors": {"flush_all": "none here"}}, "syncfs", "note", "no syncfs: none here", "file by file"),
+        (
+            {"flush_all": None, "errors": {"flush_all": "none here"}},
+            "syncfs",
+            "note",
+            "no syncfs: none here",
+            "file by file",
+        ),
         ({}, "leases", "ok", "tells", "left alone while"),
         ({"leases": False}, "leases", "note", "does not tell", "--drop-settle"),
         ({}, "clock", "ok", "its clock is ours, in steps of 4 ms", "ingested at once"),
@@ -240,7 +302,9 @@ GOOD = Facts(
         ({"modes": False}, "modes", "person", "do not keep their mode", ""),
     ],
 )
-def test_of_each_fact_the_doctor_says_what_follows(facts: dict[str, Any], name: str, level: str, found: str, chosen: str) -> None:
+def test_of_each_fact_the_doctor_says_what_follows(
+    facts: dict[str, Any], name: str, level: str, found: str, chosen: str
+) -> None:
     (line,) = (line for line in words(replace(GOOD, **({"errors": {}} | facts))) if line.name == name)
     assert line.level == level
     assert found in line.found
@@ -256,7 +320,8 @@ def test_where_nothing_can_be_measured_the_doctor_says_so(tmp_path: Path) -> Non
     assert (line.level, line.found) == ("person", "nothing can be written here: Read-only file system")
 
 
-# --- what can be wrong with an inbox ------------------------------------------------------------------------------
+# --- what can be wrong with an inbox
+# ------------------------------------------------------------------------------
 
 
 def number(ago: float = 0) -> int:
@@ -393,7 +458,10 @@ WRONG: list[tuple[str, str, Damage]] = [
     ("format-damaged", "empty", lambda p: (p / "format").write_text("")),
     ("format-damaged", "garbage", lambda p: (p / "format").write_bytes(b"\0" * 18)),
     ("format-damaged", "scope", lambda p: (p / "format").write_text("fsinbox 2 global\n")),
-    *(("folder-missing", name, lambda p, name=name: (p / name).rmdir()) for name in ("tmp", "drop", "inflight", "failed")),
+    *(
+        ("folder-missing", name, lambda p, name=name: (p / name).rmdir())
+        for name in ("tmp", "drop", "inflight", "failed")
+    ),
     ("not-a-folder", "file", lambda p: replace_by(p, "deferred", Path.touch)),
     ("not-a-folder", "link", lambda p: replace_by(p, "inflight", lambda path: path.symlink_to("failed"))),
     ("file-missing", "lock", lambda p: (p / "consumer.lock").unlink()),
@@ -414,7 +482,11 @@ WRONG: list[tuple[str, str, Damage]] = [
     ("index-damaged", "digits", lambda p: header(p, "¹".encode() * 8)),
     ("index-damaged", "tag", lambda p: header(p, b"%019d \xff\xfe" % p.last())),
     ("index-damaged", "lines", lambda p: header(p, header_line(p.last(), p.boot(), 4097))),
-    ("index-damaged", "network", lambda p: header(p, header_line(p.last(), p.boot(), 4096, b" 000000000001 done 00000"))),
+    (
+        "index-damaged",
+        "network",
+        lambda p: header(p, header_line(p.last(), p.boot(), 4096, b" 000000000001 done 00000")),
+    ),
     ("index-damaged", "short", lambda p: os.truncate(p / "index", HEADER + 32)),
     ("index-future", "", lambda p: last_is(p, NOW + 300 * DAY)),
     ("index-behind", "", lambda p: defer_by_hand(p, "b", 1, number(-600))),
@@ -464,7 +536,9 @@ def ident(value: object) -> str | None:
 
 
 @pytest.mark.parametrize(("kind", "which", "damage"), WRONG, ids=ident)
-def test_each_thing_that_can_be_wrong_is_found_and_mended(patient: Patient, kind: str, which: str, damage: Damage) -> None:
+def test_each_thing_that_can_be_wrong_is_found_and_mended(
+    patient: Patient, kind: str, which: str, damage: Damage
+) -> None:
     damage(patient)
     before = sorted(os.walk(patient.path))
     assert patient.kinds() == {kind: KINDS[kind].level}
@@ -484,12 +558,16 @@ def test_each_thing_that_can_be_wrong_is_found_and_mended(patient: Patient, kind
     assert repair(str(patient.path), pause=0) == (lines if KINDS[kind].level == "person" else [])
     if (kind, which) != ("number-absurd", ""):
         added = [Event("add_start", "hand", key) for key in "fxp"]
-        with mock.patch("fsinbox.consumer.MAX_DELAY", 0):  # 7 days are over
-            assert [wrong for wrong in patient.judged([*patient.log.events, *added]) if "foreign:" not in wrong] == []
+        with mock.patch("fsinbox.consumer.consumer.MAX_DELAY", 0):  # 7 days are over
+            assert [
+                wrong for wrong in patient.judged([*patient.log.events, *added]) if "foreign:" not in wrong
+            ] == []
 
 
 @pytest.mark.parametrize(("kind", "which", "damage"), OLD, ids=ident)
-def test_what_the_dead_left_is_found_and_removed_once_it_is_old(patient: Patient, kind: str, which: str, damage: Damage) -> None:
+def test_what_the_dead_left_is_found_and_removed_once_it_is_old(
+    patient: Patient, kind: str, which: str, damage: Damage
+) -> None:
     damage(patient)
     assert patient.kinds() == {}
     assert repair(str(patient.path), pause=0) == []
@@ -516,13 +594,16 @@ def test_a_healthy_inbox_has_nothing_wrong(patient: Patient) -> None:
     assert patient.judged() == []
 
 
-# --- what needs more than a hand to make ---------------------------------------------------------------------------
+# --- what needs more than a hand to make
+# ---------------------------------------------------------------------------
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to give files to another user, or to mount")
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root: to give files to another user, or to mount"
+)
 
 
 def test_an_inbox_that_has_moved_to_a_network_file_system_needs_a_person(patient: Patient) -> None:
-    with mock.patch("fsinbox.layout.is_network", lambda path: True):
+    with mock.patch("fsinbox.store.layout.is_network", lambda path: True):
         assert patient.kinds() == {"format-scope": "person"}
         (line,) = repair(str(patient.path), pause=0)
     assert "make the line in `format` say `network`" in line
@@ -591,7 +672,9 @@ def test_a_folder_that_this_user_cannot_open_is_found(patient: Patient) -> None:
 
 @as_root
 def test_a_folder_on_another_file_system_needs_a_person(patient: Patient) -> None:
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "none", patient / "failed"], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "mode=0700", "none", patient / "failed"], capture_output=True
+    ).returncode:
         pytest.skip("needs to mount a tmpfs")
     try:
         assert patient.kinds() == {"other-device": "person"}
@@ -625,7 +708,9 @@ def test_a_process_that_is_stopped_with_the_lock_is_named_and_stops_only_adds(
     (finding,) = examine(str(patient.path), pause=0).findings
     assert (finding.kind, {sign.seen for sign in finding.signs}) == ("admission-held", {who})
     done = run("status", "--inbox", patient.path, cwd=patient.path.parent)
-    assert done.stdout.splitlines()[-1].startswith(f"WARNING: the lock is held, and all adds wait: {who}; nobody consumes")
+    assert done.stdout.splitlines()[-1].startswith(
+        f"WARNING: the lock is held, and all adds wait: {who}; nobody consumes"
+    )
     (found,) = json_lines(run("status", "--json", "--inbox", patient.path, cwd=patient.path.parent).stdout)
     assert found["stuck"] == who
     driver = Driver(str(patient.path), patient.log)
@@ -640,11 +725,15 @@ def test_a_process_that_is_stopped_with_the_lock_is_named_and_stops_only_adds(
     assert patient.kinds() == {}
     driver.do("ack")
     driver.close()
-    events = sorted(patient.log.events + read_log(patient.path.with_name("adding")), key=lambda event: event.t)
+    events = sorted(
+        patient.log.events + read_log(patient.path.with_name("adding")), key=lambda event: event.t
+    )
     assert patient.judged(events) == []
 
 
-def test_a_lock_that_is_held_for_long_stops_no_repair(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_held_for_long_stops_no_repair(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(survey, "PATIENCE", 0.05)
     monkeypatch.setattr(mending, "_PATIENCE", 0.05)
     take_by_hand(patient, "b")
@@ -654,10 +743,17 @@ def test_a_lock_that_is_held_for_long_stops_no_repair(patient: Patient, monkeypa
         fcntl.flock(held, fcntl.LOCK_EX)
         report = examine(str(patient.path), pause=0)
         (finding,) = (finding for finding in report.findings if finding.kind == "admission-held")
-        assert re.fullmatch(rf"process {os.getpid()} \([^,]+\)", finding.signs[0].seen)  # (the header is damaged)
+        assert re.fullmatch(
+            rf"process {os.getpid()} \([^,]+\)", finding.signs[0].seen
+        )  # (the header is damaged)
         lines = repair(str(patient.path), pause=0)
         orphan = next(os.scandir(patient / "inflight")).name
-        assert [line.partition(": ")[0] for line in lines] == ["index", "index", "index", f"inflight/{orphan}"]
+        assert [line.partition(": ")[0] for line in lines] == [
+            "index",
+            "index",
+            "index",
+            f"inflight/{orphan}",
+        ]
         assert lines[0] == "index: mode set"
         assert "continue that process if it is stopped" in lines[1]
         assert all("the admission lock has been held for" in line for line in lines[2:])
@@ -667,7 +763,9 @@ def test_a_lock_that_is_held_for_long_stops_no_repair(patient: Patient, monkeypa
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["alone", "beside-a-consumer"])
-def test_an_index_that_names_the_lower_place_of_a_key_is_found_and_made_anew(patient: Patient, *, running: bool) -> None:
+def test_an_index_that_names_the_lower_place_of_a_key_is_found_and_made_anew(
+    patient: Patient, *, running: bool
+) -> None:
     driver = Driver(str(patient.path), patient.log)
     if running:
         driver.do("take")
@@ -679,7 +777,9 @@ def test_an_index_that_names_the_lower_place_of_a_key_is_found_and_made_anew(pat
     line(patient, "b", int(first.name[:19]))
     findings = {finding.kind: finding.signs for finding in examine(str(patient.path), pause=0.01).findings}
     assert findings.keys() == {"index-low", "several-places"}
-    assert findings["index-low"] == (examination.Sign("index-low", f"pending/{first.name}", f"the newest is pending/{second}"),)
+    assert findings["index-low"] == (
+        examination.Sign("index-low", f"pending/{first.name}", f"the newest is pending/{second}"),
+    )
     lines = repair(str(patient.path), pause=0)
     assert lines[0] == f"pending/{first.name}: the index was made anew"
     assert patient.kinds() == ({"several-places": "note"} if running else {})
@@ -699,7 +799,11 @@ def test_a_place_below_what_is_deferred_is_too_low_as_well(patient: Patient) -> 
     assert patient.kinds() == {}, "no line names it"
     line(patient, "b", int(older[:19]))
     (finding,) = examine(str(patient.path), pause=0).findings
-    assert finding.signs[0] == ("index-low", f"pending/{older}", f"the newest is in flight or deferred: {newer}")
+    assert finding.signs[0] == (
+        "index-low",
+        f"pending/{older}",
+        f"the newest is in flight or deferred: {newer}",
+    )
     assert repair(str(patient.path), pause=0) == [f"pending/{older}: the index was made anew"]
     assert patient.kinds() == {}
     with Inbox(patient.path, codec="bytes") as inbox:
@@ -714,7 +818,9 @@ def test_lines_that_are_nobody_s_are_not_mentioned(patient: Patient) -> None:
     with (patient / "index").open("r+b") as file:
         file.write((patient / "index").read_bytes()[:HEADER] + os.urandom(4096 * 32))
     assert patient.kinds() == {}
-    header(patient, header_line(patient.last() - 10**9, "01234567", 4096))  # of another boot: nothing in it counts
+    header(
+        patient, header_line(patient.last() - 10**9, "01234567", 4096)
+    )  # of another boot: nothing in it counts
     assert patient.kinds() == {}
     assert patient.judged() == []
 
@@ -750,7 +856,9 @@ def test_the_locks_of_shards_are_part_of_the_inbox(patient: Patient) -> None:
 
 
 def test_a_lock_without_its_holder_is_found(patient: Patient) -> None:
-    (patient / "consumer.lock").write_text(f"pid 4194399 on {os.uname().nodename} since 2026-01-31T12:00:00+0000\n")
+    (patient / "consumer.lock").write_text(
+        f"pid 4194399 on {os.uname().nodename} since 2026-01-31T12:00:00+0000\n"
+    )
     with (patient / "consumer.lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert patient.kinds() == {"holder-gone": "note"}
@@ -774,11 +882,15 @@ def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
     driver.do("ack")
     driver.do("take")  # nothing is left of its listing: it lists again, and sets readme aside
     driver.close()
-    assert sorted(path.name[20:] for path in (patient / "failed").iterdir()) == ["readme", "readme~reason.txt"]
+    assert sorted(path.name[20:] for path in (patient / "failed").iterdir()) == [
+        "readme",
+        "readme~reason.txt",
+    ]
     assert patient.judged() == []
 
 
-# --- an inbox that several hosts share --------------------------------------------------------------------------------
+# --- an inbox that several hosts share
+# --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -804,7 +916,8 @@ def test_a_shared_inbox_with_a_consumer_is_healthy(shared: Inbox) -> None:
 
 
 def test_what_a_dead_consumer_of_a_shared_inbox_held_is_found_and_mended(shared: Inbox) -> None:
-    """As when its host was cut off: it has given no sign of life for long, and the server has freed its lock."""
+    """As when its host was cut off: it has given no sign of life for long, and the server has freed its
+    lock."""
     for _ in range(2):
         shared.take()
     consumer, folder = shared._consumer, Path(shared.path, shared._layout.inflight)
@@ -815,7 +928,9 @@ def test_what_a_dead_consumer_of_a_shared_inbox_held_is_found_and_mended(shared:
     os.utime(folder / ".lease", ns=(1, 1))
     (finding,) = examine(shared.path, pause=0).findings
     assert (finding.kind, finding.mends) == ("orphan", True)
-    assert {sign.where for sign in finding.signs} == {f"inflight/{folder.name}/{path.name}" for path in folder.glob("[!.]*")}
+    assert {sign.where for sign in finding.signs} == {
+        f"inflight/{folder.name}/{path.name}" for path in folder.glob("[!.]*")
+    }
     (line,) = repair(shared.path, pause=0)
     assert line.startswith(f"inflight/{folder.name}/")
     assert examine(shared.path, pause=0).findings == ()
@@ -915,7 +1030,9 @@ def test_an_index_of_several_hosts_that_names_a_lower_place_is_made_anew(shared:
     assert values == {"a": "a3", "b": "b", "c": "c"}
 
 
-def test_a_lock_that_is_held_in_a_shared_inbox_is_found(shared: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_held_in_a_shared_inbox_is_found(
+    shared: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(survey, "PATIENCE", 0.05)
     seen = []
 
@@ -925,7 +1042,9 @@ def test_a_lock_that_is_held_in_a_shared_inbox_is_found(shared: Inbox, monkeypat
 
     shared._index.locked(look)
     assert len(seen) == 2
-    assert all(re.fullmatch(r"(a )?process .*; the last number was given out at 20\d\d-.*", str(one)) for one in seen)
+    assert all(
+        re.fullmatch(r"(a )?process .*; the last number was given out at 20\d\d-.*", str(one)) for one in seen
+    )
     assert survey.summary(shared._layout).stuck is None
 
 
@@ -948,7 +1067,10 @@ def test_a_section_that_a_host_left_open_is_no_damage(shared: Inbox) -> None:
         (lambda path: path.mkdir(), "is not an inbox"),
         (lambda path: path.touch(), "Not a directory"),
         (lambda path: path.symlink_to("nowhere"), "No such file"),
-        (lambda path: shutil.copytree(Path(__file__).parent, path, ignore=lambda *_: ["storm"]), "is not an inbox"),
+        (
+            lambda path: shutil.copytree(Path(__file__).parent, path, ignore=lambda *_: ["storm"]),
+            "is not an inbox",
+        ),
         (
             lambda path: (Inbox(path).close(), (path / "format").write_text("fsinbox 1 local\n")),
             "has format 1, this fsinbox knows 2: .*export",
@@ -956,7 +1078,9 @@ def test_a_section_that_a_host_left_open_is_no_damage(shared: Inbox) -> None:
     ],
     ids=["empty", "file", "dangling", "other", "version"],
 )
-def test_what_is_no_inbox_of_ours_is_left_alone(inbox_dir: Path, make: Callable[[Path], object], message: str) -> None:
+def test_what_is_no_inbox_of_ours_is_left_alone(
+    inbox_dir: Path, make: Callable[[Path], object], message: str
+) -> None:
     make(inbox_dir)
     for look in (examine, repair):
         before = sorted(os.walk(inbox_dir.parent))
@@ -983,7 +1107,10 @@ def test_a_shared_inbox_stays_shared(inbox_dir: Path) -> None:
     (inbox_dir / "tmp").chmod(0o700)
     (inbox_dir / "consumer.lock").unlink()
     repair(str(inbox_dir), pause=0)
-    assert {name: oct(stat.S_IMODE((inbox_dir / name).stat().st_mode)) for name in (*FOLDERS, "format", "consumer.lock")} == {
+    assert {
+        name: oct(stat.S_IMODE((inbox_dir / name).stat().st_mode))
+        for name in (*FOLDERS, "format", "consumer.lock")
+    } == {
         **dict.fromkeys(FOLDERS, "0o2770"),
         "format": "0o660",
         "consumer.lock": "0o660",
@@ -1001,11 +1128,15 @@ def test_what_only_passes_by_is_not_reported(patient: Patient) -> None:
         assert repair(str(patient.path)) == []
 
 
-# --- what the system refuses, and what others do meanwhile ----------------------------------------------------------
+# --- what the system refuses, and what others do meanwhile
+# ----------------------------------------------------------
 
 
 def test_what_cannot_be_looked_at_is_an_error_that_says_why(patient: Patient) -> None:
-    with refusing(listdir=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot look at inbox .*Input/output error"):
+    with (
+        refusing(listdir=errno.EIO),
+        pytest.raises(UnusableInbox, match=r"cannot look at inbox .*Input/output error"),
+    ):
         examine(str(patient.path))
 
 
@@ -1069,7 +1200,9 @@ def test_an_index_that_a_reader_cannot_lock_is_read_all_the_same(patient: Patien
 
 
 @pytest.mark.parametrize("how", ["no /proc", "not in it"])
-def test_a_lock_whose_holder_cannot_be_told_is_found(patient: Patient, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_whose_holder_cannot_be_told_is_found(
+    patient: Patient, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def opened(*_: object, **__: object) -> io.StringIO:
         if how == "no /proc":
             raise FileNotFoundError
@@ -1081,7 +1214,9 @@ def test_a_lock_whose_holder_cannot_be_told_is_found(patient: Patient, how: str,
         fcntl.flock(held, fcntl.LOCK_EX)
         (finding,) = examine(str(patient.path), pause=0.01).findings
     assert finding.kind == "admission-held"
-    assert finding.signs[0].seen.startswith("a process that cannot be seen from here; the last number was given out at 20")
+    assert finding.signs[0].seen.startswith(
+        "a process that cannot be seen from here; the last number was given out at 20"
+    )
 
 
 @pytest.mark.parametrize(
@@ -1106,15 +1241,21 @@ def test_of_the_process_that_holds_the_lock_is_told_what_can_be(
 
 
 def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
-    header(patient, header_line(patient.last(), "another.", 4096))  # after a boot, the folders are looked through
+    header(
+        patient, header_line(patient.last(), "another.", 4096)
+    )  # after a boot, the folders are looked through
     (patient / "drop/h").mkdir()
-    with refusing(scandir=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot go on with the repair .*Input/output error"):
+    with (
+        refusing(scandir=errno.EIO),
+        pytest.raises(UnusableInbox, match=r"cannot go on with the repair .*Input/output error"),
+    ):
         repair(str(patient.path), pause=0)
     repair(str(patient.path), pause=0)
     assert patient.kinds() == {}
 
 
-# --- a file system that does it otherwise --------------------------------------------------------------------------
+# --- a file system that does it otherwise
+# --------------------------------------------------------------------------
 
 
 def otherwise(name: str, does: Callable[..., Any]) -> Any:
@@ -1146,13 +1287,19 @@ def naming_nothing(opened: Callable[..., int], path: Any, flags: int, *more: Any
     ],
 )
 def test_what_a_file_system_does_otherwise_is_found(
-    tmp_path: Path, measurement: Callable[[str], Any], call: str, does: Callable[..., Any], found: tuple[Any, ...]
+    tmp_path: Path,
+    measurement: Callable[[str], Any],
+    call: str,
+    does: Callable[..., Any],
+    found: tuple[Any, ...],
 ) -> None:
     with otherwise(call, does):
         assert measurement(str(tmp_path)) == found
 
 
-def test_a_rename_that_leaves_a_moment_without_any_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_leaves_a_moment_without_any_file_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missed = threading.Event()
 
     def opening(*arguments: Any, **more: Any) -> Any:
@@ -1179,14 +1326,19 @@ def test_a_file_system_whose_modes_cannot_be_set_is_found(tmp_path: Path) -> Non
     assert not kept
 
 
-@pytest.mark.parametrize("library", [SimpleNamespace(), SimpleNamespace(syncfs=lambda fd: -1)], ids=["none", "refused"])
-def test_a_system_that_cannot_flush_all_is_found(tmp_path: Path, library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "library", [SimpleNamespace(), SimpleNamespace(syncfs=lambda fd: -1)], ids=["none", "refused"]
+)
+def test_a_system_that_cannot_flush_all_is_found(
+    tmp_path: Path, library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
     with pytest.raises(OSError):
         filesystem._flush_all(str(tmp_path))
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_command_measures_where_there_is_no_inbox_yet(tmp_path: Path) -> None:
@@ -1228,7 +1380,10 @@ def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None
     assert "  note    'pending/ä\\n': its name is not that of an element" in text
     assert "  note    failed/1, failed/2, failed/3 and 1 more: it is neither" in text
     assert text.splitlines()[-1] == "not healthy: see above, and run this with --repair"
-    assert run(*words, cwd=patient.path.parent, status=1).stdout.partition("inbox /")[2] == text.partition("inbox /")[2]
+    assert (
+        run(*words, cwd=patient.path.parent, status=1).stdout.partition("inbox /")[2]
+        == text.partition("inbox /")[2]
+    )
     done = run(*words, "--repair", cwd=patient.path.parent)
     aside = "moved to failed/, with the reason beside it"
     assert f"repair\n  index: {aside}; made anew\n  'pending/ä\\n': {aside}\n" in done.stdout
@@ -1291,7 +1446,9 @@ def test_no_other_command_pays_for_the_doctor(patient: Patient) -> None:
             print("fsinbox.doctor" in sys.modules)
     """
     variables = environment(FSINBOX_DIR=str(patient.path))
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
     assert done.stdout.endswith("False\n")
 
 
@@ -1304,7 +1461,8 @@ def test_a_consumer_and_a_doctor_get_along(patient: Patient) -> None:
         assert done.stdout.splitlines()[-1] == "healthy"
 
 
-# --- the repair's own crash ----------------------------------------------------------------------------------------
+# --- the repair's own crash
+# ----------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -1321,7 +1479,9 @@ class Fault:
         self.calls = 0
         self.hit = ""
 
-    def __call__(self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+    def __call__(
+        self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]
+    ) -> Any:
         if self._how == "kill" and self.hit:
             if name == "close" or (name == "flock" and arguments[1] == fcntl.LOCK_UN):
                 return call(*arguments, **more)  # which the kernel does for the dead
@@ -1331,7 +1491,9 @@ class Fault:
             return call(*arguments, **more)
         self.hit = f"{name}{arguments}"
         if name == "close":
-            call(*arguments, **more)  # the kernel does it for the dead; and if it fails, the file is closed (close(2))
+            call(
+                *arguments, **more
+            )  # the kernel does it for the dead; and if it fails, the file is closed (close(2))
         if self._how == "kill":
             raise Killed
         number = getattr(errno, self._how)
@@ -1341,7 +1503,8 @@ class Fault:
 def break_everything(path: Path, *, low: bool = True) -> list[Event]:
     """Make an inbox with all that a repair can mend at once, and five keys in it; return what was announced.
 
-    `low`: with a line of the index that names a lower place than its key has: until that is mended, a newer value does get lost.
+    `low`: with a line of the index that names a lower place than its key has: until that is mended, a newer
+    value does get lost.
     """
     patient = Patient(path)
     driver = Driver(str(path), patient.log)
@@ -1398,17 +1561,23 @@ def crashed(path: Path, how: str, at: int) -> Fault:
 
 
 def recovered(path: Path, before: list[Event], way: str, *, first: bool) -> list[str]:
-    """Return what is wrong afterwards. `first`: a second repair comes before the consumer; else the consumer comes at once."""
+    """Return what is wrong afterwards. `first`: a second repair comes before the consumer; else the consumer
+    comes at once."""
     wrong = unhealthy(path) if first else []
     wrong += judge([*all_died(before), *aftermath(str(path), way, KEYS)])
     return wrong + unhealthy(path)
 
 
 def unhealthy(path: Path) -> list[str]:
-    """Repair it, and return what is wrong then. A reason that could not be written, and a drop not ingested, are no damage."""
+    """Repair it, and return what is wrong then. A reason that could not be written, and a drop not ingested,
+    are no damage."""
     repair(str(path), pause=0)
     findings = examine(str(path), pause=0).findings
-    return [f"still {finding.kind}: {finding.signs}" for finding in findings if finding.kind not in ("no-reason", "drop-waits")]
+    return [
+        f"still {finding.kind}: {finding.signs}"
+        for finding in findings
+        if finding.kind not in ("no-reason", "drop-waits")
+    ]
 
 
 @pytest.mark.faults
@@ -1451,7 +1620,11 @@ def test_a_measurement_whose_calls_fail_is_told_of_and_leaves_nothing_behind(tmp
         for broken in sorted(names - {"close"}):
 
             def refuse(
-                name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any], broken: str = broken
+                name: str,
+                call: Callable[..., Any],
+                arguments: tuple[Any, ...],
+                more: dict[str, Any],
+                broken: str = broken,
             ) -> Any:
                 if name == broken:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -1500,7 +1673,10 @@ def test_a_repair_that_dies_or_fails_at_every_call_loses_nothing(
             except Exception as error:
                 wrong = [f"raised {error!r}"]
             if wrong:
-                replay = f"DOCTOR_CALL={how}:{at} python -m pytest tests/test_doctor.py -k 'every_call and {ident}'"
+                replay = (
+                    f"DOCTOR_CALL={how}:{at} python -m pytest tests/test_doctor.py -k 'every_call and "
+                    f"{ident}'"
+                )
                 bad.append(f"{fault.hit}: {wrong}; replay: {replay}")
             shutil.rmtree(path)
             if not fault.hit or len(only) == 2:
@@ -1523,7 +1699,8 @@ def test_a_repair_that_is_not_disturbed_mends_everything_at_once(inbox_dir: Path
     assert judge([*all_died(before), *aftermath(str(inbox_dir), "add", KEYS)]) == []
 
 
-# --- while others work ---------------------------------------------------------------------------------------------
+# --- while others work
+# ---------------------------------------------------------------------------------------------
 
 
 class Suspicious(examination.Look):
@@ -1556,7 +1733,9 @@ def test_repairs_while_producers_add_lose_nothing(
             repair(str(path), pause=0)
             repairs += 1
         assert [child.wait(60) for child in children] == [0] * len(children)
-        events = sorted((event for who in range(4) for event in read_log(place / f"log{who}")), key=lambda event: event.t)
+        events = sorted(
+            (event for who in range(4) for event in read_log(place / f"log{who}")), key=lambda event: event.t
+        )
         assert sum(event.what == "add_end" for event in events) == 3 * ADDS
         assert repairs > 10
         assert judge([*all_died(events), *aftermath(str(path), "drain")]) == []
@@ -1579,5 +1758,7 @@ def memory(otherwise: Path) -> Path:
 def start_driver(path: Path, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
     """Start a process that does what the words say."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.driver", path, log, *words], cwd=Path(__file__).parents[1], env=environment()
+        [sys.executable, "-m", "tests.driver", path, log, *words],
+        cwd=Path(__file__).parents[1],
+        env=environment(),
     )

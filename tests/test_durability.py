@@ -1,4 +1,5 @@
-"""Proves the order of system calls that a power cut tests: content before its name, the name before the return.
+"""Proves the order of system calls that a power cut tests: content before its name, the name before the
+return.
 
 Read off real runs with strace; the states that a power cut may leave are another harness's to build.
 """
@@ -24,11 +25,27 @@ CALLS = "sync,fsync,fdatasync,syncfs,rename,renameat,renameat2,mkdir,mkdirat"
 
 
 def traced(tmp_path: Path, code: str) -> list[str]:
-    """Run Python code in tmp_path under strace; return its calls of CALLS, as `call folder` or `call from -> to`."""
+    """Run Python code in tmp_path under strace; return its calls of CALLS, as `call folder` or `call from ->
+    to`."""
     trace = tmp_path.with_name(tmp_path.name + ".trace")
     program = "from fsinbox import Inbox\n" + code
-    environment = os.environ | {"PYTHONPATH": str(Path(fsinbox.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = ["strace", "-f", "-y", "-qq", "-e", f"trace={CALLS}", "-o", str(trace), sys.executable, "-c", program]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(fsinbox.__file__).parent.parent),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [
+        "strace",
+        "-f",
+        "-y",
+        "-qq",
+        "-e",
+        f"trace={CALLS}",
+        "-o",
+        str(trace),
+        sys.executable,
+        "-c",
+        program,
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     if "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
@@ -37,15 +54,22 @@ def traced(tmp_path: Path, code: str) -> list[str]:
     for line in trace.read_text().splitlines():
         match = re.match(r"\d+ +(\w+)\((.*)\) += 0$", line)
         if match:
-            folders = [re.sub(r"^.*/(?=\w+(/\d[^/]*)?$)", "", path) for path in re.findall(r"<([^>]+)>", match[2])]
-            calls.append(f"{match[1]} {' -> '.join(folder.split('/')[0] for folder in folders) or match[2].split(',')[0]}")
+            folders = [
+                re.sub(r"^.*/(?=\w+(/\d[^/]*)?$)", "", path) for path in re.findall(r"<([^>]+)>", match[2])
+            ]
+            calls.append(
+                f"{match[1]} "
+                f"{' -> '.join(folder.split('/')[0] for folder in folders) or match[2].split(',')[0]}"
+            )
     return calls
 
 
 def flushes(calls: list[str]) -> list[str]:
     """Return those of the calls that flush, without what a consumer flushes as it starts."""
     found = [call for call in calls if "sync" in call]
-    assert found[:3] == ["fsync pending", "fsync inflight", "fsync deferred"], "what was visible before it started"
+    assert found[:3] == ["fsync pending", "fsync inflight", "fsync deferred"], (
+        "what was visible before it started"
+    )
     return found[3:]
 
 
@@ -61,7 +85,9 @@ def test_an_add_that_need_not_be_durable_flushes_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("count", "flushes"), [(3, ["fsync tmp"] * 3), (20, ["syncfs tmp"])])
-def test_a_batch_flushes_all_content_before_the_first_name(tmp_path: Path, count: int, flushes: list[str]) -> None:
+def test_a_batch_flushes_all_content_before_the_first_name(
+    tmp_path: Path, count: int, flushes: list[str]
+) -> None:
     Inbox(tmp_path / "inbox").close()
     calls = traced(tmp_path, f"Inbox('inbox').add_many((str(n), n) for n in range({count}))")
     assert calls == [*flushes, *["renameat tmp -> pending"] * count, "fsync pending"]
@@ -113,8 +139,14 @@ def test_take_and_ack_flush_nothing(tmp_path: Path) -> None:
 def test_a_key_that_was_ended_is_flushed_before_it_is_taken_again(tmp_path: Path) -> None:
     """Else a power cut could bring the older one back when the newer is gone."""
     Inbox(tmp_path / "inbox").close()
-    code = "i = Inbox('inbox', durable={})\nfor n in range(2):\n i.add('a', n, durable=False)\n i.take().ack()"
-    assert flushes(traced(tmp_path, code.format(True))) == ["fsync pending", "fsync inflight", "fsync deferred"]
+    code = (
+        "i = Inbox('inbox', durable={})\nfor n in range(2):\n i.add('a', n, durable=False)\n i.take().ack()"
+    )
+    assert flushes(traced(tmp_path, code.format(True))) == [
+        "fsync pending",
+        "fsync inflight",
+        "fsync deferred",
+    ]
     calls = traced(tmp_path, code.format(False))
     assert [call for call in calls if "sync" in call] == [], "not flushed, as asked"
 
@@ -133,23 +165,36 @@ def test_a_newer_value_is_flushed_before_the_older_is_dropped(tmp_path: Path, en
     """Its producer may not have got to it."""
     with Inbox(tmp_path / "inbox") as inbox:
         inbox.add("a", 1)
-    calls = traced(tmp_path, f"i = Inbox('inbox')\ne = i.take()\ni.add('a', 2, durable=False)\nassert not e.{end}")
+    calls = traced(
+        tmp_path, f"i = Inbox('inbox')\ne = i.take()\ni.add('a', 2, durable=False)\nassert not e.{end}"
+    )
     assert flushes(calls) == ["fsync pending"]
 
 
 def test_a_deferred_element_is_dropped_between_flushes(tmp_path: Path) -> None:
-    """The newer one, which has been taken, is there for good before the older goes; and it is gone before the newer is ended."""
+    """The newer one, which has been taken, is there for good before the older goes; and it is gone before the
+    newer is ended."""
     Inbox(tmp_path / "inbox").close()
-    code = "i = Inbox('inbox')\nfor n in (1, 2):\n i.add('a', n, durable=False)\n e = i.take()\n if n == 1: e.nack(9)"
+    code = (
+        "i = Inbox('inbox')\nfor n in (1, 2):\n i.add('a', n, durable=False)\n e = i.take()\n if n == 1: "
+        "e.nack(9)"
+    )
     before_the_take = after_it = ["fsync pending", "fsync inflight", "fsync deferred"]
     assert flushes(traced(tmp_path, code)) == before_the_take + after_it
 
 
 def test_a_deferred_element_is_superseded_by_what_is_there_for_good(tmp_path: Path) -> None:
     Inbox(tmp_path / "inbox").close()
-    code = "i = Inbox('inbox')\ni.add('a', 1, durable=False)\ni.take().nack(1e-9)\ni._consumer._ended.clear()\n"
+    code = (
+        "i = Inbox('inbox')\ni.add('a', 1, durable=False)\ni.take().nack(1e-9)\ni._consumer._ended.clear()\n"
+    )
     code += "i.add('a', 2, durable=False)\nassert i.take().value == 2"
-    assert flushes(traced(tmp_path, code)) == ["fsync pending", "fsync pending", "fsync inflight", "fsync deferred"]
+    assert flushes(traced(tmp_path, code)) == [
+        "fsync pending",
+        "fsync pending",
+        "fsync inflight",
+        "fsync deferred",
+    ]
 
 
 def test_what_the_doctor_makes_is_flushed(tmp_path: Path) -> None:
@@ -166,7 +211,10 @@ def test_the_shell_producer_flushes_a_dropped_file_and_then_as_an_add_does(tmp_p
         os.utime(tmp_path / "draft", (1, 1))
         os.rename(tmp_path / "draft", Path(inbox.path, "drop", "a"))
     script = Path(__file__).parents[1] / "scripts" / "fsinbox-add"
-    calls = traced(tmp_path, f"import subprocess\nsubprocess.run([{str(script)!r}, '--inbox', 'inbox', 'a', '2'], check=True)")
+    calls = traced(
+        tmp_path,
+        f"import subprocess\nsubprocess.run([{str(script)!r}, '--inbox', 'inbox', 'a', '2'], check=True)",
+    )
     assert [call.split()[0][:6] for call in calls] == ["fsync", "fsync", "rename", "rename", "fsync", "fsync"]
     assert "/tmp/sh." in calls[0] and calls[1] == "fsync a"
     assert calls[-2:] == ["fsync pending", "fsync drop"]
@@ -175,7 +223,10 @@ def test_the_shell_producer_flushes_a_dropped_file_and_then_as_an_add_does(tmp_p
 def test_the_shell_producer_flushes_what_it_drops_for_another_host(tmp_path: Path) -> None:
     Inbox(tmp_path / "inbox", scope="network").close()
     script = Path(__file__).parents[1] / "scripts" / "fsinbox-add"
-    calls = traced(tmp_path, f"import subprocess\nsubprocess.run([{str(script)!r}, '--inbox', 'inbox', 'a', '1'], check=True)")
+    calls = traced(
+        tmp_path,
+        f"import subprocess\nsubprocess.run([{str(script)!r}, '--inbox', 'inbox', 'a', '1'], check=True)",
+    )
     assert [call.split()[0][:6] for call in calls] == ["fsync", "rename", "fsync"]
     assert "/tmp/sh." in calls[0] and calls[2] == "fsync drop"
 
@@ -185,7 +236,9 @@ def test_a_new_inbox_is_durable_before_it_is_said_to_be_one(tmp_path: Path) -> N
     named = next(index for index, call in enumerate(calls) if call.startswith("rename"))
     before, after = calls[:named], calls[named + 1 :]
     parent = f"fsync {tmp_path.name}"
-    assert any(call.endswith(parent.split()[1]) and call.startswith("fsync") for call in before), "its name in its parent"
+    assert any(call.endswith(parent.split()[1]) and call.startswith("fsync") for call in before), (
+        "its name in its parent"
+    )
     for folder in ("tmp", "drop", "pending", "inflight", "deferred", "failed", "attempts", "index", "inbox"):
         assert f"fsync {folder}" in before
     assert "fsync inbox" in after

@@ -1,7 +1,8 @@
-"""An inbox that several hosts share, on this one: how its file system is chosen, and what every add does there.
+"""An inbox that several hosts share, on this one: how its file system is chosen, and what every add does
+there.
 
-tests/hosts/ runs the real thing, over NFS and GlusterFS. Here `network` is asked for on a local disk, as on the server itself,
-or with the locks of a client.
+tests/hosts/ runs the real thing, over NFS and GlusterFS. Here `network` is asked for on a local disk, as on
+the server itself, or with the locks of a client.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from unittest import mock
 import pytest
 from helpers import wait_until
 
-import fsinbox.hosts
+import fsinbox.store.network.sharing
 from fsinbox import AddFailed, Inbox, UnusableInbox
-from fsinbox.hosts import Sharing, range_lock, sharing_of
-from fsinbox.index import BUCKET, HEADER, LINE, Busy
-from fsinbox.layout import Layout
-from fsinbox.names import element_name
-from fsinbox.sections import LINES, NetworkIndex, read_words
+from fsinbox.store.index import BUCKET, HEADER, LINE, Busy
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import element_name
+from fsinbox.store.network.sections import LINES, NetworkIndex, read_words
+from fsinbox.store.network.sharing import Sharing, range_lock, sharing_of
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
@@ -35,10 +36,12 @@ CLIENT = Sharing("nfs", opens_first=True, touches_first=True)
 
 
 @pytest.fixture(params=["server", "client"])
-def shared(request: pytest.FixtureRequest, inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+def shared(
+    request: pytest.FixtureRequest, inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Inbox]:
     """An inbox for several hosts: as the server itself sees it, or with all that a client must do."""
     if request.param == "client":
-        monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: CLIENT)
+        monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: CLIENT)
     with Inbox(inbox_dir, codec="text", scope="network", max_inflight=2) as inbox:
         yield inbox
 
@@ -75,13 +78,15 @@ def run_beside(act: Callable[[], object]) -> None:
 
 
 def leave_open(inbox: Inbox) -> None:
-    """Have a section of another process end in its midst: before it publishes what it has said that it would."""
+    """Have a section of another process end in its midst: before it publishes what it has said that it
+    would."""
     with Inbox(inbox.path) as other, meanwhile("rename", cut_off), pytest.raises(CutOff):
         other.add("left", "open", durable=False)
     assert b" open " in header_of(inbox)
 
 
-# --- how it is chosen ---------------------------------------------------------------------------------------------
+# --- how it is chosen
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,9 @@ def leave_open(inbox: Inbox) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_host_works_on_a_shared_inbox_as_its_mount_needs_it(kind: str, options: str, wanted: Sharing) -> None:
+def test_a_host_works_on_a_shared_inbox_as_its_mount_needs_it(
+    kind: str, options: str, wanted: Sharing
+) -> None:
     assert sharing_of("/i", (kind, options)) == wanted
 
 
@@ -108,12 +115,19 @@ def test_a_host_works_on_a_shared_inbox_as_its_mount_needs_it(kind: str, options
         ("nfs", "rw,vers=3,lookupcache=pos", "names that another host has changed", "-o vers=4.2"),
         ("nfs4", "rw,vers=4.2,nocto", "nocto", "mount it without"),
         ("nfs4", "rw,vers=4.2,local_lock=flock", "keeps locks to this host", "without local_lock"),
-        ("nfs", "rw,vers=3,nolock,lookupcache=none", "keeps locks to this host", "without local_lock, nolock"),
+        (
+            "nfs",
+            "rw,vers=3,nolock,lookupcache=none",
+            "keeps locks to this host",
+            "without local_lock, nolock",
+        ),
         ("cifs", "rw", "not known to be safe", "--scope local"),
         ("fuse.sshfs", "rw", "not known to be safe", "--scope local"),
     ],
 )
-def test_a_mount_on_which_it_would_not_be_right_is_refused(kind: str, options: str, reason: str, way_out: str) -> None:
+def test_a_mount_on_which_it_would_not_be_right_is_refused(
+    kind: str, options: str, reason: str, way_out: str
+) -> None:
     with pytest.raises(UnusableInbox, match=reason) as caught:
         sharing_of("/i", (kind, options))
     assert way_out in str(caught.value)
@@ -129,13 +143,22 @@ GOOD_GLUSTER = {
     ("changed", "said"),
     [
         ({}, ""),
-        ({"graphs/active/volfile": "    type performance/quick-read\n"}, "has performance/quick-read, which shows old states"),
+        (
+            {"graphs/active/volfile": "    type performance/quick-read\n"},
+            "has performance/quick-read, which shows old states",
+        ),
         (
             {"graphs/active/volfile": "    type performance/md-cache\n    type performance/write-behind\n"},
             "md-cache, performance/w",
         ),
-        ({"root/private": "direct_io_mode = 2\nentry_timeout = 0.0\nattribute_timeout = 0.0\n"}, "direct-io-mode=enable"),
-        ({"root/private": "direct_io_mode = 1\nentry_timeout = 1.0\nattribute_timeout = 0.0\n"}, "entry-timeout=0"),
+        (
+            {"root/private": "direct_io_mode = 2\nentry_timeout = 0.0\nattribute_timeout = 0.0\n"},
+            "direct-io-mode=enable",
+        ),
+        (
+            {"root/private": "direct_io_mode = 1\nentry_timeout = 1.0\nattribute_timeout = 0.0\n"},
+            "entry-timeout=0",
+        ),
         ({"root/private": ""}, "direct-io-mode=enable"),
         ({"root/private": None}, "does not say how it is set up"),
     ],
@@ -153,17 +176,25 @@ def test_a_glusterfs_mount_says_itself_what_it_remembers(
         with pytest.raises(UnusableInbox, match=said):
             sharing_of(f"{tmp_path}/a/inbox", ("fuse.glusterfs", "rw"))
     else:
-        assert sharing_of(f"{tmp_path}/a/inbox", ("fuse.glusterfs", "rw")) == Sharing("fuse.glusterfs", one_clock=False)
+        assert sharing_of(f"{tmp_path}/a/inbox", ("fuse.glusterfs", "rw")) == Sharing(
+            "fuse.glusterfs", one_clock=False
+        )
 
 
 def test_nothing_is_made_on_a_mount_that_is_refused(inbox_dir: Path) -> None:
-    with mock.patch("fsinbox.layout.mount_of", lambda path: ("nfs", "rw,vers=3")), pytest.raises(UnusableInbox):
+    with (
+        mock.patch("fsinbox.store.layout.mount_of", lambda path: ("nfs", "rw,vers=3")),
+        pytest.raises(UnusableInbox),
+    ):
         Inbox(inbox_dir)
     assert not inbox_dir.exists() or not os.listdir(inbox_dir)
 
 
 def test_an_inbox_for_one_host_can_be_asked_for_anywhere(inbox_dir: Path) -> None:
-    with mock.patch("fsinbox.layout.mount_of", lambda path: ("fuse.sshfs", "rw")), Inbox(inbox_dir, scope="local") as inbox:
+    with (
+        mock.patch("fsinbox.store.layout.mount_of", lambda path: ("fuse.sshfs", "rw")),
+        Inbox(inbox_dir, scope="local") as inbox,
+    ):
         assert inbox._layout.sharing is None
     assert (inbox_dir / "format").read_text() == "fsinbox 2 local\n"
 
@@ -173,7 +204,8 @@ def test_a_scope_that_is_none_is_refused(inbox_dir: Path) -> None:
         Inbox(inbox_dir, scope="galaxy")
 
 
-# --- the same queue ------------------------------------------------------------------------------------------------
+# --- the same queue
+# ------------------------------------------------------------------------------------------------
 
 
 def test_order_and_replacement_are_as_always(shared: Inbox) -> None:
@@ -206,7 +238,9 @@ def test_what_is_requeued_deferred_or_given_up_is_as_always(shared: Inbox) -> No
 def test_many_are_added_in_order(shared: Inbox) -> None:
     counts = shared.add_many((f"k{number % 7}", str(number)) for number in range(20))
     assert counts == {"new": 7, "replaced": 13, "behind": 0}
-    assert drain(shared) == [(f"k{number}", str(last)) for number, last in enumerate([14, 15, 16, 17, 18, 19, 13])]
+    assert drain(shared) == [
+        (f"k{number}", str(last)) for number, last in enumerate([14, 15, 16, 17, 18, 19, 13])
+    ]
 
 
 def test_a_key_with_several_places_is_coalesced(shared: Inbox) -> None:
@@ -237,7 +271,9 @@ def test_the_shell_producer_drops_its_value(
     refused = shell_producer(shared, "a/b", "value")
     assert refused.returncode == 2
     assert "the key must be a file name" in refused.stderr
-    element = take(shared, timeout=5)  # (written and renamed within one tick of the clock, it has to lie still)
+    element = take(
+        shared, timeout=5
+    )  # (written and renamed within one tick of the clock, it has to lie still)
     assert (element.key, element.value) == ("k.1", "value")
     assert names(shared, "tmp") == []
 
@@ -247,12 +283,15 @@ def shell_producer() -> Callable[..., subprocess.CompletedProcess[str]]:
     script = Path(__file__).parents[1] / "scripts" / "fsinbox-add"
 
     def run(inbox: Inbox, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["sh", script, "--inbox", inbox.path, *words], capture_output=True, text=True, timeout=30)
+        return subprocess.run(
+            ["sh", script, "--inbox", inbox.path, *words], capture_output=True, text=True, timeout=30
+        )
 
     return run
 
 
-# --- clocks ----------------------------------------------------------------------------------------------------------
+# --- clocks
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
@@ -261,25 +300,33 @@ def test_a_host_whose_clock_is_an_hour_off_neither_loses_nor_reorders(shared: In
         return time.time_ns() + hours * 3600 * 10**9
 
     shared.add("a", "1")
-    with mock.patch("fsinbox.sections.time_ns", elsewhere), Inbox(shared.path, codec="text") as other:
+    with (
+        mock.patch("fsinbox.store.network.sections.time_ns", elsewhere),
+        Inbox(shared.path, codec="text") as other,
+    ):
         other.add("a", "2")
         other.add("b", "3")
     shared.add("b", "4")
     shared.add("c", "5")
     element = take(shared)
     assert (element.key, element.value) == ("a", "2")
-    with mock.patch("fsinbox.sections.time_ns", elsewhere), Inbox(shared.path, codec="text") as other:
+    with (
+        mock.patch("fsinbox.store.network.sections.time_ns", elsewhere),
+        Inbox(shared.path, codec="text") as other,
+    ):
         other.add("a", "6")
     shared.add("a", "7")
     element.nack()
     assert drain(shared) == [("b", "4"), ("c", "5"), ("a", "7")]
 
 
-# --- a host that is cut off -------------------------------------------------------------------------------------------
+# --- a host that is cut off
+# -------------------------------------------------------------------------------------------
 
 
 def test_an_add_that_the_server_did_not_take_is_an_error(shared: Inbox) -> None:
-    """The flush of the header is where a client learns that it has lost the lock: before it publishes, and after."""
+    """The flush of the header is where a client learns that it has lost the lock: before it publishes, and
+    after."""
     for _ in range(2):
         with refusing(fsync=errno.EIO), pytest.raises(AddFailed, match="was not added") as caught:
             shared.add("a", "1", durable=False)
@@ -305,7 +352,10 @@ def test_a_producer_that_has_lost_the_lock_without_being_told_says_so(shared: In
         last, tag, lines, sections, _ = read_words(header_of(shared))
         write_over(shared, b"%019d %b %010d %012d done 00000" % (last + 1, tag.encode(), lines, sections + 1))
 
-    with meanwhile("rename", another_host), pytest.raises(AddFailed, match="another one has had the lock") as caught:
+    with (
+        meanwhile("rename", another_host),
+        pytest.raises(AddFailed, match="another one has had the lock") as caught,
+    ):
         shared.add("a", "1")
     assert caught.value.maybe_added
 
@@ -314,7 +364,9 @@ def test_a_rename_whose_answer_was_lost_was_done(shared: Inbox) -> None:
     """After a restart of the server the client asks again, and hears that the file is gone."""
     twice: list[str] = []
 
-    def done_before(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def done_before(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "rename" and not twice:
             twice.append(name)
             call(*arguments, **more)
@@ -359,7 +411,9 @@ def test_a_value_that_is_taken_before_its_add_has_ended(shared: Inbox) -> None:
 def test_a_full_disk_in_the_midst_of_a_section_is_an_error_and_heals(shared: Inbox) -> None:
     shared.add("a", "1")
 
-    def half(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def half(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name != "pwrite":
             return call(*arguments, **more)
         fd, line, offset = arguments
@@ -454,9 +508,11 @@ def test_a_turn_that_the_system_refuses_is_tried_again(shared: Inbox) -> None:
     assert index.try_locked(index.last_number) == 0
 
 
-def test_a_long_listing_is_only_done_if_there_is_something_new(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: CLIENT)
-    monkeypatch.setattr("fsinbox.consumer._LONG", 3)
+def test_a_long_listing_is_only_done_if_there_is_something_new(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: CLIENT)
+    monkeypatch.setattr("fsinbox.consumer.consumer._LONG", 3)
     with (
         Inbox(inbox_dir, codec="text", scope="network", shard="1/2") as inbox,
         Inbox(inbox_dir, codec="text") as producer,
@@ -482,9 +538,11 @@ def test_a_long_listing_is_only_done_if_there_is_something_new(inbox_dir: Path, 
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_who_may_only_look_is_shown_what_this_host_knows(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_who_may_only_look_is_shown_what_this_host_knows(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
     """On NFS 3 a listing is only sure to be current after a change of one's own to the folder."""
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: CLIENT)
+    monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: CLIENT)
     with Inbox(inbox_dir, codec="text", scope="network") as inbox:
         inbox.add("a", "1")
         with refusing(utime=error):
@@ -492,29 +550,35 @@ def test_who_may_only_look_is_shown_what_this_host_knows(inbox_dir: Path, monkey
             assert [name[20:] for name in inbox._layout.names("pending")] == ["a"]
 
 
-def test_a_listing_that_may_be_an_old_one_is_an_error(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: CLIENT)
+def test_a_listing_that_may_be_an_old_one_is_an_error(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: CLIENT)
     with Inbox(inbox_dir, codec="text", scope="network") as inbox:
         inbox.add("a", "1")
         with refusing(utime=errno.EIO), pytest.raises(UnusableInbox, match="cannot look into inbox"):
             list(inbox)
 
 
-def test_a_file_in_drop_must_lie_still_by_this_host_s_own_watch(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where hosts share the inbox, the age of a file by its times is another clock's: it says nothing here."""
+def test_a_file_in_drop_must_lie_still_by_this_host_s_own_watch(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where hosts share the inbox, the age of a file by its times is another clock's: it says nothing
+    here."""
     with Inbox(inbox_dir, codec="text", scope="network", drop_settle=0.1) as inbox:
         dropped = inbox_dir / "drop" / "a"
         dropped.write_text("1")
         later = time.time_ns() + 3600 * 10**9
         os.utime(dropped, ns=(later, later))  # nothing shows that it was renamed in
-        monkeypatch.setattr("fsinbox.adopt.time_ns", lambda: later)
+        monkeypatch.setattr("fsinbox.consumer.ingest.time_ns", lambda: later)
         assert inbox.take() is None
         time.sleep(0.12)
         assert drain(inbox) == [("a", "1")]
 
 
 def just_dropped(inbox: Inbox, key: str, value: str) -> Path:
-    """Drop a file whose times do not tell that it was renamed in: as when that was within a tick of the clock."""
+    """Drop a file whose times do not tell that it was renamed in: as when that was within a tick of the
+    clock."""
     path = Path(inbox.path, "drop", key)
     path.write_text(value)
     later = time.time_ns() + 3600 * 10**9
@@ -522,8 +586,10 @@ def just_dropped(inbox: Inbox, key: str, value: str) -> Path:
     return path
 
 
-def test_a_drop_that_lies_still_has_come_before_an_add(shared: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsinbox.dropped.STILL", 0.01)
+def test_a_drop_that_lies_still_has_come_before_an_add(
+    shared: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsinbox.store.drops.STILL", 0.01)
     just_dropped(shared, "a", "1")
     assert shared.add("a", "2") == "replaced"
     assert names(shared, "drop") == []
@@ -544,7 +610,7 @@ def test_a_drop_that_something_is_done_to_is_later_than_an_add(
     shared: Inbox, done: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = just_dropped(shared, "a", "1")
-    monkeypatch.setattr("fsinbox.dropped.sleep", lambda seconds: done(path))
+    monkeypatch.setattr("fsinbox.store.drops.sleep", lambda seconds: done(path))
     assert shared.add("a", "2") == "new"
     assert len(names(shared, "pending")) == 1
     assert next(iter(shared)).value == "2"
@@ -565,7 +631,8 @@ def test_the_group_s_inbox_can_be_shared_by_hosts_too(inbox_dir: Path) -> None:
         os.umask(before)
 
 
-# --- the index, and what comes late ----------------------------------------------------------------------------------
+# --- the index, and what comes late
+# ----------------------------------------------------------------------------------
 
 
 def test_a_header_has_three_words_more_for_hosts(shared: Inbox) -> None:
@@ -668,7 +735,9 @@ def test_a_file_that_is_lost_is_made_anew(shared: Inbox, remove: bool) -> None:
     assert drain(shared) == [("a", "2")]
 
 
-def test_a_section_that_was_left_open_is_followed_by_a_new_tag_and_no_old_line_is_believed(shared: Inbox) -> None:
+def test_a_section_that_was_left_open_is_followed_by_a_new_tag_and_no_old_line_is_believed(
+    shared: Inbox,
+) -> None:
     shared.add("a", "1")
     (older,) = names(shared, "pending")
     tag = read_words(header_of(shared))[1]
@@ -683,10 +752,13 @@ def test_a_section_that_was_left_open_is_followed_by_a_new_tag_and_no_old_line_i
 
 
 def test_each_kind_of_section_marks_itself_as_open_before_it_publishes(shared: Inbox) -> None:
-    """Whoever publishes in a place that was found could be late there, as well as whoever was given a number."""
+    """Whoever publishes in a place that was found could be late there, as well as whoever was given a
+    number."""
     seen: list[bytes] = []
 
-    def look(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def look(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "rename":
             seen.append(header_of(shared)[53:])
         return call(*arguments, **more)
@@ -702,7 +774,10 @@ def test_each_kind_of_section_marks_itself_as_open_before_it_publishes(shared: I
     assert renames(lambda: shared.add("a", "2")) == [b"open 00000\n"]
     new = [(f"k{number}", "v") for number in range(3)]
     assert renames(lambda: shared.add_many(new)) == [b"open 00003\n"] * 3
-    assert renames(lambda: shared.add_many([*new, ("b", "1"), *new])) == [b"open 00000\n"] * 3 + [b"open 00004\n"] * 4
+    assert (
+        renames(lambda: shared.add_many([*new, ("b", "1"), *new]))
+        == [b"open 00000\n"] * 3 + [b"open 00004\n"] * 4
+    )
 
 
 def test_a_listing_does_not_count_on_numbers_that_are_being_published(shared: Inbox) -> None:
@@ -711,7 +786,9 @@ def test_a_listing_does_not_count_on_numbers_that_are_being_published(shared: In
     first = shared._index.mark()
     marks: list[int] = []
 
-    def look(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def look(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "rename":
             marks.append(shared._index.mark())
         return call(*arguments, **more)
@@ -773,10 +850,13 @@ def test_what_cannot_be_settled_now_is_tried_again(shared: Inbox) -> None:
 
 @pytest.mark.parametrize("end", ["ack", "nack"])
 def test_what_a_cut_off_producer_does_late_counts_for_nobody(shared: Inbox, end: str) -> None:
-    """Its line and its value come when a newer one has been taken: what is added then must not go below that."""
+    """Its line and its value come when a newer one has been taken: what is added then must not go below
+    that."""
     late: list[tuple[int, bytes]] = []
 
-    def cut(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def cut(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "pwrite" and len(arguments[1]) == LINE:  # type: ignore[arg-type]
             late.append((arguments[2], arguments[1]))  # type: ignore[arg-type]
             raise CutOff
@@ -796,11 +876,15 @@ def test_what_a_cut_off_producer_does_late_counts_for_nobody(shared: Inbox, end:
     assert drain(shared) == [("k", "newest")], "what goes back is superseded"
 
 
-def test_a_rename_that_comes_late_to_a_place_that_was_found_is_older_than_what_was_added_since(shared: Inbox) -> None:
+def test_a_rename_that_comes_late_to_a_place_that_was_found_is_older_than_what_was_added_since(
+    shared: Inbox,
+) -> None:
     shared.add("k", "old")
     late: list[str] = []
 
-    def cut(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def cut(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "rename":
             late.append(str(arguments[1]))
             Path(shared.path, "kept").write_bytes(Path(shared.path, "tmp", str(arguments[0])).read_bytes())
@@ -829,7 +913,9 @@ def test_a_consumer_that_coalesces_late_does_not_put_an_older_value_over_a_newer
 
     shared.become_consumer()
 
-    def renamed(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, int]) -> object:
+    def renamed(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, int]
+    ) -> object:
         if name == "rename" and more.get("src_dir_fd") == shared._layout.folder("inflight") and not added:
             run_beside(another_host)
         return call(*arguments, **more)
@@ -841,12 +927,16 @@ def test_a_consumer_that_coalesces_late_does_not_put_an_older_value_over_a_newer
 
 
 @pytest.mark.parametrize("state", ["open 00001", "done 00000"])
-def test_a_header_that_comes_late_does_not_set_back_who_has_seen_a_later_one(shared: Inbox, state: str) -> None:
-    """NFS 3 takes it from a host that has lost the lock when the server was restarted. By then that host's own lines and
-    its tag are those of others: no line may be believed."""
+def test_a_header_that_comes_late_does_not_set_back_who_has_seen_a_later_one(
+    shared: Inbox, state: str
+) -> None:
+    """NFS 3 takes it from a host that has lost the lock when the server was restarted. By then that host's
+    own lines and its tag are those of others: no line may be believed."""
     shared.add("a", "1")
     late = header_of(shared)[:53] + state.encode()
-    with mock.patch("fsinbox.sections.time_ns", lambda: time.time_ns() + 3600 * 10**9):  # another host, whose clock is ahead
+    with mock.patch(
+        "fsinbox.store.network.sections.time_ns", lambda: time.time_ns() + 3600 * 10**9
+    ):  # another host, whose clock is ahead
         leave_open(shared)
         shared.add("a", "2")
         shared.add("b", "3")
@@ -875,13 +965,18 @@ def test_a_line_above_the_last_number_shows_that_the_header_was_set_back(shared:
         assert names(other, "failed") == []
 
 
-def test_numbers_that_were_reserved_are_not_used_after_the_header_was_found_to_be_set_back(shared: Inbox) -> None:
+def test_numbers_that_were_reserved_are_not_used_after_the_header_was_found_to_be_set_back(
+    shared: Inbox,
+) -> None:
     shared.add("a", "1")
     late = header_of(shared)
     shared.add("b", "2")
     last = shared._index.peek()
     write_over(shared, late)
-    with mock.patch("fsinbox.sections.time_ns", lambda: 1), Inbox(shared.path, codec="text") as other:
+    with (
+        mock.patch("fsinbox.store.network.sections.time_ns", lambda: 1),
+        Inbox(shared.path, codec="text") as other,
+    ):
         other.add_many([("c", "3"), ("b", "4"), ("d", "5"), ("e", "6")])
     added = [int(name[:19]) for key in "bde" for name in names(shared, "pending") if name.endswith(key)]
     assert added[0] == last  # the first b
@@ -889,11 +984,14 @@ def test_numbers_that_were_reserved_are_not_used_after_the_header_was_found_to_b
     assert drain(shared) == [("a", "1"), ("c", "3"), ("b", "4"), ("d", "5"), ("e", "6")]
 
 
-def test_a_section_that_took_long_asks_before_it_goes_on(shared: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process was stopped in its midst, say: others may have had the lock since, and it is told before it publishes."""
+def test_a_section_that_took_long_asks_before_it_goes_on(
+    shared: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was stopped in its midst, say: others may have had the lock since, and it is told before it
+    publishes."""
     shared.add("a", "0")
     ticks = iter([0.0] + [100.0] * 100)
-    monkeypatch.setattr("fsinbox.sections.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("fsinbox.store.network.sections.monotonic", lambda: next(ticks))
 
     def another_host() -> None:
         last, tag, lines, sections, _ = read_words(header_of(shared))
@@ -905,7 +1003,7 @@ def test_a_section_that_took_long_asks_before_it_goes_on(shared: Inbox, monkeypa
 
 
 def test_a_full_bucket_forgets_its_oldest_line(shared: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsinbox.sections.LINES", BUCKET)
+    monkeypatch.setattr("fsinbox.store.network.sections.LINES", BUCKET)
     keys = [f"k{number}" for number in range(BUCKET + 8)]
     for key in keys:
         assert shared.add(key, "1") == "new"
@@ -919,7 +1017,9 @@ def test_many_are_looked_for_in_drop_with_one_listing(shared: Inbox) -> None:
     looked: list[str] = []
     real = os.lstat
 
-    def look(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def look(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "lstat" and more.get("dir_fd") == shared._layout.folder("drop"):
             looked.append(str(arguments[0]))
         return call(*arguments, **more)

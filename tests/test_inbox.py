@@ -24,7 +24,17 @@ from typing import Any
 import pytest
 
 import fsinbox
-from fsinbox import AddFailed, Element, Inbox, InboxBusy, InboxError, InvalidKey, InvalidPayload, UnusableInbox, WrongState
+from fsinbox import (
+    AddFailed,
+    Element,
+    Inbox,
+    InboxBusy,
+    InboxError,
+    InvalidKey,
+    InvalidPayload,
+    UnusableInbox,
+    WrongState,
+)
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
@@ -53,7 +63,8 @@ def wide(inbox_dir: Path) -> Iterator[Inbox]:
         yield inbox
 
 
-# --- the example -------------------------------------------------------------------------------------------------
+# --- the example
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_example_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +85,8 @@ def test_the_example_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert inbox.take() is None
 
 
-# --- order, replacing, and what add says -------------------------------------------------------------------------
+# --- order, replacing, and what add says
+# -------------------------------------------------------------------------
 
 
 def test_elements_come_in_order_of_first_arrival(inbox: Inbox) -> None:
@@ -94,8 +106,16 @@ def test_a_newer_value_replaces_the_waiting_one_and_keeps_its_place(inbox: Inbox
 
 
 def test_the_order_outlives_many_processes(inbox_dir: Path, run_python: Callable[..., str]) -> None:
-    code = "import sys; from fsinbox import Inbox\nwith Inbox(sys.argv[1]) as i: print(i.add(sys.argv[2], sys.argv[3]))"
-    assert [run_python(code, inbox_dir, key, n) for n, key in enumerate("zyxz")] == ["new", "new", "new", "replaced"]
+    code = (
+        "import sys; from fsinbox import Inbox\nwith Inbox(sys.argv[1]) as i: print(i.add(sys.argv[2], "
+        "sys.argv[3]))"
+    )
+    assert [run_python(code, inbox_dir, key, n) for n, key in enumerate("zyxz")] == [
+        "new",
+        "new",
+        "new",
+        "replaced",
+    ]
     with Inbox(inbox_dir) as inbox:
         assert drain(inbox) == [("z", "3"), ("y", "1"), ("x", "2")]
 
@@ -123,7 +143,8 @@ def test_a_file_in_pending_is_exactly_the_payload(inbox: Inbox) -> None:
     assert Path(inbox.path, "pending", name).read_text(encoding="utf-8") == '{"ü":[1,null]}'
 
 
-# --- giving back -------------------------------------------------------------------------------------------------
+# --- giving back
+# -------------------------------------------------------------------------------------------------
 
 
 def test_rollback_returns_an_element_to_its_place(inbox: Inbox) -> None:
@@ -222,10 +243,13 @@ def test_never_two_of_one_key_are_out_in_a_long_random_run(wide: Inbox) -> None:
     time.sleep(0.002)
     delivered.update(drain(wide))
     assert delivered == newest
-    assert [names(wide, folder) for folder in ("pending", "inflight", "deferred", "attempts", "tmp")] == [[]] * 5
+    assert [names(wide, folder) for folder in ("pending", "inflight", "deferred", "attempts", "tmp")] == [
+        []
+    ] * 5
 
 
-# --- the wrong state ---------------------------------------------------------------------------------------------
+# --- the wrong state
+# ---------------------------------------------------------------------------------------------
 
 
 def test_commit_and_rollback_without_an_element_are_errors(inbox: Inbox) -> None:
@@ -274,7 +298,9 @@ def test_an_ack_after_a_rollback_does_not_touch_the_same_element_taken_again(inb
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_ending_an_element_after_close_is_an_error_that_says_what_became_of_it(inbox_dir: Path, end: str) -> None:
+def test_ending_an_element_after_close_is_an_error_that_says_what_became_of_it(
+    inbox_dir: Path, end: str
+) -> None:
     with Inbox(inbox_dir) as inbox:
         inbox.add("k", 1)
         element = take(inbox)
@@ -327,7 +353,8 @@ def test_a_senseless_delay_is_refused_and_the_element_stays_out(inbox: Inbox, de
     element.ack()
 
 
-# --- a step by hand while an element is out ----------------------------------------------------------------------
+# --- a step by hand while an element is out
+# ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -340,7 +367,8 @@ def test_an_element_that_was_removed_by_hand_is_ended_without_harm(inbox: Inbox,
     assert drain(inbox) == [("a", 2)]
 
 
-# --- one consumer ------------------------------------------------------------------------------------------------
+# --- one consumer
+# ------------------------------------------------------------------------------------------------
 
 _CONSUME = """
 import sys
@@ -355,7 +383,9 @@ sys.stdin.readline()
 """
 
 
-def test_a_second_consumer_is_told_who_is_the_first(inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_second_consumer_is_told_who_is_the_first(
+    inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
     child = start_python(_CONSUME, inbox.path)
     assert child.stdout
     assert child.stdin
@@ -381,7 +411,9 @@ def test_a_second_inbox_in_the_same_process_is_a_second_consumer(inbox: Inbox) -
         assert second.take() is None
 
 
-def test_a_killed_consumer_s_lock_is_free(inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_killed_consumer_s_lock_is_free(
+    inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
     child = start_python(_CONSUME, inbox.path)
     assert child.stdout
     assert child.stdout.readline() == "holding\n"
@@ -402,7 +434,8 @@ def test_a_subprocess_does_not_inherit_the_lock(inbox: Inbox) -> None:
         sleeper.wait()
 
 
-# --- dying -------------------------------------------------------------------------------------------------------
+# --- dying
+# -------------------------------------------------------------------------------------------------------
 
 
 def take_and_die(path: str, count: int, how: str) -> None:
@@ -525,7 +558,8 @@ def test_a_newer_value_in_a_suspect_s_place_is_not_suspect(wide: Inbox) -> None:
         assert (element.seq, element.value, element.attempts, element.suspect) == (place.seq, 2, 1, False)
 
 
-# --- waiting -----------------------------------------------------------------------------------------------------
+# --- waiting
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_take_gives_up_after_its_timeout(inbox: Inbox) -> None:
@@ -534,10 +568,13 @@ def test_take_gives_up_after_its_timeout(inbox: Inbox) -> None:
     assert 0.2 <= time.monotonic() - began < 0.5
 
 
-def test_a_waiting_take_is_woken_by_another_process(inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_waiting_take_is_woken_by_another_process(
+    inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]
+) -> None:
     code = (
         "import sys, time; from fsinbox import Inbox\n"
-        "inbox = Inbox(sys.argv[1]); print(flush=True); sys.stdin.readline(); time.sleep(0.15); inbox.add('a', time.monotonic())"
+        "inbox = Inbox(sys.argv[1]); print(flush=True); sys.stdin.readline(); time.sleep(0.15); "
+        "inbox.add('a', time.monotonic())"
     )
     child = start_python(code, inbox.path)
     assert child.stdout
@@ -618,7 +655,8 @@ def test_wait_tells_whether_something_waits_and_takes_nothing(inbox: Inbox) -> N
         assert other.take()
 
 
-# --- being superseded, back-off, failing -------------------------------------------------------------------------
+# --- being superseded, back-off, failing
+# -------------------------------------------------------------------------
 
 
 def test_an_element_knows_when_it_is_superseded(inbox: Inbox) -> None:
@@ -742,7 +780,8 @@ def test_a_failed_element_moved_back_to_pending_is_taken_again(inbox: Inbox) -> 
     assert sorted(drain(inbox)) == [("a", 1), ("b", 1)]
 
 
-# --- what an element is ------------------------------------------------------------------------------------------
+# --- what an element is
+# ------------------------------------------------------------------------------------------
 
 
 def test_an_element_tells_all_about_itself(inbox: Inbox) -> None:
@@ -780,7 +819,8 @@ def test_a_replaced_element_keeps_its_number_and_its_time(inbox: Inbox) -> None:
     assert (element.seq, element.added_at) == (first.seq, first.added_at)
 
 
-# --- looking -----------------------------------------------------------------------------------------------------
+# --- looking
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_looking_takes_nothing(inbox: Inbox) -> None:
@@ -831,7 +871,8 @@ def test_foreign_files_are_not_counted(inbox: Inbox) -> None:
     assert len(inbox) == 1
 
 
-# --- codecs ------------------------------------------------------------------------------------------------------
+# --- codecs
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -848,7 +889,9 @@ def test_foreign_files_are_not_counted(inbox: Inbox) -> None:
         ("bytes", memoryview(b"xyz")[1:], b"yz"),
     ],
 )
-def test_a_codec_makes_a_value_and_its_payload_of_each_other(inbox_dir: Path, codec: str, value: object, data: bytes) -> None:
+def test_a_codec_makes_a_value_and_its_payload_of_each_other(
+    inbox_dir: Path, codec: str, value: object, data: bytes
+) -> None:
     with Inbox(inbox_dir, codec=codec) as inbox:
         inbox.add("k", value)
         element = take(inbox)
@@ -872,7 +915,9 @@ def test_a_codec_makes_a_value_and_its_payload_of_each_other(inbox_dir: Path, co
         ("bytes", 3),
     ],
 )
-def test_a_value_that_does_not_fit_the_codec_is_an_error_and_queues_nothing(inbox_dir: Path, codec: str, value: object) -> None:
+def test_a_value_that_does_not_fit_the_codec_is_an_error_and_queues_nothing(
+    inbox_dir: Path, codec: str, value: object
+) -> None:
     with Inbox(inbox_dir, codec=codec) as inbox:
         with pytest.raises(InvalidPayload, match="'k'") as caught:
             inbox.add("k", value)
@@ -893,8 +938,12 @@ def test_a_value_that_is_circular_or_too_deep_is_an_error(inbox: Inbox) -> None:
         deep = deep.pop()  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(("codec", "data"), [("json", b"{"), ("json", b"\xff"), ("json", b""), ("text", b"\xff")])
-def test_a_payload_that_cannot_be_decoded_is_an_error_and_its_bytes_are_there(inbox_dir: Path, codec: str, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("codec", "data"), [("json", b"{"), ("json", b"\xff"), ("json", b""), ("text", b"\xff")]
+)
+def test_a_payload_that_cannot_be_decoded_is_an_error_and_its_bytes_are_there(
+    inbox_dir: Path, codec: str, data: bytes
+) -> None:
     with Inbox(inbox_dir, codec=codec) as inbox:
         inbox.add_bytes("k", data)
         element = take(inbox)
@@ -914,7 +963,8 @@ def test_an_invalid_key_queues_nothing(inbox: Inbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [".hidden", "../../etc/passwd", "a/b", "nul\0", "ü", "-rf", "a" * 200, "x.tmp", "x.part", "~", "%41"]
+    "key",
+    [".hidden", "../../etc/passwd", "a/b", "nul\0", "ü", "-rf", "a" * 200, "x.tmp", "x.part", "~", "%41"],
 )
 def test_any_key_is_delivered_as_it_was_given(inbox: Inbox, key: str) -> None:
     assert inbox.add(key, 1) == "new"
@@ -923,7 +973,8 @@ def test_any_key_is_delivered_as_it_was_given(inbox: Inbox, key: str) -> None:
     assert drain(inbox) == [(key, 2)]
 
 
-# --- many --------------------------------------------------------------------------------------------------------
+# --- many
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -979,7 +1030,8 @@ def test_what_raises_in_add_many_s_iterable_or_progress_is_passed_on(inbox: Inbo
     assert drain(inbox) == [("a", 1), ("b", 1)]
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_add_file_copies(inbox: Inbox, tmp_path: Path) -> None:
@@ -1048,7 +1100,9 @@ def test_add_file_follows_a_link_and_with_move_removes_only_the_link(inbox: Inbo
 
 @pytest.mark.parametrize("kind", ["missing", "fifo", "directory", "dangling"])
 @pytest.mark.parametrize("move", [False, True])
-def test_add_file_of_what_is_no_file_is_an_error_at_once(inbox: Inbox, tmp_path: Path, kind: str, move: bool) -> None:
+def test_add_file_of_what_is_no_file_is_an_error_at_once(
+    inbox: Inbox, tmp_path: Path, kind: str, move: bool
+) -> None:
     source = tmp_path / "source"
     {
         "missing": lambda: None,
@@ -1072,7 +1126,9 @@ def test_add_file_with_an_invalid_key_leaves_the_file_alone(inbox: Inbox, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["index", "pending"])
-def test_a_file_that_could_not_be_handed_over_is_still_the_caller_s(inbox: Inbox, tmp_path: Path, name: str) -> None:
+def test_a_file_that_could_not_be_handed_over_is_still_the_caller_s(
+    inbox: Inbox, tmp_path: Path, name: str
+) -> None:
     """ "It was not added" must not mean that it is nowhere."""
     source = tmp_path / "a"
     source.write_bytes(b"payload")
@@ -1112,7 +1168,8 @@ def test_a_file_of_another_user_is_handed_over_or_left_where_it_was() -> None:
         assert in_a_child(hand_over_another_s_file, folder) == 0
 
 
-# --- durable -----------------------------------------------------------------------------------------------------
+# --- durable
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_durable_is_one_keyword_of_the_inbox_or_of_an_add(inbox_dir: Path, tmp_path: Path) -> None:
@@ -1149,7 +1206,8 @@ print(*calls)
     assert run_python(code, inbox_dir, durable) == ("fsync rename fsync" if durable else "rename")
 
 
-# --- settling ----------------------------------------------------------------------------------------------------
+# --- settling
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_key_is_taken_once_it_was_left_alone_for_the_settle_time(inbox_dir: Path) -> None:
@@ -1190,7 +1248,8 @@ def test_a_storm_cannot_postpone_a_key_beyond_the_ceiling(inbox_dir: Path) -> No
         assert element.value > 5  # one of the last
 
 
-# --- processes and threads ---------------------------------------------------------------------------------------
+# --- processes and threads
+# ---------------------------------------------------------------------------------------
 
 
 def test_forked_children_add_to_an_inbox_whose_parent_consumes_it(inbox: Inbox) -> None:
@@ -1213,7 +1272,9 @@ def test_forked_children_add_to_an_inbox_whose_parent_consumes_it(inbox: Inbox) 
     element.ack()
     numbers = [waiting.seq for waiting in inbox]
     assert len(set(numbers)) == len(numbers) == 7 + 8
-    last = {number: 49 - (49 - number) % 7 for number in range(7)}  # the last number a child adds for each key
+    last = {
+        number: 49 - (49 - number) % 7 for number in range(7)
+    }  # the last number a child adds for each key
     delivered = dict(drain(inbox))
     assert {f"child{child}": child for child in range(8)}.items() <= delivered.items()
     assert [delivered[f"k{number}"][1] for number in range(7)] == [last[number] for number in range(7)]
@@ -1268,7 +1329,9 @@ def test_a_forked_child_that_takes_is_a_second_consumer(inbox: Inbox) -> None:
     element.ack()
 
 
-def test_a_forked_child_that_leaves_the_with_block_does_not_put_back_what_its_parent_has_out(inbox: Inbox) -> None:
+def test_a_forked_child_that_leaves_the_with_block_does_not_put_back_what_its_parent_has_out(
+    inbox: Inbox,
+) -> None:
     inbox.add("a", 1)
     element = take(inbox)
     assert in_a_child(inbox.close) == 0
@@ -1297,7 +1360,8 @@ def test_a_forked_child_cannot_end_its_parent_s_element(inbox: Inbox, end: str) 
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_others_from_adding(
     inbox_dir: Path, start_python: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """The fork was made while another thread of the parent was being admitted, and the parent was killed right then."""
+    """The fork was made while another thread of the parent was being admitted, and the parent was killed
+    right then."""
     code = """
 import os, sys, time
 from fsinbox import Inbox
@@ -1318,7 +1382,9 @@ inbox._index.locked(fork)
     child = int(parent.stdout.readline())
     try:
         parent.wait(10)
-        add = start_python("import sys; from fsinbox import Inbox; print(Inbox(sys.argv[1]).add('b', 1))", inbox_dir)
+        add = start_python(
+            "import sys; from fsinbox import Inbox; print(Inbox(sys.argv[1]).add('b', 1))", inbox_dir
+        )
         output, _ = add.communicate(timeout=5)
         assert output == "new\n"
     finally:
@@ -1361,7 +1427,9 @@ def test_threads_add_at_once_and_nothing_is_lost(inbox: Inbox) -> None:
     assert names(inbox, "tmp") == []
 
 
-def test_producers_in_threads_and_processes_against_a_consumer_lose_nothing_and_keep_the_order_of_a_key(inbox_dir: Path) -> None:
+def test_producers_in_threads_and_processes_against_a_consumer_lose_nothing_and_keep_the_order_of_a_key(
+    inbox_dir: Path,
+) -> None:
     rounds, several = 120, 3
 
     def produce(number: int) -> None:
@@ -1387,13 +1455,14 @@ def test_producers_in_threads_and_processes_against_a_consumer_lose_nothing_and_
             assert values[-1] == rounds - 4 + key
 
 
-# --- clocks, and damage to what numbers come from ----------------------------------------------------------------
+# --- clocks, and damage to what numbers come from
+# ----------------------------------------------------------------
 
 
 def test_numbers_increase_when_the_clock_steps_back(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     inbox.add("a", 1)
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.index.time_ns", lambda: real() - 1000 * 10**9)
+    monkeypatch.setattr("fsinbox.store.index.time_ns", lambda: real() - 1000 * 10**9)
     inbox.add("b", 1)
     with Inbox(inbox.path) as other:
         other.add("c", 1)
@@ -1445,7 +1514,7 @@ def test_numbers_go_on_above_every_one_in_use_when_the_index_is_damaged(
     highest = max(int(name[:19]) for name in names(wide, "pending"))
     damage(wide, how)
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.index.time_ns", lambda: real() - 70_000 * 10**9)
+    monkeypatch.setattr("fsinbox.store.index.time_ns", lambda: real() - 70_000 * 10**9)
     with Inbox(wide.path) as again:
         again.add("d", 1)
         again.add("e", 1)
@@ -1471,7 +1540,9 @@ def test_a_running_consumer_misses_nothing_when_the_index_is_damaged(inbox: Inbo
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_what_waits_keeps_its_place_when_the_index_is_damaged_under_a_running_consumer(inbox: Inbox, how: str) -> None:
+def test_what_waits_keeps_its_place_when_the_index_is_damaged_under_a_running_consumer(
+    inbox: Inbox, how: str
+) -> None:
     for key in "abcd":
         inbox.add(key, 1)
     take(inbox).nack()
@@ -1544,7 +1615,8 @@ def test_lost_lines_lose_no_value_and_no_place(inbox: Inbox) -> None:
     assert drain(inbox) == [("a", 2), ("b", 2), ("c", 2)]
 
 
-# --- an inbox that is moved away ---------------------------------------------------------------------------------
+# --- an inbox that is moved away
+# ---------------------------------------------------------------------------------
 
 
 def move_away(inbox: Inbox, *, replace: bool) -> None:
@@ -1560,7 +1632,9 @@ def test_a_consumer_whose_inbox_was_moved_away_says_so(inbox: Inbox, replace: bo
     inbox.add("a", 1)
     take(inbox).ack()
     move_away(inbox, replace=replace)
-    with pytest.raises(UnusableInbox, match="something else is in its place" if replace else "was removed, or moved away"):
+    with pytest.raises(
+        UnusableInbox, match="something else is in its place" if replace else "was removed, or moved away"
+    ):
         inbox.take()
     if replace:
         with Inbox(inbox.path) as other:
@@ -1596,7 +1670,8 @@ def test_a_producer_whose_inbox_was_moved_away_says_so_within_a_second(inbox: In
             call()
 
 
-# --- litter, leaks -----------------------------------------------------------------------------------------------
+# --- litter, leaks
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_consumer_sweeps_old_drafts_and_leaves_young_ones(inbox: Inbox) -> None:
@@ -1642,15 +1717,20 @@ def test_a_lock_on_a_removed_index_is_given_up_for_the_new_one(inbox: Inbox) -> 
     assert int(index.read_bytes()[:19]) == numbers[-1]
 
 
-# --- what the system refuses ---------------------------------------------------------------------------------------
+# --- what the system refuses
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["ack", "nack", "fail"])
-def test_an_element_that_the_system_will_not_let_end_comes_back_at_the_next_start(inbox: Inbox, end: str) -> None:
+def test_an_element_that_the_system_will_not_let_end_comes_back_at_the_next_start(
+    inbox: Inbox, end: str
+) -> None:
     inbox.add("a", 1)
     element = take(inbox)
     with (
-        refusing(**{"unlink" if end == "ack" else "rename": errno.EROFS}, when=lambda name, *_: name.endswith("-a")),
+        refusing(
+            **{"unlink" if end == "ack" else "rename": errno.EROFS}, when=lambda name, *_: name.endswith("-a")
+        ),
         pytest.raises(UnusableInbox, match="stays in flight until that is mended, or a consumer starts next"),
     ):
         element.fail("no") if end == "fail" else getattr(element, end)()
@@ -1659,14 +1739,18 @@ def test_an_element_that_the_system_will_not_let_end_comes_back_at_the_next_star
     inbox.close()
     with Inbox(inbox.path) as again:
         assert drain(again) == ([] if end == "fail" else [("a", 1)])
-        assert [name[20:] for name in names(again, "failed")] == (["a", "a~reason.txt"] if end == "fail" else [])
+        assert [name[20:] for name in names(again, "failed")] == (
+            ["a", "a~reason.txt"] if end == "fail" else []
+        )
 
 
 @pytest.mark.parametrize("end", ["ack", "nack", "release", "fail"])
 def test_an_element_that_the_system_will_not_let_end_goes_on_when_it_does(inbox: Inbox, end: str) -> None:
     inbox.add("a", 1)
     element = take(inbox)
-    with refusing(**{"unlink" if end == "ack" else "rename": errno.EROFS}, when=lambda name, *_: name.endswith("-a")):
+    with refusing(
+        **{"unlink" if end == "ack" else "rename": errno.EROFS}, when=lambda name, *_: name.endswith("-a")
+    ):
         with pytest.raises(UnusableInbox, match="stays in flight"):
             ENDS[end](element)
         assert inbox.take() is None
@@ -1696,7 +1780,10 @@ def test_what_an_interrupted_take_left_is_requeued_at_the_end(inbox: Inbox, refu
     inbox.add("a", 1)
     assert inbox._consume().take()
     if refused:
-        with refusing(rename=errno.EIO), pytest.raises(UnusableInbox, match="cannot requeue what is in flight"):
+        with (
+            refusing(rename=errno.EIO),
+            pytest.raises(UnusableInbox, match="cannot requeue what is in flight"),
+        ):
             inbox.close()
     else:
         inbox.close()
@@ -1730,7 +1817,8 @@ def test_a_take_that_the_system_refuses_loses_nothing_and_says_so(inbox: Inbox) 
 
 
 @pytest.mark.parametrize(
-    "options", [{"settle": -1}, {"max_settle": -1}, {"drop_settle": -0.1}, {"max_drop_size": -1}, {"poll_interval": 0}]
+    "options",
+    [{"settle": -1}, {"max_settle": -1}, {"drop_settle": -0.1}, {"max_drop_size": -1}, {"poll_interval": 0}],
 )
 def test_senseless_times_and_sizes_are_refused(inbox_dir: Path, options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be 0 or more"):

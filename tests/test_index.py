@@ -1,4 +1,5 @@
-"""The file `index`: header, table, and lock. Whatever becomes of it, no value is lost, and no number is given out twice."""
+"""The file `index`: header, table, and lock. Whatever becomes of it, no value is lost, and no number is given
+out twice."""
 
 from __future__ import annotations
 
@@ -18,8 +19,19 @@ from typing import Any
 import pytest
 
 from fsinbox import AddFailed, Inbox, UnusableInbox
-from fsinbox.index import BUCKET, FEWEST_LINES, HEADER, LINE, Busy, Index, _lines_of, boot_tag, header_line, read_header
-from fsinbox.names import element_name, encode_key
+from fsinbox.store.index import (
+    BUCKET,
+    FEWEST_LINES,
+    HEADER,
+    LINE,
+    Busy,
+    Index,
+    _lines_of,
+    boot_tag,
+    header_line,
+    read_header,
+)
+from fsinbox.store.names import element_name, encode_key
 from tests.shim import intercepted, refusing
 from tests.usual import drain, held, is_free, names, take
 
@@ -75,14 +87,17 @@ def keys_of_one_bucket(many: int, lines: int = FEWEST_LINES, bucket: int = 5) ->
     raise AssertionError
 
 
-# --- what is in it -----------------------------------------------------------------------------------------------
+# --- what is in it
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_header_says_the_last_number_the_boot_and_how_many_lines_there_are(inbox: Inbox) -> None:
     inbox.add("a", 1)
     data = index_of(inbox).read_bytes()
     assert data[:HEADER] == header_line(seq(inbox, "a"), boot_tag(), FEWEST_LINES)
-    assert data[:HEADER] == f"{seq(inbox, 'a'):019d} {boot_tag()} {FEWEST_LINES:010d}".ljust(63).encode() + b"\n"
+    assert (
+        data[:HEADER] == f"{seq(inbox, 'a'):019d} {boot_tag()} {FEWEST_LINES:010d}".ljust(63).encode() + b"\n"
+    )
     assert len(data) == HEADER + FEWEST_LINES * LINE
 
 
@@ -205,7 +220,9 @@ def test_a_full_bucket_has_the_table_made_anew_and_what_waits_is_still_known(inb
     assert [key for key, _ in drain(inbox)] == keys[20:33]
 
 
-def test_a_bucket_that_is_full_of_what_waits_has_the_oldest_line_written_over_and_loses_nothing(inbox: Inbox) -> None:
+def test_a_bucket_that_is_full_of_what_waits_has_the_oldest_line_written_over_and_loses_nothing(
+    inbox: Inbox,
+) -> None:
     keys = keys_of_one_bucket(40)
     for value in range(2):
         for key in keys:
@@ -241,7 +258,8 @@ def refuse(*calls: str) -> Callable[..., Any]:
     return hook
 
 
-# --- a header is whole, or none ----------------------------------------------------------------------------------
+# --- a header is whole, or none
+# ----------------------------------------------------------------------------------
 
 GOOD = header_line(1795831432962440674, "0a1b2c3d", 4096)
 
@@ -255,7 +273,9 @@ def test_a_header_is_read_as_it_was_written() -> None:
 def test_a_header_with_a_byte_that_does_not_belong_there_is_damage(byte: bytes) -> None:
     for at in range(HEADER):
         spoilt = GOOD[:at] + byte + GOOD[at + 1 :]
-        if spoilt != GOOD and not (20 <= at < 28 and byte.isascii()):  # (the tag may be any text: it is not this boot's)
+        if spoilt != GOOD and not (
+            20 <= at < 28 and byte.isascii()
+        ):  # (the tag may be any text: it is not this boot's)
             assert read_header(spoilt) == (0, "", 0), f"byte {at}"
 
 
@@ -301,7 +321,8 @@ def test_a_line_that_is_damaged_means_not_known(inbox: Inbox, line: bytes) -> No
     assert drain(inbox) == [("a", 3)]
 
 
-# --- lost, emptied, replaced, while it is in use -----------------------------------------------------------------
+# --- lost, emptied, replaced, while it is in use
+# -----------------------------------------------------------------
 
 
 def another_inbox_s(inbox: Inbox, elsewhere: Path) -> bytes:
@@ -329,14 +350,20 @@ WAYS: dict[str, Callable[[Inbox, Path, bytes], bytes | None]] = {
     "emptied": lambda inbox, elsewhere, old: b"",
     "another inbox's": lambda inbox, elsewhere, old: another_inbox_s(inbox, elsewhere),
     "an old copy": lambda inbox, elsewhere, old: old,
-    "its first half": lambda inbox, elsewhere, old: index_of(inbox).read_bytes()[: HEADER + FEWEST_LINES * LINE // 2],
-    "no table": lambda inbox, elsewhere, old: header_line(read_header(index_of(inbox).read_bytes()[:HEADER])[0], boot_tag(), 0),
+    "its first half": lambda inbox, elsewhere, old: index_of(inbox).read_bytes()[
+        : HEADER + FEWEST_LINES * LINE // 2
+    ],
+    "no table": lambda inbox, elsewhere, old: header_line(
+        read_header(index_of(inbox).read_bytes()[:HEADER])[0], boot_tag(), 0
+    ),
 }
 
 
 @pytest.mark.parametrize("written", ["written", "renamed"])
 @pytest.mark.parametrize("way", WAYS)
-def test_an_index_that_is_replaced_in_use_loses_no_value(inbox: Inbox, tmp_path: Path, way: str, written: str) -> None:
+def test_an_index_that_is_replaced_in_use_loses_no_value(
+    inbox: Inbox, tmp_path: Path, way: str, written: str
+) -> None:
     for key in "ab":
         inbox.add(key, "old")
     old = index_of(inbox).read_bytes()
@@ -355,8 +382,15 @@ def test_an_index_that_is_replaced_in_use_loses_no_value(inbox: Inbox, tmp_path:
     delivered: dict[str, list[Any]] = {}
     for key, value in drain(inbox):
         delivered.setdefault(key, []).append(value)
-    assert {key: values[-1] for key, values in delivered.items()} == {"a": "newest", "b": "newer", "c": 2, "d": 1}
-    assert all(values == sorted(values, key=lambda value: ages.get(value, 0)) for values in delivered.values())
+    assert {key: values[-1] for key, values in delivered.items()} == {
+        "a": "newest",
+        "b": "newer",
+        "c": 2,
+        "d": 1,
+    }
+    assert all(
+        values == sorted(values, key=lambda value: ages.get(value, 0)) for values in delivered.values()
+    )
 
 
 @pytest.mark.parametrize("written", ["written", "renamed"])
@@ -420,12 +454,13 @@ def test_a_random_run_in_which_the_index_is_replaced_again_and_again_loses_nothi
     assert delivered == newest
 
 
-# --- numbers that are believed, and the clock ---------------------------------------------------------------------
+# --- numbers that are believed, and the clock
+# ---------------------------------------------------------------------
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.index.time_ns", lambda: real() + int(days * 86_400) * 10**9)
+    monkeypatch.setattr("fsinbox.store.index.time_ns", lambda: real() + int(days * 86_400) * 10**9)
 
 
 @pytest.mark.parametrize("where", ["in flight", "deferred"])
@@ -433,7 +468,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
 def test_a_clock_that_is_set_back_hides_nothing_that_is_in_flight_or_deferred(
     inbox: Inbox, where: str, days: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the index is lost: else the next value would be given a lower number, and be dropped for the older."""
+    """And the index is lost: else the next value would be given a lower number, and be dropped for the
+    older."""
     inbox.add("a", "old")
     element = take(inbox)
     number = element.seq
@@ -472,15 +508,18 @@ def test_an_absurd_number_among_what_the_consumer_holds_is_skipped(inbox: Inbox,
 
 
 @pytest.mark.parametrize("years", [300, -100])
-def test_a_clock_that_is_wrong_by_centuries_does_not_count(inbox: Inbox, years: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_wrong_by_centuries_does_not_count(
+    inbox: Inbox, years: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox.add("a", 1)
     first = seq(inbox, "a")
-    monkeypatch.setattr("fsinbox.index.time_ns", lambda: time.time_ns() + years * 365 * 86_400 * 10**9)
+    monkeypatch.setattr("fsinbox.store.index.time_ns", lambda: time.time_ns() + years * 365 * 86_400 * 10**9)
     inbox.add("b", 1)
     assert seq(inbox, "b") == first + 1
 
 
-# --- made anew ---------------------------------------------------------------------------------------------------
+# --- made anew
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_in_flight_or_deferred_gets_no_line_when_the_table_is_made_anew(inbox: Inbox) -> None:
@@ -493,7 +532,9 @@ def test_a_key_that_is_in_flight_or_deferred_gets_no_line_when_the_table_is_made
         inbox.add(key, "new")
     index_of(inbox).unlink()
     assert inbox.add("d", 1) == "new"
-    assert sorted(crc for _, crc, number in lines_of(inbox) if number) == sorted(crc32(key.encode()) for key in "cd")
+    assert sorted(crc for _, crc, number in lines_of(inbox) if number) == sorted(
+        crc32(key.encode()) for key in "cd"
+    )
     b.ack()
     assert inbox.add("b", "newest") == "new"
     assert sorted(drain(inbox)) == [("a", "new"), ("b", "newest"), ("c", "new"), ("d", 1)]
@@ -502,7 +543,10 @@ def test_a_key_that_is_in_flight_or_deferred_gets_no_line_when_the_table_is_made
 def test_a_table_that_was_left_half_made_is_made_anew(inbox: Inbox) -> None:
     inbox.add("a", 1)
     index_of(inbox).unlink()
-    with refusing(posix_fallocate=errno.ENOSPC), pytest.raises(AddFailed, match=r"No space left.*was not added"):
+    with (
+        refusing(posix_fallocate=errno.ENOSPC),
+        pytest.raises(AddFailed, match=r"No space left.*was not added"),
+    ):
         inbox.add("b", 1)
     assert names(inbox, "tmp") == []
     last, _, lines = read_header(index_of(inbox).read_bytes()[:HEADER])
@@ -520,7 +564,9 @@ def test_where_nothing_can_be_allocated_the_table_is_made_all_the_same(inbox: In
 
 @pytest.mark.bare
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss differs")
-def test_a_producer_s_memory_does_not_grow_with_what_waits(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+def test_a_producer_s_memory_does_not_grow_with_what_waits(
+    inbox_dir: Path, run_python: Callable[..., str]
+) -> None:
     """It makes the table anew of 50,000 elements."""
     code = """
 import os, resource, sys
@@ -542,7 +588,8 @@ with Inbox(sys.argv[1], durable=False) as inbox:
     assert many - few < 2048, f"{few} KB, {many} KB"
 
 
-# --- what the system refuses ---------------------------------------------------------------------------------------
+# --- what the system refuses
+# ---------------------------------------------------------------------------------------
 
 
 def offset_of(arguments: tuple[Any, ...]) -> int:
@@ -551,8 +598,11 @@ def offset_of(arguments: tuple[Any, ...]) -> int:
 
 @pytest.mark.parametrize("what", ["line", "header"])
 @pytest.mark.parametrize("how", ["refused", "only a part"])
-def test_a_number_whose_header_or_line_cannot_be_written_is_not_used(inbox: Inbox, what: str, how: str) -> None:
-    """The add fails before anything can be seen of it: a value that nobody knows of must not be followed by a lower number."""
+def test_a_number_whose_header_or_line_cannot_be_written_is_not_used(
+    inbox: Inbox, what: str, how: str
+) -> None:
+    """The add fails before anything can be seen of it: a value that nobody knows of must not be followed by a
+    lower number."""
     inbox.add("z", 1)
 
     def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
@@ -607,7 +657,9 @@ def test_whoever_does_not_wait_is_refused_while_another_holds_the_lock(inbox: In
     assert inbox._index.try_locked(lambda: 7) == 7
 
 
-def test_whoever_does_not_wait_is_refused_while_a_thread_of_its_own_process_holds_the_lock(inbox: Inbox) -> None:
+def test_whoever_does_not_wait_is_refused_while_a_thread_of_its_own_process_holds_the_lock(
+    inbox: Inbox,
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     def other() -> None:
@@ -663,7 +715,7 @@ def test_without_proc_an_inbox_says_what_is_missing(inbox: Inbox, monkeypatch: p
     def gone(path: str, *_: object, **__: object) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
-    monkeypatch.setattr("fsinbox.index.open", gone, raising=False)
+    monkeypatch.setattr("fsinbox.store.index.open", gone, raising=False)
     with pytest.raises(UnusableInbox, match="mount /proc"):
         Inbox(inbox.path)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -1,4 +1,5 @@
-"""Exceptions out of signal handlers, and handlers that use the inbox themselves: no lock is left behind, and nothing is lost.
+"""Exceptions out of signal handlers, and handlers that use the inbox themselves: no lock is left behind, and
+nothing is lost.
 
 tests/interrupts.py has the cases, and what must hold after each.
 """
@@ -30,7 +31,9 @@ def interrupted(folder: Path, case: str, how: str, *numbers: int) -> int:
     """Run a case of tests/interrupts.py in a process of its own; return how often it was interrupted."""
     folder.mkdir()
     words = [sys.executable, "-m", "tests.interrupts", folder, case, how, *map(str, numbers)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=10 * PATIENCE)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=10 * PATIENCE
+    )
     assert done.returncode == 0, f"{case}, {how} {numbers}\n{done.stderr}"
     return int(done.stdout)
 
@@ -53,14 +56,17 @@ def test_a_call_may_be_interrupted_at_any_moment(tmp_path: Path, figure: Callabl
 @pytest.mark.long
 @pytest.mark.bare
 @pytest.mark.parametrize("case", CASES)
-def test_a_call_may_be_interrupted_anywhere_and_at_any_moment(tmp_path: Path, case: str, figure: Callable[[str], None]) -> None:
+def test_a_call_may_be_interrupted_anywhere_and_at_any_moment(
+    tmp_path: Path, case: str, figure: Callable[[str], None]
+) -> None:
     """10,000 in all."""
     places = interrupted(tmp_path / "traced", case, "traced", 1, 1)
     moments = interrupted(tmp_path / "alarms", case, "alarms", 300, 2)
     figure(f"{places} interrupts at all places in `{case}`, {moments} by a timer")
 
 
-# --- a handler that uses the inbox itself ------------------------------------------------------------------------
+# --- a handler that uses the inbox itself
+# ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -69,8 +75,11 @@ def inbox(inbox_dir: Path) -> Iterator[Inbox]:
         yield inbox
 
 
-def signalled(call: str, handler: Callable[[], object], *, when: Callable[..., bool] = lambda *_: True) -> Callable[..., Any]:
-    """Return a hook that has a signal handler run `handler` just before the first such call for which `when` holds."""
+def signalled(
+    call: str, handler: Callable[[], object], *, when: Callable[..., bool] = lambda *_: True
+) -> Callable[..., Any]:
+    """Return a hook that has a signal handler run `handler` just before the first such call for which `when`
+    holds."""
     hits: list[str] = []
 
     def hook(name: str, do: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
@@ -88,7 +97,9 @@ def signalled(call: str, handler: Callable[[], object], *, when: Callable[..., b
 
 @pytest.mark.parametrize("call", ["flock", "pread", "pwrite", "rename"])
 @pytest.mark.parametrize("which", ["the same", "another", "by another path"])
-def test_an_add_in_a_handler_that_interrupted_an_add_is_an_error(inbox: Inbox, tmp_path: Path, call: str, which: str) -> None:
+def test_an_add_in_a_handler_that_interrupted_an_add_is_an_error(
+    inbox: Inbox, tmp_path: Path, call: str, which: str
+) -> None:
     """Not a deadlock: what it would wait for is what it interrupted."""
     link = tmp_path / "link"
     link.symlink_to(inbox.path)

@@ -1,4 +1,5 @@
-"""The folders: created durably and privately, by any number of processes at once; nothing foreign is touched or followed."""
+"""The folders: created durably and privately, by any number of processes at once; nothing foreign is touched
+or followed."""
 
 from __future__ import annotations
 
@@ -15,9 +16,17 @@ from typing import Any
 
 import pytest
 
-import fsinbox.index
+import fsinbox.store.index
 from fsinbox import AddFailed, Inbox, InboxError, UnusableInbox
-from fsinbox.layout import FILES, FOLDERS, NETWORK_FILE_SYSTEMS, Layout, file_system_type, is_network, set_mode
+from fsinbox.store.layout import (
+    FILES,
+    FOLDERS,
+    NETWORK_FILE_SYSTEMS,
+    Layout,
+    file_system_type,
+    is_network,
+    set_mode,
+)
 from tests.shim import intercepted, meanwhile, refusing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
@@ -73,7 +82,9 @@ def test_a_private_inbox_is_private_whatever_the_umask(inbox_dir: Path, umask: N
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_a_shared_inbox_is_the_group_s_whatever_the_umask(inbox_dir: Path, tmp_path: Path, umask: None, mask: int) -> None:
+def test_a_shared_inbox_is_the_group_s_whatever_the_umask(
+    inbox_dir: Path, tmp_path: Path, umask: None, mask: int
+) -> None:
     os.umask(mask)
     for name in ("copied", "moved"):
         (tmp_path / name).write_text("1")
@@ -95,7 +106,9 @@ def test_a_shared_inbox_is_the_group_s_whatever_the_umask(inbox_dir: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", ["index", "consumer.lock"])
-def test_a_shared_inbox_stays_the_group_s_when_a_file_of_it_is_made_anew(inbox_dir: Path, umask: None, name: str) -> None:
+def test_a_shared_inbox_stays_the_group_s_when_a_file_of_it_is_made_anew(
+    inbox_dir: Path, umask: None, name: str
+) -> None:
     Inbox(inbox_dir, shared=True).close()
     (inbox_dir / name).unlink()
     os.umask(0o077)
@@ -105,7 +118,9 @@ def test_a_shared_inbox_stays_the_group_s_when_a_file_of_it_is_made_anew(inbox_d
     assert mode_of(inbox_dir / name) == 0o660
 
 
-def test_the_group_may_use_a_shared_inbox_that_was_opened_without_shared(inbox_dir: Path, umask: None) -> None:
+def test_the_group_may_use_a_shared_inbox_that_was_opened_without_shared(
+    inbox_dir: Path, umask: None
+) -> None:
     Inbox(inbox_dir, shared=True).close()
     os.umask(0o077)
     with Inbox(inbox_dir) as inbox:
@@ -177,7 +192,9 @@ def test_a_path_that_is_a_file_is_an_error(inbox_dir: Path) -> None:
 def test_another_version_is_refused_with_the_way_out(inbox_dir: Path, version: int) -> None:
     Inbox(inbox_dir).close()
     (inbox_dir / "format").write_text(f"fsinbox {version} local\n")
-    with pytest.raises(UnusableInbox, match=rf"format {version}.*knows 2: .*`fsinbox export` it .*`fsinbox import` it"):
+    with pytest.raises(
+        UnusableInbox, match=rf"format {version}.*knows 2: .*`fsinbox export` it .*`fsinbox import` it"
+    ):
         Inbox(inbox_dir)
 
 
@@ -221,7 +238,9 @@ def test_a_producer_writes_nothing_through_a_link(inbox_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["inflight", "deferred", "drop", "attempts"])
-def test_a_consumer_takes_nothing_through_a_link_and_loses_nothing(inbox_dir: Path, tmp_path: Path, name: str) -> None:
+def test_a_consumer_takes_nothing_through_a_link_and_loses_nothing(
+    inbox_dir: Path, tmp_path: Path, name: str
+) -> None:
     with Inbox(inbox_dir) as inbox:
         inbox.add("a", 1)
     (inbox_dir / name).rename(tmp_path / "victim")
@@ -244,7 +263,9 @@ def test_a_file_where_a_folder_belongs_is_an_error_that_names_it(inbox_dir: Path
 
 
 @pytest.mark.parametrize("name", ["tmp", "failed"])
-def test_a_file_where_a_folder_belongs_in_a_half_made_inbox_is_an_error_that_names_it(inbox_dir: Path, name: str) -> None:
+def test_a_file_where_a_folder_belongs_in_a_half_made_inbox_is_an_error_that_names_it(
+    inbox_dir: Path, name: str
+) -> None:
     inbox_dir.mkdir()
     (inbox_dir / name).write_text("")
     with pytest.raises(UnusableInbox, match=name):
@@ -276,7 +297,9 @@ def test_an_add_to_an_inbox_that_was_removed_while_open_fails_and_says_so(inbox_
 
 
 @pytest.mark.parametrize("after", ["nothing", "an add", "a take"])
-def test_a_take_from_an_inbox_that_was_removed_while_open_fails_and_says_so(inbox_dir: Path, after: str) -> None:
+def test_a_take_from_an_inbox_that_was_removed_while_open_fails_and_says_so(
+    inbox_dir: Path, after: str
+) -> None:
     with Inbox(inbox_dir) as inbox:
         if after == "an add":
             inbox.add("a", 1)
@@ -354,18 +377,21 @@ def test_a_boot_that_cannot_be_told_makes_an_inbox_unusable_and_leaves_nothing_o
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc/sys/kernel/random/boot_id")
 
     Inbox(inbox_dir).close()
-    monkeypatch.setattr(fsinbox.index, "boot_tag", no_descriptors)
+    monkeypatch.setattr(fsinbox.store.index, "boot_tag", no_descriptors)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(UnusableInbox, match=f"{inbox_dir}.*Too many open files"):
         Inbox(inbox_dir)
     assert os.listdir("/proc/self/fd") == before
 
 
-# --- what the system refuses ---------------------------------------------------------------------------------------
+# --- what the system refuses
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["index", "consumer.lock"])
-def test_a_file_of_ours_that_has_another_name_is_not_written_to(inbox_dir: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_of_ours_that_has_another_name_is_not_written_to(
+    inbox_dir: Path, tmp_path: Path, name: str
+) -> None:
     with Inbox(inbox_dir) as inbox:
         inbox.add("a", 1)
     other = tmp_path / "other"
@@ -435,7 +461,7 @@ def test_mounts_whose_names_need_escapes_are_found(monkeypatch: pytest.MonkeyPat
 1 0 8:1 / / rw - ext4 /dev/a rw
 2 1 0:40 / /a\\040b\\134c rw - nfs4 server:/x rw
 """
-    monkeypatch.setattr("fsinbox.layout.open", lambda *_, **__: io.StringIO(lines), raising=False)
+    monkeypatch.setattr("fsinbox.store.layout.open", lambda *_, **__: io.StringIO(lines), raising=False)
     assert file_system_type("/a b\\c/inbox") == "nfs4"
     assert file_system_type("/a b/inbox") == "ext4"
 
@@ -444,6 +470,6 @@ def test_without_proc_the_type_of_a_file_system_is_unknown(monkeypatch: pytest.M
     def gone(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("fsinbox.layout.open", gone, raising=False)
+    monkeypatch.setattr("fsinbox.store.layout.open", gone, raising=False)
     assert file_system_type("/") == ""
     assert not is_network("/")

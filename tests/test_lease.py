@@ -1,4 +1,5 @@
-"""The consumer's lease in an inbox that several hosts share: who has lost it can take and acknowledge nothing."""
+"""The consumer's lease in an inbox that several hosts share: who has lost it can take and acknowledge
+nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 from helpers import wait_until
 
-import fsinbox.hosts
-from fsinbox import Inbox, InboxBusy, LeaseLost, UnusableInbox, survey
-from fsinbox.hosts import Sharing
-from fsinbox.layout import Layout
-from fsinbox.lease import Lease, leases
-from fsinbox.lock import WHOLE
+import fsinbox.store.network.sharing
+from fsinbox import Inbox, InboxBusy, LeaseLost, UnusableInbox
+from fsinbox.consumer.lease import Lease, leases
+from fsinbox.consumer.ownership import WHOLE
+from fsinbox.operate import survey
+from fsinbox.store.layout import Layout
+from fsinbox.store.network.sharing import Sharing
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
@@ -31,7 +33,9 @@ from tests.usual import drain, names, take
 @pytest.fixture(autouse=True)
 def client(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a client, whose clock is the server's."""
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True))
+    monkeypatch.setattr(
+        fsinbox.store.network.sharing, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True)
+    )
 
 
 def opened(path: Path, lease: float = 1.0) -> Inbox:
@@ -141,11 +145,15 @@ def test_who_has_lost_the_lease_cannot_defer_give_up_or_put_back(inbox_dir: Path
         assert take(other).key == "a"
         for element, end in zip(taken, ("nack", "fail", "release"), strict=True):
             with pytest.raises(LeaseLost):
-                element.fail("no good") if end == "fail" else getattr(element, end)(60 if end == "nack" else 0)
+                element.fail("no good") if end == "fail" else getattr(element, end)(
+                    60 if end == "nack" else 0
+                )
         assert names(other, "failed") == names(other, "deferred") == []
 
 
-def test_a_holder_whose_host_is_dead_is_followed_after_its_lease_even_if_its_lock_is_not_freed(inbox_dir: Path) -> None:
+def test_a_holder_whose_host_is_dead_is_followed_after_its_lease_even_if_its_lock_is_not_freed(
+    inbox_dir: Path,
+) -> None:
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.add("a", "1")
         element = take(one)
@@ -168,12 +176,18 @@ def test_a_holder_whose_host_is_dead_is_followed_after_its_lease_even_if_its_loc
 def test_without_one_clock_a_holder_counts_as_dead_when_its_sign_was_seen_not_to_change(
     inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("fuse.glusterfs", one_clock=False))
+    monkeypatch.setattr(
+        fsinbox.store.network.sharing,
+        "sharing_of",
+        lambda path, mount: Sharing("fuse.glusterfs", one_clock=False),
+    )
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.add("a", "1")
         take(one)
         hour = 3600 * 10**9
-        monkeypatch.setattr("fsinbox.lease.server_clock", lambda layout: os.stat(inbox_dir).st_mtime_ns + hour)
+        monkeypatch.setattr(
+            "fsinbox.consumer.lease.server_clock", lambda layout: os.stat(inbox_dir).st_mtime_ns + hour
+        )
         with pytest.raises(InboxBusy):  # an hour old, but it changes
             other.take()
         cut_off(one, lock_too=False)
@@ -222,7 +236,8 @@ def test_a_file_that_another_host_has_open_keeps_no_folder(inbox_dir: Path) -> N
         assert len(names(other, "inflight")) == 1
 
 
-# --- what may come in between, and what the system may refuse ------------------------------------------------------
+# --- what may come in between, and what the system may refuse
+# ------------------------------------------------------
 
 FIRST = "lease-1of1-0000000001"
 
@@ -259,7 +274,10 @@ def test_of_two_that_a_file_system_let_make_the_same_folder_one_is_refused(inbox
 
     with opened(inbox_dir) as one:
         one.add("a", "1")
-        with meanwhile("open", lambda: lease.write_text("another\n15 locked\n"), when=of_lease), pytest.raises(InboxBusy):
+        with (
+            meanwhile("open", lambda: lease.write_text("another\n15 locked\n"), when=of_lease),
+            pytest.raises(InboxBusy),
+        ):
             one.take()
         assert lease.read_text() == "another\n15 locked\n"
         assert names(one, "pending") != []
@@ -276,7 +294,7 @@ def test_a_holder_that_has_not_yet_said_who_it_is_is_dead_if_the_lock_is_free(in
         assert names(one, "inflight") == ["lease-1of1-0000000002"]
 
 
-def test_a_holder_that_has_not_yet_said_who_it_is_lives_as_long_as_its_folder_is_young_if_somebody_has_the_lock(
+def test_a_holder_that_has_not_said_who_it_is_lives_while_its_folder_is_young_and_somebody_has_the_lock(
     inbox_dir: Path,
 ) -> None:
     with opened(inbox_dir) as one, (inbox_dir / "consumer.lock").open("r+") as lock:
@@ -305,7 +323,8 @@ def test_a_holder_whose_folder_is_taken_away_before_it_left_word_is_refused(inbo
 
 
 def test_a_folder_that_is_made_late_keeps_nobody(inbox_dir: Path) -> None:
-    """A host was cut off, and killed, when it was about to become the consumer; its mkdir comes when others have followed."""
+    """A host was cut off, and killed, when it was about to become the consumer; its mkdir comes when others
+    have followed."""
     with opened(inbox_dir) as first:
         first.add("a", "1")
         stopped(first)
@@ -321,9 +340,13 @@ def test_a_folder_that_is_made_late_keeps_nobody(inbox_dir: Path) -> None:
         assert len(names(other, "inflight")) == 1
 
 
-def test_who_becomes_the_consumer_late_finds_that_others_have_followed(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_becomes_the_consumer_late_finds_that_others_have_followed(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same, but it lives, and goes on."""
-    monkeypatch.setattr("fsinbox.lock._try_lock", lambda layout, fd, how: True)  # the server has freed it
+    monkeypatch.setattr(
+        "fsinbox.consumer.ownership._try_lock", lambda layout, fd, how: True
+    )  # the server has freed it
     with opened(inbox_dir) as late, opened(inbox_dir) as one, opened(inbox_dir) as other:
         other.add("a", "1")
 
@@ -334,7 +357,10 @@ def test_who_becomes_the_consumer_late_finds_that_others_have_followed(inbox_dir
         def makes_its(name: str, *_: object) -> bool:
             return name == FIRST
 
-        with meanwhile("mkdir", meanwhile_others, when=makes_its), pytest.raises(InboxBusy, match="already has a consumer"):
+        with (
+            meanwhile("mkdir", meanwhile_others, when=makes_its),
+            pytest.raises(InboxBusy, match="already has a consumer"),
+        ):
             late.take()
         assert names(other, "inflight") == ["lease-1of1-0000000002"]
         (element,) = other._elements.values()
@@ -352,7 +378,11 @@ def test_what_a_cut_off_consumer_moves_late_comes_too_late(inbox_dir: Path) -> N
         cut_off(one)
         again = take(other)
         assert again.key == "a"
-        for source, target, file in (("pending", own, waiting), (own, "pending", name), (own, "failed", name)):
+        for source, target, file in (
+            ("pending", own, waiting),
+            (own, "pending", name),
+            (own, "failed", name),
+        ):
             with pytest.raises(FileNotFoundError):
                 os.rename(
                     file,
@@ -393,14 +423,22 @@ def test_a_lease_that_goes_while_it_is_read_is_none(inbox_dir: Path, error: int)
             assert leases(other._layout) == []
 
 
-def test_a_holder_that_ends_while_it_is_watched_is_followed_at_once(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("fuse.glusterfs", one_clock=False))
+def test_a_holder_that_ends_while_it_is_watched_is_followed_at_once(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fsinbox.store.network.sharing,
+        "sharing_of",
+        lambda path, mount: Sharing("fuse.glusterfs", one_clock=False),
+    )
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.add("a", "1")
         one.take()
         hour = 3600 * 10**9
-        monkeypatch.setattr("fsinbox.lease.server_clock", lambda layout: os.stat(inbox_dir).st_mtime_ns + hour)
-        monkeypatch.setattr("fsinbox.lease.sleep", lambda seconds: one.close())
+        monkeypatch.setattr(
+            "fsinbox.consumer.lease.server_clock", lambda layout: os.stat(inbox_dir).st_mtime_ns + hour
+        )
+        monkeypatch.setattr("fsinbox.consumer.lease.sleep", lambda seconds: one.close())
         assert take(other).key == "a"
 
 
@@ -414,7 +452,9 @@ def test_a_holder_that_ends_just_before_it_is_fenced_leaves_nothing_to_do(inbox_
             path.rmdir()
 
         def fenced(called: str, *_: object) -> bool:
-            return called == name and len(os.listdir(inbox_dir / "inflight")) == 2 and unlisted.pop() == "fenced"
+            return (
+                called == name and len(os.listdir(inbox_dir / "inflight")) == 2 and unlisted.pop() == "fenced"
+            )
 
         unlisted = ["fenced", "listed"]  # its lease is read first
         other.add("a", "1")
@@ -456,25 +496,35 @@ def test_a_holder_that_cannot_be_fenced_is_not_followed(inbox_dir: Path) -> None
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.add("a", "1")
         stopped(one)
-        with refusing(rmdir=errno.EIO, when=takes_its), pytest.raises(UnusableInbox, match="Input/output error"):
+        with (
+            refusing(rmdir=errno.EIO, when=takes_its),
+            pytest.raises(UnusableInbox, match="Input/output error"),
+        ):
             other.take()
         assert other._consumer is None
-        os.utime(inbox_dir / "inflight" / FIRST, ns=(1, 1))  # as if it had lain there for long: it has no .lease any more
-        assert take(other).key == "a"  # of the other one nothing is lost, and this one has let go of everything
+        os.utime(
+            inbox_dir / "inflight" / FIRST, ns=(1, 1)
+        )  # as if it had lain there for long: it has no .lease any more
+        assert (
+            take(other).key == "a"
+        )  # of the other one nothing is lost, and this one has let go of everything
 
 
 def test_fencing_is_not_tried_for_ever(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory in it, or a file that the system brings back as long as another process of this host has it open (NFS)."""
+    """A directory in it, or a file that the system brings back as long as another process of this host has it
+    open (NFS)."""
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         stopped(one)
         clock = iter(range(0, 100_000, 20))
-        monkeypatch.setattr("fsinbox.lease.monotonic", lambda: next(clock))
+        monkeypatch.setattr("fsinbox.consumer.lease.monotonic", lambda: next(clock))
         with refusing(rmdir=errno.ENOTEMPTY, when=takes_its), pytest.raises(UnusableInbox, match="not empty"):
             other.take()
 
 
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "listdir"])
-def test_a_consumer_that_the_system_refuses_to_begin_leaves_nothing_behind(inbox_dir: Path, call: str) -> None:
+def test_a_consumer_that_the_system_refuses_to_begin_leaves_nothing_behind(
+    inbox_dir: Path, call: str
+) -> None:
     def concerned(name: object, *_: object) -> bool:
         return call != "open" or name == ".lease"
 
@@ -489,7 +539,9 @@ def test_a_consumer_that_the_system_refuses_to_begin_leaves_nothing_behind(inbox
             one.take()
 
 
-def test_a_consumer_that_can_start_no_thread_leaves_no_lock_behind(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_consumer_that_can_start_no_thread_leaves_no_lock_behind(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(inbox_dir) as one:
         one.add("a", "1")
 
@@ -527,7 +579,10 @@ def test_who_has_not_given_a_sign_of_life_for_long_asks_before_it_takes(inbox_di
         one.add("a", "1")
         one.become_consumer()
         lease_of(one)._last_sign -= 31
-        with refusing(utime=errno.EIO), pytest.raises(UnusableInbox, match=r"cannot renew the lease .*mend that, start anew"):
+        with (
+            refusing(utime=errno.EIO),
+            pytest.raises(UnusableInbox, match=r"cannot renew the lease .*mend that, start anew"),
+        ):
             one.take()
         assert names(one, "pending") != []
         assert take(one).key == "a"
@@ -618,7 +673,10 @@ def test_a_listing_of_what_is_out_passes_over_a_consumer_that_has_just_ended(inb
         for error in (errno.ESTALE, errno.ENOENT):
             with refusing(listdir=error, when=of_its_folder(one)):
                 assert one._layout.out() == []
-        with refusing(listdir=errno.EIO, when=of_its_folder(one)), pytest.raises(OSError, match="Input/output"):
+        with (
+            refusing(listdir=errno.EIO, when=of_its_folder(one)),
+            pytest.raises(OSError, match="Input/output"),
+        ):
             one._layout.out()
         assert [folder for folder, _ in one._layout.out()] == [f"inflight/{FIRST}"]
 
@@ -675,7 +733,8 @@ def test_a_lease_lasts_a_second_to_a_day(inbox_dir: Path, lease: float) -> None:
     assert not inbox_dir.exists()
 
 
-# --- forks -----------------------------------------------------------------------------------------------------------
+# --- forks
+# -----------------------------------------------------------------------------------------------------------
 
 PARENT = """
 import os, signal, sys, time
@@ -700,7 +759,8 @@ until = time.monotonic() + 20
 while not os.path.exists(sys.argv[2]) and time.monotonic() < until:
     time.sleep(0.01)
 """
-"""Its child writes its process id to the file that is the second argument when it has done what a child does."""
+"""Its child writes its process id to the file that is the second argument when it has done what a child
+does."""
 
 
 def test_a_forked_child_of_a_consumer_adds_and_leaves_its_lease_alone(
@@ -740,7 +800,8 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_lock_of_a_sha
 
 
 def test_a_fork_at_the_moment_of_a_sign_of_life_is_no_deadlock(inbox_dir: Path) -> None:
-    """The thread that gives them may be in the midst of anything; in the child it is not there to finish that."""
+    """The thread that gives them may be in the midst of anything; in the child it is not there to finish
+    that."""
     with opened(inbox_dir) as one:
         one.add("a", "1")
         element = take(one)
@@ -758,9 +819,21 @@ def test_a_fork_at_the_moment_of_a_sign_of_life_is_no_deadlock(inbox_dir: Path) 
         element.ack()
 
 
-# --- as a command --------------------------------------------------------------------------------------------------
+# --- as a command
+# --------------------------------------------------------------------------------------------------
 
-CONSUME = [sys.executable, "-m", "fsinbox", "consume", "--lease", "1", "--codec", "text", "--exec", "sleep 0.05"]
+CONSUME = [
+    sys.executable,
+    "-m",
+    "fsinbox",
+    "consume",
+    "--lease",
+    "1",
+    "--codec",
+    "text",
+    "--exec",
+    "sleep 0.05",
+]
 
 
 def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path, tmp_path: Path) -> None:
@@ -798,7 +871,11 @@ def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path, 
             assert active.wait(20) == 4
             assert "another consumer has taken over" in (tmp_path / "active").read_text()
             status = subprocess.run(
-                [sys.executable, "-m", "fsinbox", "status"], env=environment, capture_output=True, text=True, check=True
+                [sys.executable, "-m", "fsinbox", "status"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
             )
             assert f"consumer  pid {standby.pid} on " in status.stdout
             assert "epoch 2, sign of life " in status.stdout

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox, InboxBusy
-from fsinbox.layout import Layout
-from fsinbox.lock import WHOLE, Hold, is_locked, read_holder
+from fsinbox.consumer.ownership import WHOLE, Hold, is_locked, read_holder
+from fsinbox.store.layout import Layout
 from tests.shim import refusing
 
 

@@ -58,17 +58,22 @@ def add(place: Path, **values: object) -> None:
 
 def consume(place: Path, *words: str, status: int = 0, **variables: str) -> str:
     """Drain the inbox with jobs:job; return the log."""
-    return run("consume", "--handler", "jobs:job", "--drain", *words, cwd=place, status=status, **variables).stderr
+    return run(
+        "consume", "--handler", "jobs:job", "--drain", *words, cwd=place, status=status, **variables
+    ).stderr
 
 
-# --- JSON ----------------------------------------------------------------------------------------------------------
+# --- JSON
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_line_of_a_run_is_an_object_with_time_level_event_and_message(place: Path) -> None:
     add(place, good=1, **{HOSTILE: "fail"})
     (place / "inbox/drop/odd\n").mkdir()
     before = datetime.now(UTC) - timedelta(seconds=1)
-    log = consume(place, "-v", "--log-format", "json", "--max-attempts", "2", "--retry-delay", "0.001", status=1)
+    log = consume(
+        place, "-v", "--log-format", "json", "--max-attempts", "2", "--retry-delay", "0.001", status=1
+    )
     lines = json_lines(log)
     for line in lines:
         assert before <= datetime.fromisoformat(line["time"]) <= datetime.now(UTC)
@@ -115,7 +120,9 @@ def test_what_ends_the_consumer_is_an_object_too(place: Path) -> None:
 
 def test_what_is_said_at_a_signal_is_an_object_too(place: Path) -> None:
     add(place, a=1)
-    (place / "jobs.py").write_text("import os, time\ndef job(element):\n    open('began', 'w').close()\n    time.sleep(60)\n")
+    (place / "jobs.py").write_text(
+        "import os, time\ndef job(element):\n    open('began', 'w').close()\n    time.sleep(60)\n"
+    )
     with Consumer("--handler", "jobs:job", "--log-format", "json", cwd=place) as consumer:
         consumer.until((place / "began").exists)
         consumer.signal(signal.SIGTERM)
@@ -130,15 +137,20 @@ def test_recovery_tells_the_key_and_number_of_what_a_dead_consumer_held(place: P
     add(place, **{HOSTILE: 1})
     code = f"import os; from fsinbox import Inbox; Inbox({str(place / 'inbox')!r}).take(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], env=environment(), cwd=place)
-    (line,) = [line for line in json_lines(consume(place, "--log-format", "json")) if line["event"] == "recovered"]
+    (line,) = [
+        line for line in json_lines(consume(place, "--log-format", "json")) if line["event"] == "recovered"
+    ]
     assert line["key"] == HOSTILE
     assert isinstance(line["seq"], int)
 
 
-# --- text ----------------------------------------------------------------------------------------------------------
+# --- text
+# ----------------------------------------------------------------------------------------------------------
 
 
-def test_text_has_times_and_no_control_characters_and_no_line_that_only_looks_like_a_record(place: Path) -> None:
+def test_text_has_times_and_no_control_characters_and_no_line_that_only_looks_like_a_record(
+    place: Path,
+) -> None:
     add(place, a="log", **{HOSTILE: "fail"})
     log = consume(place, "--max-attempts", "1", status=1)
     assert log.isprintable() or set(log) - {"\n"} == {one for one in log if one.isprintable()}
@@ -186,7 +198,8 @@ def test_a_consumer_without_standard_error_works(place: Path) -> None:
     assert list((place / "inbox/pending").iterdir()) == []
 
 
-# --- events --------------------------------------------------------------------------------------------------------
+# --- events
+# --------------------------------------------------------------------------------------------------------
 
 
 LEVELS = {f"log.{level}" for level in ("debug", "info", "warning", "error", "exception")}
@@ -203,13 +216,26 @@ def calls_to_the_log() -> list[tuple[str, ast.Call]]:
 
 
 def test_each_line_of_ours_has_an_event() -> None:
-    without = [where for where, call in calls_to_the_log() if "extra" not in {keyword.arg for keyword in call.keywords}]
+    without = [
+        where
+        for where, call in calls_to_the_log()
+        if "extra" not in {keyword.arg for keyword in call.keywords}
+    ]
     assert without == []
 
 
 def test_the_table_of_events_is_what_the_code_says() -> None:
     code = "\n".join(path.read_text() for path in sorted((ROOT / "fsinbox").rglob("*.py")))
-    said = set(re.findall(r'"event": "(\w+)"|_?about\((?:element, )?"(\w+)"|messages\.append\(\("(\w+)"|, "(stopping)"\)', code))
+    said = set(
+        re.findall(
+            r'"event": "(\w+)"|_?about\((?:element, )?"(\w+)"|messages\.append\(\("(\w+)"|, "(stopping)"\)',
+            code,
+        )
+    )
     events: set[Any] = {name for names in said for name in names if name} | {"log"}
-    table = set(re.findall(r"^\| `(\w+)` \| (?:debug|info|warning|error)", (ROOT / "docs/running.md").read_text(), re.M))
+    table = set(
+        re.findall(
+            r"^\| `(\w+)` \| (?:debug|info|warning|error)", (ROOT / "docs/running.md").read_text(), re.M
+        )
+    )
     assert events == table

@@ -1,4 +1,5 @@
-"""Metrics: scraped from a running consumer, read from the file it keeps, printed once; and what is made of them."""
+"""Metrics: scraped from a running consumer, read from the file it keeps, printed once; and what is made of
+them."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ from time import time
 import pytest
 from helpers import PACKAGE, Consumer, environment, run, wait_until
 
-from fsinbox import Inbox, control
-from fsinbox.layout import Layout
-from fsinbox.lock import WHOLE, parse_shard
-from fsinbox.record import Account
+from fsinbox import Inbox
+from fsinbox.consumer.ownership import WHOLE, parse_shard
+from fsinbox.operate.stats import Account
+from fsinbox.store import control
+from fsinbox.store.layout import Layout
 from fsinbox.worker import metrics
 from fsinbox.worker.observer import Keeper
 
@@ -93,7 +95,9 @@ def until(consumer: Consumer, name: str, value: float, **labels: str) -> Scrape:
 
     def has() -> bool:
         seen[:] = [scrape(consumer)]
-        return any(labels.items() <= have.items() and found == value for have, found in seen[0].samples.get(name, []))
+        return any(
+            labels.items() <= have.items() and found == value for have, found in seen[0].samples.get(name, [])
+        )
 
     consumer.until(has, f"for {name} to be {value}")
     return seen[0]
@@ -132,7 +136,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
 
 
 def newer(place: Path) -> bool:
-    """Tell whether the oldest element's file is newer than its number: only then it shows that it was replaced."""
+    """Tell whether the oldest element's file is newer than its number: only then it shows that it was
+    replaced."""
     oldest = min((place / "inbox/pending").iterdir())
     return oldest.stat().st_mtime_ns > int(oldest.name[:19])
 
@@ -153,7 +158,8 @@ def opened(place: Path) -> Iterator[Layout]:
         layout.close()
 
 
-# --- served --------------------------------------------------------------------------------------------------------
+# --- served
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_scrape_tells_what_is_there_and_what_was_done(full: Scrape) -> None:
@@ -161,7 +167,8 @@ def test_a_scrape_tells_what_is_there_and_what_was_done(full: Scrape) -> None:
     assert labels["inbox"].endswith("/inbox")
     assert labels["shard"] == "1/1"
     assert {
-        state: full("fsinbox_elements", state=state, **labels) for state in ("waiting", "out", "deferred", "failed", "dropped")
+        state: full("fsinbox_elements", state=state, **labels)
+        for state in ("waiting", "out", "deferred", "failed", "dropped")
     } == {
         "waiting": 1,
         "out": 1,
@@ -184,7 +191,11 @@ def test_a_scrape_tells_what_is_there_and_what_was_done(full: Scrape) -> None:
     assert full("fsinbox_handler_duration_seconds_count", **labels) == 3
     assert full("fsinbox_handler_duration_seconds_bucket", le="+Inf", **labels) == 3
     assert full("fsinbox_wakeup_latency_seconds_count", **labels) == 0
-    assert (full("fsinbox_consumer_up"), full("fsinbox_consumer_concurrency"), full("fsinbox_paused")) == (1, 1, 0)
+    assert (full("fsinbox_consumer_up"), full("fsinbox_consumer_concurrency"), full("fsinbox_paused")) == (
+        1,
+        1,
+        0,
+    )
     assert full("fsinbox_held_keys") == 1
     assert full("fsinbox_folders_readable") == 1
     assert 0 <= time() - full("fsinbox_consumer_start_timestamp_seconds") < 120
@@ -217,7 +228,9 @@ def test_counters_go_on_over_restarts_and_never_back_after_a_kill(place: Path) -
     with Consumer(*WORDS, cwd=place) as consumer:
         found = until(consumer, "fsinbox_consumer_up", 1)
         assert found("fsinbox_acknowledged_total") == 3
-        assert found("fsinbox_handler_duration_seconds_count") == 0, "histograms begin anew, as Prometheus expects of a process"
+        assert found("fsinbox_handler_duration_seconds_count") == 0, (
+            "histograms begin anew, as Prometheus expects of a process"
+        )
         assert time() - found("fsinbox_last_success_timestamp_seconds") < 180
         run("add", "k", "v", cwd=place)
         until(consumer, "fsinbox_acknowledged_total", 4)
@@ -260,13 +273,17 @@ def test_a_standby_says_that_it_is_not_at_work_and_takes_over(place: Path) -> No
             consumer.until(lambda: "standing by" in consumer.log)
             found = scrape(consumer)
             assert found("fsinbox_consumer_up") == 0
-            assert "fsinbox_elements" not in found.samples, "the consumer itself tells of them: a sum would count them twice"
+            assert "fsinbox_elements" not in found.samples, (
+                "the consumer itself tells of them: a sum would count them twice"
+            )
             inbox.close()
             assert until(consumer, "fsinbox_consumer_up", 1)("fsinbox_elements", state="waiting") == 0
             end(consumer)
 
 
-def test_folders_that_cannot_be_read_are_told_and_the_rest_is_served(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_that_cannot_be_read_are_told_and_the_rest_is_served(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with Inbox(place / "inbox") as inbox:
         keeper = Keeper(inbox.layout, WHOLE, "handler", 1)
         observer = metrics.Metrics(inbox.path, WHOLE, keeper)
@@ -284,7 +301,9 @@ def test_folders_that_cannot_be_read_are_told_and_the_rest_is_served(place: Path
         assert caplog.text.count("cannot look") == 1
 
 
-def test_the_folders_are_looked_into_once_a_while_at_most(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folders_are_looked_into_once_a_while_at_most(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "_LASTS", 3600.0)
     with Inbox(place / "inbox", codec="text") as inbox:
         observer = metrics.Metrics(inbox.path, WHOLE, Keeper(inbox.layout, WHOLE, "handler", 1))
@@ -295,7 +314,8 @@ def test_the_folders_are_looked_into_once_a_while_at_most(place: Path, monkeypat
         assert observer._look().count["waiting"] == 1
 
 
-# --- where ---------------------------------------------------------------------------------------------------------
+# --- where
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_they_are_served_on_the_loopback_unless_another_address_is_given(place: Path) -> None:
@@ -308,7 +328,9 @@ def test_they_are_served_on_the_loopback_unless_another_address_is_given(place: 
         end(consumer)
 
 
-@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
+@pytest.mark.skipif(
+    not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6"
+)
 def test_an_ipv6_address_stands_in_brackets(place: Path) -> None:
     with Consumer(*WORDS[:-1], "[::1]:0", cwd=place) as consumer:
         assert url(consumer).startswith("http://[::1]:")
@@ -348,12 +370,15 @@ def test_prometheus_client_is_imported_only_when_it_is_asked_for(place: Path) ->
         "from fsinbox.cli import main\n"
         "try:\n    main()\nfinally:\n    print(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env=environment(), capture_output=True, text=True
+    )
     assert "fsinbox.worker.runner" in done.stdout
     assert "prometheus_client" not in done.stdout
 
 
-# --- kept in a file ------------------------------------------------------------------------------------------------
+# --- kept in a file
+# ------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_there_while_it_runs_and_tells_at_its_end_that_it_has_ended(place: Path) -> None:
@@ -362,7 +387,10 @@ def test_the_file_is_there_while_it_runs_and_tells_at_its_end_that_it_has_ended(
     try:
         words = ("--exec", "true", "--metrics-file", "fsinbox.prom")
         with Consumer(*words, cwd=place) as consumer:
-            consumer.until(lambda: file.exists() and Scrape(file.read_text())("fsinbox_consumer_up") == 1, "for it to be written")
+            consumer.until(
+                lambda: file.exists() and Scrape(file.read_text())("fsinbox_consumer_up") == 1,
+                "for it to be written",
+            )
             assert Scrape(file.read_text())("fsinbox_elements", state="waiting") == 0
             run("add", "k", "v", cwd=place)
             consumer.until(lambda: not os.listdir(place / "inbox/pending"))
@@ -378,8 +406,12 @@ def test_the_file_is_there_while_it_runs_and_tells_at_its_end_that_it_has_ended(
     assert [name for name in os.listdir(place) if name.startswith("fsinbox.prom")] == ["fsinbox.prom"]
 
 
-@pytest.mark.parametrize(("file", "why"), [("no/such/m.prom", "No such file or directory"), ("folder", "Is a directory")])
-def test_a_file_that_cannot_be_written_is_a_usage_error_that_says_why(place: Path, file: str, why: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "why"), [("no/such/m.prom", "No such file or directory"), ("folder", "Is a directory")]
+)
+def test_a_file_that_cannot_be_written_is_a_usage_error_that_says_why(
+    place: Path, file: str, why: str
+) -> None:
     (place / "folder").mkdir()
     done = run("consume", "--exec", "true", "--metrics-file", file, cwd=place, status=2)
     assert f"--metrics-file {file}: cannot write there: {why}" in done.stderr
@@ -412,10 +444,14 @@ def test_a_file_that_can_be_written_no_longer_stops_nothing_and_is_said_once(
             wait_until(file.exists)
         observer.stopped()
         assert Scrape(file.read_text())("fsinbox_consumer_up") == 0
-        wait_until(lambda: not any(thread.name == "fsinbox-metrics" for thread in threading.enumerate()), "for its thread to end")
+        wait_until(
+            lambda: not any(thread.name == "fsinbox-metrics" for thread in threading.enumerate()),
+            "for its thread to end",
+        )
 
 
-# --- printed once --------------------------------------------------------------------------------------------------
+# --- printed once
+# --------------------------------------------------------------------------------------------------
 
 
 def test_metrics_prints_them_whoever_consumes(place: Path) -> None:
@@ -427,7 +463,11 @@ def test_metrics_prints_them_whoever_consumes(place: Path) -> None:
     found = Scrape(run("metrics", cwd=place).stdout)
     assert [found("fsinbox_elements", state=state) for state in ("waiting", "failed")] == [1, 1]
     assert [found(f"fsinbox_{name}_total") for name in ("taken", "acknowledged", "failed")] == [2, 1, 1]
-    assert found("fsinbox_handler_duration_seconds_count") == found("fsinbox_handler_duration_seconds_bucket", le="+Inf") == 2
+    assert (
+        found("fsinbox_handler_duration_seconds_count")
+        == found("fsinbox_handler_duration_seconds_bucket", le="+Inf")
+        == 2
+    )
     assert found("fsinbox_handler_duration_seconds_sum") > 0
     assert found("fsinbox_consumer_up") == 0
     assert "fsinbox_consumer_start_timestamp_seconds" not in found.samples
@@ -458,7 +498,8 @@ def test_a_path_that_is_no_text_is_a_label_all_the_same(tmp_path: Path) -> None:
     assert found("fsinbox_consumer_up", inbox=f'{tmp_path}/a\ufffd"\n') == 0
 
 
-# --- what is made of them ------------------------------------------------------------------------------------------
+# --- what is made of them
+# ------------------------------------------------------------------------------------------
 
 
 def named(text: str) -> set[str]:
@@ -476,7 +517,9 @@ def test_every_metric_of_the_dashboard_the_rules_and_the_page_is_really_there(fu
     told = named((ROOT / "docs/monitoring.md").read_text())
     families = {name for name in full.types if name.startswith("fsinbox_")}
     assert told - full.names() - families == set()
-    missing = {name for name in full.names() if not name.endswith(("_created", "_bucket", "_sum", "_count"))} - told
+    missing = {
+        name for name in full.names() if not name.endswith(("_created", "_bucket", "_sum", "_count"))
+    } - told
     assert missing == set(), "the page leaves something out"
 
 
@@ -497,9 +540,13 @@ def test_the_alert_rules_are_such() -> None:
             assert rule["expr"].count("(") == rule["expr"].count(")")
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: it comes with Prometheus")
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed: it comes with Prometheus"
+)
 def test_promtool_finds_nothing_wrong_with_the_alert_rules() -> None:
-    done = subprocess.run(["promtool", "check", "rules", str(DEPLOY / "alerts.yml")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(DEPLOY / "alerts.yml")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

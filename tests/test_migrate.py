@@ -16,11 +16,11 @@ from helpers import command, contents, environment, json_lines, run
 
 from fsinbox import Inbox
 from fsinbox.cli.commands import cli
-from fsinbox.layout import Layout
+from fsinbox.store.layout import Layout
 
 sqlalchemy = pytest.importorskip("sqlalchemy", reason="pip install 'fsinbox[migrate]'")
 
-from fsinbox.migration import Place, Source  # noqa: E402
+from fsinbox.operate.migration import Place, Source  # noqa: E402
 
 
 @pytest.fixture
@@ -59,8 +59,14 @@ def in_order(inbox: Path) -> list[tuple[str, bytes]]:
     return [*contents(inbox).items()]
 
 
-def test_rows_are_queued_in_order_those_that_were_taken_first_and_the_table_stays_as_it_is(project: Path) -> None:
-    url = make(project, *DRAFT, rows=[(1, "a", b"1", 0), (2, "b", b"\xff", 1), (3, "c", b"3", None), (7, "d", b"4", 1)])
+def test_rows_are_queued_in_order_those_that_were_taken_first_and_the_table_stays_as_it_is(
+    project: Path,
+) -> None:
+    url = make(
+        project,
+        *DRAFT,
+        rows=[(1, "a", b"1", 0), (2, "b", b"\xff", 1), (3, "c", b"3", None), (7, "d", b"4", 1)],
+    )
     before = (project / "jobs.db").read_bytes()
     done = run("migrate", url, cwd=project)
     assert in_order(project / "inbox") == [("b", b"\xff"), ("d", b"4"), ("a", b"1"), ("c", b"3")]
@@ -74,9 +80,13 @@ def test_rows_are_queued_in_order_those_that_were_taken_first_and_the_table_stay
 
 
 def test_a_consumer_works_through_what_was_migrated_in_order(project: Path) -> None:
-    url = make(project, *DRAFT, rows=[(number, f"k{number}", b'{"n": %d}' % number, 0) for number in range(1, 6)])
+    url = make(
+        project, *DRAFT, rows=[(number, f"k{number}", b'{"n": %d}' % number, 0) for number in range(1, 6)]
+    )
     run("migrate", url, cwd=project)
-    (project / "tasks.py").write_text("def note(key, value): open('log', 'a').write(f\"{key}={value['n']} \")\n")
+    (project / "tasks.py").write_text(
+        "def note(key, value): open('log', 'a').write(f\"{key}={value['n']} \")\n"
+    )
     run("consume", "--handler", "tasks:note", "--drain", cwd=project)
     assert (project / "log").read_text() == "k1=1 k2=2 k3=3 k4=4 k5=5 "
 
@@ -89,7 +99,9 @@ def test_a_run_after_a_whole_one_replaces_what_still_waits_and_keeps_its_place(p
         connection.exec_driver_sql("UPDATE inbox SET value = 'new' WHERE key = 'a'")
     engine.dispose()
     again = json_lines(run("migrate", "--json", url, cwd=project).stdout)
-    assert again == [{"path": f"{project}/inbox", "table": "inbox", "new": 0, "replaced": 2, "behind": 0, "left_out": 0}]
+    assert again == [
+        {"path": f"{project}/inbox", "table": "inbox", "new": 0, "replaced": 2, "behind": 0, "left_out": 0}
+    ]
     assert in_order(project / "inbox") == [("a", b"new"), ("b", b"2")]
 
 
@@ -98,7 +110,11 @@ def test_a_run_that_was_killed_goes_on_where_it_was(project: Path) -> None:
     url = make(project, *DRAFT, rows=rows)
     waiting = project / "inbox/pending"
     child = subprocess.Popen(
-        command("migrate", "--batch", "3", url), cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command("migrate", "--batch", "3", url),
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     while not (waiting.is_dir() and len(list(waiting.iterdir())) > 60):
         assert child.poll() is None, child.communicate()[1]
@@ -122,7 +138,9 @@ def test_the_place_is_kept_for_each_table_and_order_and_restart_forgets_it(proje
         assert place.read() is None
         place.write((True, [3]))  # between the parts
         assert Place(inbox.layout, source.identity).read() == (True, [3])
-        assert Place(inbox.layout, Source(url, "inbox", "key", "value", "locked", "key").identity).read() is None
+        assert (
+            Place(inbox.layout, Source(url, "inbox", "key", "value", "locked", "key").identity).read() is None
+        )
         place.write((False, [1]))
     source.close()
     run("migrate", url, cwd=project)
@@ -133,7 +151,9 @@ def test_the_place_is_kept_for_each_table_and_order_and_restart_forgets_it(proje
     assert contents(project / "inbox") == {"a": b"1", "b": b"2", "c": b"3"}
 
 
-@pytest.mark.parametrize("junk", ["", "[]", "[true, [{}]]", "[true, 5]", '[true, [{"kind": "date", "text": "x"}]]'])
+@pytest.mark.parametrize(
+    "junk", ["", "[]", "[true, [{}]]", "[true, 5]", '[true, [{"kind": "date", "text": "x"}]]']
+)
 def test_a_place_that_is_damaged_is_none(project: Path, junk: str) -> None:
     with Inbox(project / "inbox") as inbox:
         place = Place(inbox.layout, "x")
@@ -151,12 +171,14 @@ def test_a_place_keeps_every_kind_of_value_that_a_column_of_the_order_may_have(p
     assert [type(value) for value in place.read()[1]] == [type(value) for value in values]  # type: ignore[index]
 
 
-# --- tables of other kinds -----------------------------------------------------------------------------------------
+# --- tables of other kinds
+# -----------------------------------------------------------------------------------------
 
 
 def test_columns_may_have_any_names_and_values_any_type(project: Path) -> None:
     url = make(
-        project, "nr INTEGER PRIMARY KEY", "what TEXT", "payload", "taken_at DATETIME", "prio FLOAT", name="jobs",
+        project, "nr INTEGER PRIMARY KEY", "what TEXT", "payload", "taken_at DATETIME", "prio FLOAT",
+        name="jobs",
         rows=[
             (1, "text", "ü", None, 3.0),
             (2, "number", 5, None, 2.0),
@@ -182,7 +204,8 @@ def test_a_lock_may_be_a_flag_a_number_or_a_name(project: Path, kind: str) -> No
 
 
 def test_rows_of_the_same_second_are_all_copied_whatever_the_batch(project: Path) -> None:
-    """SQLite's CURRENT_TIMESTAMP has no fraction; SQLAlchemy would compare it with a text that has one, and skip some."""
+    """SQLite's CURRENT_TIMESTAMP has no fraction; SQLAlchemy would compare it with a text that has one, and
+    skip some."""
     rows = [(f"k{number}", "v", "2026-01-01 00:00:0" + str(number // 4)) for number in range(10)]
     url = make(project, "key TEXT UNIQUE", "value TEXT", "at DATETIME", rows=rows)
     for batch in ("1", "2", "3", "1000"):
@@ -213,7 +236,8 @@ def test_an_empty_table_is_migrated_too(project: Path) -> None:
     assert "queued 0 of table" in run("migrate", cwd=project, FSINBOX_MIGRATE_URL=url).stdout
 
 
-# --- what cannot be ------------------------------------------------------------------------------------------------
+# --- what cannot be
+# ------------------------------------------------------------------------------------------------
 
 
 def test_rows_that_cannot_be_elements_are_told_and_left_and_the_others_are_copied(project: Path) -> None:
@@ -223,7 +247,10 @@ def test_rows_that_cannot_be_elements_are_told_and_left_and_the_others_are_copie
     assert contents(project / "inbox") == {"ok": b"v"}
     lines = done.stderr.splitlines()
     assert lines[0] == "fsinbox: left out the row with id 1: its key is NULL"
-    assert [line.partition(":")[2][:27] for line in lines[1:]] == [" left out the row with id 2", " left out the row with id 3"]
+    assert [line.partition(":")[2][:27] for line in lines[1:]] == [
+        " left out the row with id 2",
+        " left out the row with id 3",
+    ]
     assert "1 new, 0 replaced, 0 behind; 3 left out" in done.stdout
 
 
@@ -234,17 +261,43 @@ def test_rows_that_cannot_be_elements_are_told_and_left_and_the_others_are_copie
         (["sqlite://"], 2, "there is no database None"),
         (["no url"], 2, "the URL is not one of SQLAlchemy's: write it like sqlite:///jobs.db"),
         (["nosuch://me:secret@host/db"], 2, "the driver for nosuch://me:***@host/db is not installed"),
-        (["mysql+nodriver://me:secret@host/db"], 2, "the driver for mysql+nodriver://me:***@host/db is not installed"),
+        (
+            ["mysql+nodriver://me:secret@host/db"],
+            2,
+            "the driver for mysql+nodriver://me:***@host/db is not installed",
+        ),
         (["--table", "jobs"], 2, "there is no table 'jobs' in sqlite:///jobs.db: name it with --table"),
-        (["--key-column", "k"], 2, "table 'inbox' has no column 'k': name one of id, key, value, locked with --key-column"),
-        (["--value-column", "v"], 2, "has no column 'v': name one of id, key, value, locked with --value-column"),
+        (
+            ["--key-column", "k"],
+            2,
+            "table 'inbox' has no column 'k': name one of id, key, value, locked with --key-column",
+        ),
+        (
+            ["--value-column", "v"],
+            2,
+            "has no column 'v': name one of id, key, value, locked with --value-column",
+        ),
         (["--order-by", "at"], 2, "has no column 'at': name one of id, key, value, locked with --order-by"),
-        (["--order-by", "locked"], 2, "1 rows of 'inbox' have NULL as locked or id: set it, or name another with --order-by"),
-        (["--table", "bare"], 2, "table 'bare' has no primary key: name the column that tells the order with --order-by"),
-        (["sqlite:///noise.db"], 3, "the database refused: file is not a database: mend that, and run this again"),
+        (
+            ["--order-by", "locked"],
+            2,
+            "1 rows of 'inbox' have NULL as locked or id: set it, or name another with --order-by",
+        ),
+        (
+            ["--table", "bare"],
+            2,
+            "table 'bare' has no primary key: name the column that tells the order with --order-by",
+        ),
+        (
+            ["sqlite:///noise.db"],
+            3,
+            "the database refused: file is not a database: mend that, and run this again",
+        ),
     ],
 )
-def test_what_is_wrong_is_told_and_no_inbox_is_made(project: Path, words: list[str], status: int, message: str) -> None:
+def test_what_is_wrong_is_told_and_no_inbox_is_made(
+    project: Path, words: list[str], status: int, message: str
+) -> None:
     make(project, *DRAFT, rows=[(1, "a", b"1", None)])
     make(project, "key TEXT", "value TEXT", rows=[], name="bare")
     (project / "noise.db").write_bytes(b"no database" * 100)
@@ -279,5 +332,7 @@ def test_on_a_terminal_progress_is_shown(project: Path) -> None:
     ours, theirs = pty.openpty()
     with open(ours, "rb", 0) as screen:
         words = command("migrate", "--batch", "2", url)
-        subprocess.run(words, cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+        subprocess.run(
+            words, cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=theirs, check=True
+        )
         assert b"100%" in screen.read(100_000)

@@ -1,16 +1,17 @@
 """Proves that an inbox does what the model below does: forty lines of plain Python, without a file.
 
-Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and bring failed
-elements back by mv; people retry what failed, end back-offs, hold keys and release them; a consumer takes, acknowledges,
-requeues, defers, gives up, closes, dies; somebody else holds the lock; the system boots; the clock steps back and forward.
-Each step is done to real Inbox objects on a real directory and to the model, and what they answer must be equal: what is
-taken, in which order, at which attempt, what `add` returns, what waits. In a second machine somebody also removes or damages
-the index, or blanks its lines, which docs/protocol.md calls safe at any time: of a key that had several files just then, or
-waited and is not known any more, an older value may be delivered once more before the newest, and in another place; nothing
-else may change.
+Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and
+bring failed elements back by mv; people retry what failed, end back-offs, hold keys and release them; a
+consumer takes, acknowledges, requeues, defers, gives up, closes, dies; somebody else holds the lock; the
+system boots; the clock steps back and forward. Each step is done to real Inbox objects on a real directory
+and to the model, and what they answer must be equal: what is taken, in which order, at which attempt, what
+`add` returns, what waits. In a second machine somebody also removes or damages the index, or blanks its
+lines, which docs/protocol.md calls safe at any time: of a key that had several files just then, or waited and
+is not known any more, an older value may be delivered once more before the newest, and in another place;
+nothing else may change.
 
-The programs are the same in every run. A failure prints the shortest program that shows it, and the line that runs the test
-again:
+The programs are the same in every run. A failure prints the shortest program that shows it, and the line that
+runs the test again:
 
     pytest 'tests/test_model.py::test_an_inbox_does_what_the_model_does[exact-1]'
 
@@ -36,13 +37,20 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-import fsinbox.consumer
-import fsinbox.index
-import fsinbox.protocol
-from fsinbox import Element, Inbox, control
-from fsinbox.steering import Steering
+import fsinbox.consumer.consumer
+import fsinbox.store.index
+import fsinbox.store.transitions
+from fsinbox import Element, Inbox
+from fsinbox.operate.steering import Steering
+from fsinbox.store import control
 from tests.driver import forget
 
 pytestmark = pytest.mark.model
@@ -56,7 +64,8 @@ NEW = 1 << 70  # above all numbers
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-# --- the model ----------------------------------------------------------------------------------------------------
+# --- the model
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -67,17 +76,20 @@ class Item:
     value: str
     attempts: int = 0
     suspect: str = ""  # "died" or "suspect": it was in flight when a consumer died
-    shadowed: bool = False  # it replaced a suspect: until the consumer has coalesced the two, it may be held back like one
+    shadowed: bool = (
+        False  # it replaced a suspect: until the consumer has coalesced the two, it may be held back like one
+    )
     due: int = 0  # if it is deferred: by the clock ...
     left: int = 0  # ... and by how much time has passed, which is what a running consumer goes by
     ripe: bool = False  # it is deferred, and a consumer has seen that it is due
 
 
 class Model:
-    """What an inbox is to do. `clock`, nanoseconds since the epoch, and `passed`, nanoseconds that have really passed, are set
-    by whoever uses it.
+    """What an inbox is to do. `clock`, nanoseconds since the epoch, and `passed`, nanoseconds that have
+    really passed, are set by whoever uses it.
 
-    A place in the line is a number. A new one is higher than all before it; which it is, the machine learns by looking.
+    A place in the line is a number. A new one is higher than all before it; which it is, the machine learns
+    by looking.
     """
 
     def __init__(self) -> None:
@@ -85,7 +97,9 @@ class Model:
         self.passed = 0
         self.last = NEW
         self.line: dict[str, Item] = {}  # key -> what waits; the lowest number is the next
-        self.drops: dict[str, tuple[int, str]] = {}  # key -> (time of arrival, value): in drop/, not yet noticed
+        self.drops: dict[
+            str, tuple[int, str]
+        ] = {}  # key -> (time of arrival, value): in drop/, not yet noticed
         self.out: dict[str, Item] = {}
         self.deferred: dict[str, Item] = {}
         self.failed: list[tuple[str, Item]] = []
@@ -137,7 +151,9 @@ class Model:
         """Take the one with the lowest number, besides some keys. But a suspect is out alone."""
         ready = self.ready()
         key = min(ready.keys() - besides, key=lambda key: ready[key].number, default=None)
-        if key is None or (self.out and (ready[key].suspect or any(item.suspect for item in self.out.values()))):
+        if key is None or (
+            self.out and (ready[key].suspect or any(item.suspect for item in self.out.values()))
+        ):
             return None
         item = self.out[key] = self.line.pop(key, None) or self.deferred.pop(key)
         item.attempts += 1
@@ -168,7 +184,8 @@ class Model:
         return key not in self.line
 
     def retry(self, key: str, item: Item) -> str:
-        """Bring a failed element back to its place, if nothing newer is there. Only numbers decide: all are known by now."""
+        """Bring a failed element back to its place, if nothing newer is there. Only numbers decide: all are
+        known by now."""
         others = [where[key].number for where in (self.line, self.out, self.deferred) if key in where]
         if any(number > item.number for number in others):
             return "newer"
@@ -189,7 +206,8 @@ class Model:
             self.nack(key)
 
 
-# --- the machine: each step is done to both ------------------------------------------------------------------------
+# --- the machine: each step is done to both
+# ------------------------------------------------------------------------
 
 CLOCK_STEPS = [1, SECOND, 90 * SECOND, 3600 * SECOND]
 keys = st.sampled_from(KEYS)
@@ -199,7 +217,9 @@ which = st.integers(0, AT_ONCE - 1)
 class Machine(RuleBasedStateMachine):
     """Random programs. What the inbox answers must be what the model answers."""
 
-    tally: ClassVar[Counter[str]] = Counter()  # how many programs and steps, and how often what matters came about
+    tally: ClassVar[Counter[str]] = (
+        Counter()
+    )  # how many programs and steps, and how often what matters came about
 
     steps: ClassVar[list[int]] = [*CLOCK_STEPS, 8 * 24 * 3600 * SECOND, 30 * 365 * 24 * 3600 * SECOND]
 
@@ -213,20 +233,33 @@ class Machine(RuleBasedStateMachine):
         self.values = 0
         self.ages: dict[str, int] = {}  # value -> when it was added last: a number that increases
         self.delivered: dict[str, int] = {}  # key -> the age that the value delivered last had then
-        self.loose: set[str] = set()  # keys of which an older value may be delivered before the newest, and at any place
+        self.loose: set[str] = (
+            set()
+        )  # keys of which an older value may be delivered before the newest, and at any place
         self.unsure: set[str] = set()  # keys of which add may not know that a value waits
         self.patches = ExitStack()
-        for module in (fsinbox.index, fsinbox.consumer, fsinbox.protocol):
+        for module in (fsinbox.store.index, fsinbox.consumer.consumer, fsinbox.store.transitions):
             self.patches.enter_context(mock.patch.object(module, "time_ns", lambda: self.model.clock))
-        self.patches.enter_context(mock.patch.object(fsinbox.index, "boot_tag", lambda: f"boot{self.boots:04d}"))
-        self.patches.enter_context(mock.patch.object(fsinbox.consumer, "monotonic", lambda: 1e6 + self.model.passed / SECOND))
+        self.patches.enter_context(
+            mock.patch.object(fsinbox.store.index, "boot_tag", lambda: f"boot{self.boots:04d}")
+        )
+        self.patches.enter_context(
+            mock.patch.object(
+                fsinbox.consumer.consumer, "monotonic", lambda: 1e6 + self.model.passed / SECOND
+            )
+        )
         self._open()
 
     def _open(self) -> None:
-        """Open it thrice: a producer that flushes, one that does not, and the consumer (which may add as well)."""
+        """Open it thrice: a producer that flushes, one that does not, and the consumer (which may add as
+        well)."""
         self.elements: dict[str, Element] = {}
         self.consumer = Inbox(self.path, codec="bytes", max_inflight=AT_ONCE, drop_settle=0)
-        self.producers = [self.consumer, Inbox(self.path, codec="bytes"), Inbox(self.path, codec="bytes", durable=False)]
+        self.producers = [
+            self.consumer,
+            Inbox(self.path, codec="bytes"),
+            Inbox(self.path, codec="bytes", durable=False),
+        ]
 
     def teardown(self) -> None:
         for inbox in self.producers:
@@ -248,7 +281,8 @@ class Machine(RuleBasedStateMachine):
         return value
 
     def _may_get_a_second_place(self, key: str) -> None:
-        """A value is added: if it is not known that one waits, it goes to another place, and the other may be taken first."""
+        """A value is added: if it is not known that one waits, it goes to another place, and the other may be
+        taken first."""
         if key in self.unsure and key in self.model.line:
             self.loose.add(key)
 
@@ -268,7 +302,9 @@ class Machine(RuleBasedStateMachine):
         for key, value in pairs:
             expected[self.model.add(key, value)] += 1
         answer = self.producers[which].add_many((key, value.encode()) for key, value in pairs)
-        assert answer == expected or (self.loose | self.unsure).intersection(several), f"add_many said {answer}, not {expected}"
+        assert answer == expected or (self.loose | self.unsure).intersection(several), (
+            f"add_many said {answer}, not {expected}"
+        )
 
     @rule(key=keys)
     def mv(self, key: str) -> None:
@@ -287,7 +323,9 @@ class Machine(RuleBasedStateMachine):
         self._move(f"{self.path}/failed/{item.number:019d}-{key}", key, item.value)
 
     def _move(self, file: str, key: str, value: str) -> None:
-        os.lstat(file)  # as mv does: so that the kernel gives two files that are moved one after the other different times
+        os.lstat(
+            file
+        )  # as mv does: so that the kernel gives two files that are moved one after the other different times
         os.rename(file, f"{self.path}/drop/{key}")
         self.model.drops[key] = (os.lstat(f"{self.path}/drop/{key}").st_ctime_ns, value)
 
@@ -359,14 +397,19 @@ class Machine(RuleBasedStateMachine):
             self.consumer._consume()  # as the first take does
             self.tally["back from the dead"] += len(model.out)
             model.recover()
-        # When it looks into drop/ is a matter of time (each 20 ms, and when it lists pending/): here it is each time.
+        # When it looks into drop/ is a matter of time (each 20 ms, and when it lists pending/): here it is
+        # each time.
         self.consumer._consume().drops.adopt()
         for key in model.drops:
             self._may_get_a_second_place(key)
         model.notice_drops()
         self.consumer._consume()._next_drop_look = 0.0  # the same for control/
         element = self.consumer.take()
-        if element is None and model.out and (self.loose or any(item.shadowed for item in model.ready().values())):
+        if (
+            element is None
+            and model.out
+            and (self.loose or any(item.shadowed for item in model.ready().values()))
+        ):
             return  # for a suspect, perhaps
         assert element or model.out or not model.ready(), "took nothing"
         loose = element and element.key in self.loose
@@ -385,7 +428,8 @@ class Machine(RuleBasedStateMachine):
             self.elements[key] = element
 
     def _loosely(self, element: Element) -> tuple[str, Item]:
-        """Tell the model what was taken: the newest value of its key, or, since hints were lost, one before it."""
+        """Tell the model what was taken: the newest value of its key, or, since hints were lost, one before
+        it."""
         key, value = element.key, element.data.decode()
         assert key in self.model.ready(), f"took {element}, and nothing of its key may be taken"
         newest = self.model.line.get(key) or self.model.deferred[key]
@@ -426,22 +470,31 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.elements and not self.model.drops)
     @rule(which=which, delay=st.sampled_from([0, 1, 60]))
     def nack_while_somebody_has_the_lock(self, which: int, delay: int) -> None:
-        """It stays in flight, and goes back when the lock can be had; meanwhile others are taken and acknowledged."""
+        """It stays in flight, and goes back when the lock can be had; meanwhile others are taken and
+        acknowledged."""
         key, element = self._end(which)
         if key in self.loose | self.unsure:
             self.elements[key] = element
             return
         holder = os.open(f"{self.path}/index", os.O_RDWR)
         ticks = count(0.0, 0.02)
-        with mock.patch.object(fsinbox.index, "sleep"), mock.patch.object(fsinbox.index, "monotonic", lambda: next(ticks)):
+        with (
+            mock.patch.object(fsinbox.store.index, "sleep"),
+            mock.patch.object(fsinbox.store.index, "monotonic", lambda: next(ticks)),
+        ):
             fcntl.flock(holder, fcntl.LOCK_EX)
             try:
                 assert element.nack(delay)
                 assert os.path.exists(f"{self.path}/inflight/{element.seq:019d}-{key}")
                 # (What is due, or at two places, waits for the lock as well.
-                # And what has ended keeps nothing from being taken, even if it was suspect: its handler is done.)
+                # And what has ended keeps nothing from being taken, even if it was suspect: its handler is
+                # done.)
                 suspect = any(item.suspect for item in self.model.out.values())
-                free = not self.model.deferred and not self.loose | self.unsure and len(self.elements) < AT_ONCE - 1
+                free = (
+                    not self.model.deferred
+                    and not self.loose | self.unsure
+                    and len(self.elements) < AT_ONCE - 1
+                )
                 if free and not suspect:
                     self._take()
                     self.tally["looked for more while somebody had the lock"] += 1
@@ -491,10 +544,13 @@ class Machine(RuleBasedStateMachine):
         self.elements.clear()
         self.model.orphaned |= bool(self.model.out)
         self.consumer.close()
-        self.consumer = self.producers[0] = Inbox(self.path, codec="bytes", max_inflight=AT_ONCE, drop_settle=0)
+        self.consumer = self.producers[0] = Inbox(
+            self.path, codec="bytes", max_inflight=AT_ONCE, drop_settle=0
+        )
 
     def _boot(self) -> None:
-        """All processes are gone, and nothing on the disk is lost (what a power cut loses is not tried here)."""
+        """All processes are gone, and nothing on the disk is lost (what a power cut loses is not tried
+        here)."""
         self._die()
         for inbox in self.producers:
             inbox.close()
@@ -509,8 +565,8 @@ class Machine(RuleBasedStateMachine):
         index.locked(index.last_number)
 
     def _unknown_when_made_anew(self) -> set[str]:
-        """The index is to be made anew: of keys at several places, in flight or deferred add does not know then that a value
-        waits. Return those at several places."""
+        """The index is to be made anew: of keys at several places, in flight or deferred add does not know
+        then that a value waits. Return those at several places."""
         self.unsure |= self.model.out.keys() | self.model.deferred.keys()
         several = self._with_several_files()
         self.unsure |= several
@@ -518,7 +574,9 @@ class Machine(RuleBasedStateMachine):
 
     def _with_several_files(self) -> set[str]:
         """Return the keys that are at several places."""
-        files = [name[20:] for folder in ("pending", "inflight") for name in os.listdir(f"{self.path}/{folder}")]
+        files = [
+            name[20:] for folder in ("pending", "inflight") for name in os.listdir(f"{self.path}/{folder}")
+        ]
         files += [name[40:] for name in os.listdir(f"{self.path}/deferred")]
         return {key for key in KEYS if files.count(key) > 1}
 
@@ -538,13 +596,23 @@ class Machine(RuleBasedStateMachine):
     def looks_the_same(self) -> None:
         self.tally["steps"] += 1
         for key in list(self.unsure):  # gone from everywhere: the next one is known again
-            if key not in self.model.line.keys() | self.model.out.keys() | self.model.deferred.keys() | self.model.drops.keys():
+            if (
+                key
+                not in self.model.line.keys()
+                | self.model.out.keys()
+                | self.model.deferred.keys()
+                | self.model.drops.keys()
+            ):
                 self.unsure.discard(key)
         model, inbox = self.model, self.producers[1]
         line = sorted(model.line, key=lambda key: model.line[key].number)
         waiting = list(inbox)
-        assert {one.key: one.data.decode() for one in waiting} == {key: item.value for key, item in model.line.items()}
-        assert [one.key for one in waiting if one.key not in self.loose] == [key for key in line if key not in self.loose]
+        assert {one.key: one.data.decode() for one in waiting} == {
+            key: item.value for key, item in model.line.items()
+        }
+        assert [one.key for one in waiting if one.key not in self.loose] == [
+            key for key in line if key not in self.loose
+        ]
         for one in waiting:
             if one.key not in self.loose:
                 self._learn(model.line[one.key], one.seq)
@@ -556,7 +624,10 @@ class Machine(RuleBasedStateMachine):
             found = inbox.find(key)
             assert found.data.decode() == model.line[key].value if found else key not in model.line
         for key, element in self.elements.items():
-            assert element.superseded() == (key in model.line or key in model.drops) or key in self.loose | self.unsure
+            assert (
+                element.superseded() == (key in model.line or key in model.drops)
+                or key in self.loose | self.unsure
+            )
         failed = sorted(name for name in os.listdir(f"{self.path}/failed") if "~" not in name)
         assert failed == sorted(f"{item.number:019d}-{key}" for key, item in model.failed)
 
@@ -620,7 +691,9 @@ def run(name: str, programs: int, figure: Callable[[str], None]) -> None:
     more = {"deadline": None, "database": None, "phases": phases, "suppress_health_check": list(HealthCheck)}
     logging.disable()  # of dead consumers
     try:
-        run_state_machine_as_test(machine, settings=settings(max_examples=programs, stateful_step_count=50, **more))
+        run_state_machine_as_test(
+            machine, settings=settings(max_examples=programs, stateful_step_count=50, **more)
+        )
     finally:
         logging.disable(logging.NOTSET)
     tally = machine.tally
@@ -636,7 +709,9 @@ def _replay(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_an_inbox_does_what_the_model_does(name: str, figure: Callable[[str], None], request: pytest.FixtureRequest) -> None:
+def test_an_inbox_does_what_the_model_does(
+    name: str, figure: Callable[[str], None], request: pytest.FixtureRequest
+) -> None:
     _replay(request)
     run(name, 330, figure)
 

@@ -1,4 +1,5 @@
-"""Key <-> file name: total, reversible, readable, and never a name that the file system or we would misread."""
+"""Key <-> file name: total, reversible, readable, and never a name that the file system or we would
+misread."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fsinbox import InvalidKey
-from fsinbox.names import (
+from fsinbox.store.names import (
     MAX_ENCODED,
     PLAIN,
     REASON,
@@ -26,7 +27,9 @@ from fsinbox.names import (
 # At most three bytes a byte, four bytes a character: 16 characters always fit.
 keys = st.text(min_size=1, max_size=16)
 numbers = st.integers(min_value=0, max_value=10**19 - 1)
-foreign_names = st.binary(min_size=1, max_size=255).filter(lambda raw: not {0, 47} & set(raw)).map(os.fsdecode)
+foreign_names = (
+    st.binary(min_size=1, max_size=255).filter(lambda raw: not {0, 47} & set(raw)).map(os.fsdecode)
+)
 
 
 @given(keys)
@@ -140,7 +143,9 @@ def test_an_element_s_name_is_read_back(number: int, key: str) -> None:
 
 @given(st.lists(numbers, min_size=2, max_size=5))
 def test_names_sort_as_their_numbers(some: list[int]) -> None:
-    assert [parse_element(name)[0] for name in sorted(element_name(number, "k") for number in some)] == sorted(some)  # type: ignore[index]
+    assert [
+        parse_element(name)[0] for name in sorted(element_name(number, "k") for number in some)
+    ] == sorted(some)  # type: ignore[index]
 
 
 @given(st.text(max_size=40))
@@ -157,7 +162,9 @@ def test_a_foreign_name_is_no_element(name: str) -> None:
     assert not is_element(name) or parsed
 
 
-@pytest.mark.parametrize("name", ["README", "1-a", "1234567890123456789-", "1234567890123456789-a b", "1234567890123456789-%41"])
+@pytest.mark.parametrize(
+    "name", ["README", "1-a", "1234567890123456789-", "1234567890123456789-a b", "1234567890123456789-%41"]
+)
 def test_these_names_are_no_element(name: str) -> None:
     assert not is_element(name)
     assert parse_deferred("0" * 19 + "-" + name) is None

@@ -8,8 +8,8 @@ from tests.oracle import Event, judge, judge_order
 
 
 def history(text: str) -> list[Event]:
-    """Return the events of a short text: +a begins to add a, -a ends it; !a delivers a, . acknowledges, ~ gives back what
-    is out, x is the consumer's death. A key other than k stands before a colon: +j:a"""
+    """Return the events of a short text: +a begins to add a, -a ends it; !a delivers a, . acknowledges, ~
+    gives back what is out, x is the consumer's death. A key other than k stands before a colon: +j:a"""
     events = []
     out = ""
     for t, word in enumerate(text.split()):

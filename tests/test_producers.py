@@ -1,7 +1,8 @@
-"""Proves that producers written from docs/protocol.md alone, in other languages, keep its promises: examples/producers/.
+"""Proves that producers written from docs/protocol.md alone, in other languages, keep its promises:
+examples/producers/.
 
-Each runs alone, against tests/vectors/, beside the others in a small storm judged by tests/oracle.py, and in inboxes where
-something stands that should not. A language that is not installed is skipped, and says so.
+Each runs alone, against tests/vectors/, beside the others in a small storm judged by tests/oracle.py, and in
+inboxes where something stands that should not. A language that is not installed is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from zlib import crc32
 import pytest
 
 from fsinbox import Inbox
-from fsinbox.index import BUCKET, HEADER, LINE, boot_tag, header_line, read_header
-from fsinbox.names import encode_key
+from fsinbox.store.index import BUCKET, HEADER, LINE, boot_tag, header_line, read_header
+from fsinbox.store.names import encode_key
 from tests.driver import payload, value_of
 from tests.oracle import Event, judge
 from tests.storm.history import _ORDER
@@ -67,7 +68,8 @@ def inbox(inbox_dir: Path):
         yield opened
 
 
-# --- alone --------------------------------------------------------------------------------------------------------
+# --- alone
+# --------------------------------------------------------------------------------------------------------
 
 
 @EVERY
@@ -91,7 +93,9 @@ def test_a_value_that_cannot_be_read_is_not_queued(name: str, inbox: Inbox, inbo
 
 
 @EVERY
-def test_the_newest_value_of_a_key_is_delivered_whoever_added_it(name: str, inbox: Inbox, inbox_dir: Path) -> None:
+def test_the_newest_value_of_a_key_is_delivered_whoever_added_it(
+    name: str, inbox: Inbox, inbox_dir: Path
+) -> None:
     inbox.add("a", b"1")
     add(name, inbox_dir, "a", b"2")
     add(name, inbox_dir, "a", b"3")
@@ -108,14 +112,18 @@ def test_the_newest_value_of_a_key_is_delivered_whoever_added_it(name: str, inbo
 
 
 @EVERY_FULL
-def test_a_value_replaces_the_waiting_one_and_keeps_its_place(name: str, inbox: Inbox, inbox_dir: Path) -> None:
+def test_a_value_replaces_the_waiting_one_and_keeps_its_place(
+    name: str, inbox: Inbox, inbox_dir: Path
+) -> None:
     for key in ("a", "../b", ".c"):
         inbox.add(key, b"1")
     before = sorted(os.listdir(inbox_dir / "pending"))
     for key in (".c", "../b", "a", "d"):
         add(name, inbox_dir, key, b"2")
     assert sorted(os.listdir(inbox_dir / "pending"))[:3] == before
-    assert [(element.key, element.data) for element in inbox] == [(key, b"2") for key in ("a", "../b", ".c", "d")]
+    assert [(element.key, element.data) for element in inbox] == [
+        (key, b"2") for key in ("a", "../b", ".c", "d")
+    ]
     assert inbox.add("d", b"3") == "replaced"
 
 
@@ -127,7 +135,9 @@ def test_what_cannot_be_a_key_is_refused(name: str, inbox: Inbox, inbox_dir: Pat
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-def test_perl_asks_the_kernel_whether_a_drop_is_being_written(inbox: Inbox, inbox_dir: Path, is_written: bool) -> None:
+def test_perl_asks_the_kernel_whether_a_drop_is_being_written(
+    inbox: Inbox, inbox_dir: Path, is_written: bool
+) -> None:
     drop = inbox_dir / "drop" / "a"
     with drop.open("w") as writer:
         writer.write("dropped")
@@ -148,7 +158,15 @@ def test_a_drop_that_cannot_be_moved_fails_the_add_it_would_follow(
     (tmp_path / "draft").write_text("dropped")
     os.utime(tmp_path / "draft", (1, 1))
     (tmp_path / "draft").rename(inbox_dir / "drop" / "a")
-    strace = ["strace", "-f", "-qq", "-o", tmp_path / "trace", "-e", "inject=rename,renameat,renameat2:error=EIO:when=1"]
+    strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        tmp_path / "trace",
+        "-e",
+        "inject=rename,renameat,renameat2:error=EIO:when=1",
+    ]
     done = subprocess.run([*strace, *command(name, inbox_dir, "a")], input=b"added", capture_output=True)
     if b"ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
@@ -172,13 +190,18 @@ def test_the_value_is_flushed_before_it_has_a_name_and_the_name_before_it_return
     assert done.returncode == 0, done.stderr
     calls = [line for line in trace.read_text().splitlines() if line.rstrip().endswith("= 0")]
     kinds = [
-        "publish" if "rename" in call else "flush value" if "/tmp/" in call.partition("inbox")[2] else "flush name"
+        "publish"
+        if "rename" in call
+        else "flush value"
+        if "/tmp/" in call.partition("inbox")[2]
+        else "flush name"
         for call in calls
     ]
     assert kinds == ["flush value", "publish", "flush name"], calls
 
 
-# --- by the vectors -----------------------------------------------------------------------------------------------
+# --- by the vectors
+# -----------------------------------------------------------------------------------------------
 
 
 def run_all(name: str, part: str, check: Callable[[Any, Path], None], tmp_path: Path) -> None:
@@ -209,7 +232,9 @@ def test_lines_by_the_vectors(name: str, tmp_path: Path) -> None:
         if "now" in case:
             return
         crc, lines = crc32(case["key"].encode()), vectors["lines"]
-        bucket = b"".join([line.encode("latin-1").ljust(LINE, b"\0") for line in case["bucket"]]).ljust(BUCKET * LINE, b"\0")
+        bucket = b"".join([line.encode("latin-1").ljust(LINE, b"\0") for line in case["bucket"]]).ljust(
+            BUCKET * LINE, b"\0"
+        )
         home = HEADER + crc % (lines // BUCKET) * BUCKET * LINE
         table = bytearray(lines * LINE)
         table[home - HEADER : home - HEADER + len(bucket)] = bucket
@@ -221,24 +246,33 @@ def test_lines_by_the_vectors(name: str, tmp_path: Path) -> None:
         add(name, folder, case["key"], b"new")
 
         (number,) = [
-            int(path.name[:19]) for path in (folder / "pending").iterdir() if path.exists() and path.read_bytes() == b"new"
+            int(path.name[:19])
+            for path in (folder / "pending").iterdir()
+            if path.exists() and path.read_bytes() == b"new"
         ]
         after = (folder / "index").read_bytes()
         last = read_header(after[:HEADER])[0]
-        changed = [at for at in range(BUCKET) if after[home + at * LINE :][:LINE] != bucket[at * LINE :][:LINE]]
+        changed = [
+            at for at in range(BUCKET) if after[home + at * LINE :][:LINE] != bucket[at * LINE :][:LINE]
+        ]
         if case["waits"]:
-            assert (number, last, after[HEADER:]) == (int(case["place"]), int(vectors["last"]), table), case["why"]
+            assert (number, last, after[HEADER:]) == (int(case["place"]), int(vectors["last"]), table), case[
+                "why"
+            ]
         else:
             assert number == last > int(vectors["last"])
             assert (changed or ["none"])[0] in case["write"], case["why"]
-            assert [after[home + at * LINE :][:LINE] for at in changed] == [b"%010d %019d \n" % (crc, number)] * len(changed)
+            assert [after[home + at * LINE :][:LINE] for at in changed] == [
+                b"%010d %019d \n" % (crc, number)
+            ] * len(changed)
 
     run_all(name, "lines", check, tmp_path)
 
 
 @EVERY_FULL
 def test_boots_by_the_vectors(name: str, tmp_path: Path) -> None:
-    """The vectors' clock is put half an hour behind ours: so what is absurd is, whatever the time it takes."""
+    """The vectors' clock is put half an hour behind ours: so what is absurd is, whatever the time it
+    takes."""
     vectors = load("boots")
     shift = time.time_ns() - 1800 * 10**9 - int(vectors["now"])
 
@@ -248,7 +282,9 @@ def test_boots_by_the_vectors(name: str, tmp_path: Path) -> None:
     def check(case: Any, folder: Path) -> None:
         if "exact" in case:
             return
-        (folder / "index").write_bytes(shifted(case["header"]).replace(vectors["tag"], boot_tag()).encode("latin-1"))
+        (folder / "index").write_bytes(
+            shifted(case["header"]).replace(vectors["tag"], boot_tag()).encode("latin-1")
+        )
         before = set()
         for where, entries in case["folders"].items():
             for entry in entries:
@@ -267,12 +303,15 @@ def test_boots_by_the_vectors(name: str, tmp_path: Path) -> None:
     run_all(name, "boots", check, tmp_path)
 
 
-# --- where something stands that should not -----------------------------------------------------------------------
+# --- where something stands that should not
+# -----------------------------------------------------------------------
 
 
 @EVERY
 @pytest.mark.parametrize("folder", ["tmp", "drop", "pending"])
-def test_a_link_in_place_of_a_folder_is_refused(name: str, inbox: Inbox, inbox_dir: Path, tmp_path: Path, folder: str) -> None:
+def test_a_link_in_place_of_a_folder_is_refused(
+    name: str, inbox: Inbox, inbox_dir: Path, tmp_path: Path, folder: str
+) -> None:
     if folder == "pending" and name not in FULL:
         pytest.skip("a drop-only producer has nothing to do with pending/")
     (inbox_dir / folder).rename(tmp_path / "outside")
@@ -283,7 +322,9 @@ def test_a_link_in_place_of_a_folder_is_refused(name: str, inbox: Inbox, inbox_d
 
 @EVERY_FULL
 @pytest.mark.parametrize("what", ["link", "dangling link", "hard link", "folder", "fifo"])
-def test_an_index_that_is_something_else_is_refused(name: str, inbox: Inbox, inbox_dir: Path, tmp_path: Path, what: str) -> None:
+def test_an_index_that_is_something_else_is_refused(
+    name: str, inbox: Inbox, inbox_dir: Path, tmp_path: Path, what: str
+) -> None:
     index, outside = inbox_dir / "index", tmp_path / "outside"
     index.unlink()
     outside.write_text("mine\n")
@@ -302,7 +343,9 @@ def test_an_index_that_is_something_else_is_refused(name: str, inbox: Inbox, inb
 
 
 @EVERY
-def test_a_link_in_place_of_a_value_is_replaced_not_followed(name: str, inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_value_is_replaced_not_followed(
+    name: str, inbox: Inbox, inbox_dir: Path, tmp_path: Path
+) -> None:
     (tmp_path / "outside").write_text("mine\n")
     inbox.add("a", b"1")
     (entry,) = (inbox_dir / "pending").iterdir()
@@ -340,7 +383,8 @@ def test_they_go_on_with_a_damaged_index(inbox: Inbox, inbox_dir: Path, damage: 
     assert inbox.take() is None
 
 
-# --- a storm ------------------------------------------------------------------------------------------------------
+# --- a storm
+# ------------------------------------------------------------------------------------------------------
 
 
 class Storm:
@@ -422,7 +466,10 @@ class Storm:
             finally:
                 self.running -= 1
 
-        producers = [threading.Thread(target=guarded, args=(self.produce, name, seed)) for seed, name in enumerate(names)]
+        producers = [
+            threading.Thread(target=guarded, args=(self.produce, name, seed))
+            for seed, name in enumerate(names)
+        ]
         self.running = len(producers)
         for thread in producers:
             thread.start()

@@ -1,6 +1,8 @@
-"""Each step of an element's life: what it does, when the system refuses it, or somebody else does something just before it.
+"""Each step of an element's life: what it does, when the system refuses it, or somebody else does something
+just before it.
 
-The calls are the real ones; tests/shim.py stands between, to refuse one, or to let another process's work come first.
+The calls are the real ones; tests/shim.py stands between, to refuse one, or to let another process's work
+come first.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from fsinbox import AddFailed, Element, Inbox, UnusableInbox, files, protocol
-from fsinbox.layout import Layout
-from fsinbox.names import element_name
-from fsinbox.steering import Steering
+from fsinbox import AddFailed, Element, Inbox, UnusableInbox
+from fsinbox.operate.steering import Steering
+from fsinbox.store import files
+from fsinbox.store import transitions as protocol
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import element_name
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, held, is_free, names, path_of, take
 
@@ -43,10 +47,13 @@ def drop(inbox: Inbox, elsewhere: Path, key: str) -> Path:
     return (elsewhere / key).rename(Path(inbox.path, "drop", key))
 
 
-# --- a producer --------------------------------------------------------------------------------------------------
+# --- a producer
+# --------------------------------------------------------------------------------------------------
 
 
-def test_a_name_in_tmp_that_is_taken_is_not_used(inbox: Inbox, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_in_tmp_that_is_taken_is_not_used(
+    inbox: Inbox, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path(inbox.path, "tmp", "taken").write_bytes(b"another's")
     given = iter(("taken", "free"))
     monkeypatch.setattr(files, "unused_temporary", lambda layout: next(given))
@@ -65,7 +72,9 @@ def test_a_draft_whose_mode_cannot_be_set_is_removed_again(inbox_dir: Path) -> N
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "flock", "pread", "pwrite", "rename"])
-def test_an_add_that_is_refused_before_it_is_visible_was_not_added_and_leaves_nothing(inbox: Inbox, call: str) -> None:
+def test_an_add_that_is_refused_before_it_is_visible_was_not_added_and_leaves_nothing(
+    inbox: Inbox, call: str
+) -> None:
     with refusing(**{call: errno.EIO}), pytest.raises(AddFailed, match="was not added") as caught:
         inbox.add("a", b"1")
     assert not caught.value.maybe_added
@@ -74,9 +83,14 @@ def test_an_add_that_is_refused_before_it_is_visible_was_not_added_and_leaves_no
     assert drain(inbox) == [("a", b"2")]
 
 
-def test_an_add_whose_last_flush_is_refused_may_be_delivered_and_says_so(inbox: Inbox, layout: Layout) -> None:
+def test_an_add_whose_last_flush_is_refused_may_be_delivered_and_says_so(
+    inbox: Inbox, layout: Layout
+) -> None:
     pending = layout.folder("pending")
-    with refusing(fsync=errno.EIO, when=lambda fd: fd == pending), pytest.raises(AddFailed, match="may or may not") as caught:
+    with (
+        refusing(fsync=errno.EIO, when=lambda fd: fd == pending),
+        pytest.raises(AddFailed, match="may or may not") as caught,
+    ):
         inbox.add("a", b"1")
     assert caught.value.maybe_added
 
@@ -89,7 +103,9 @@ def test_what_is_told_is_the_first_error_even_if_the_draft_cannot_be_removed_eit
 
 
 def test_a_drive_that_needs_a_full_flush_gets_one(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fcntl, "F_FULLFSYNC", fcntl.F_GETFD, raising=False)  # macOS has it; this one is harmless
+    monkeypatch.setattr(
+        fcntl, "F_FULLFSYNC", fcntl.F_GETFD, raising=False
+    )  # macOS has it; this one is harmless
     calls = []
 
     def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
@@ -141,7 +157,8 @@ def test_a_batch_of_which_one_is_refused_leaves_no_draft(inbox: Inbox) -> None:
     assert drain(inbox) == [("z", b"1"), ("a", b"1")]
 
 
-# --- the section -------------------------------------------------------------------------------------------------
+# --- the section
+# -------------------------------------------------------------------------------------------------
 
 IN_SECTION = {"add", "add_many", "requeue", "defer", "fail", "due", "coalesce", "ingest", "retry"}
 """Of the steps below, those that happen inside the section."""
@@ -204,7 +221,8 @@ def element_of(inbox: Inbox) -> Element:
 
 @pytest.mark.parametrize("step", [*sorted(IN_SECTION), "take", "ack"])
 def test_a_section_waits_for_no_disk_and_reads_no_payload(inbox: Inbox, tmp_path: Path, step: str) -> None:
-    """Others wait for its lock meanwhile. And what may have to happen inside it does, but for takes and acknowledgements."""
+    """Others wait for its lock meanwhile. And what may have to happen inside it does, but for takes and
+    acknowledgements."""
     before, do = steps(inbox, tmp_path)[step]
     before()
     inside = False
@@ -305,14 +323,17 @@ def test_a_draft_that_was_removed_by_hand_is_an_error(inbox: Inbox) -> None:
     assert drain(inbox) == []
 
 
-# --- take --------------------------------------------------------------------------------------------------------
+# --- take
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_removed_by_hand_just_before_it_is_taken_is_passed_over(inbox: Inbox) -> None:
     for key in "ab":
         inbox.add(key, b"1")
     inbox.wait()
-    with meanwhile("rename", path_of(inbox, "pending", "a").unlink, when=lambda name, *_: name.endswith("-a")):
+    with meanwhile(
+        "rename", path_of(inbox, "pending", "a").unlink, when=lambda name, *_: name.endswith("-a")
+    ):
         assert drain(inbox) == [("b", b"1")]
 
 
@@ -355,7 +376,8 @@ def test_a_deferred_element_that_is_removed_by_hand_is_superseded_all_the_same(i
     assert drain(inbox) == [("a", b"2")]
 
 
-# --- requeue -----------------------------------------------------------------------------------------------------
+# --- requeue
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_value_that_comes_just_before_the_older_is_requeued_stays(inbox: Inbox) -> None:
@@ -376,7 +398,9 @@ def test_a_value_at_the_very_place_of_one_that_goes_back_stays(inbox: Inbox) -> 
 
 
 @pytest.mark.parametrize("end", ["nack", "defer", "fail"])
-def test_what_a_newer_value_supersedes_is_dropped_only_when_that_is_flushed(inbox: Inbox, layout: Layout, end: str) -> None:
+def test_what_a_newer_value_supersedes_is_dropped_only_when_that_is_flushed(
+    inbox: Inbox, layout: Layout, end: str
+) -> None:
     inbox.add("a", b"1")
     element = take(inbox)
     inbox.add("a", b"2")
@@ -384,18 +408,24 @@ def test_what_a_newer_value_supersedes_is_dropped_only_when_that_is_flushed(inbo
     calls: list[str] = []
 
     def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        if (name == "fsync" and arguments[0] == pending) or (name == "unlink" and arguments[0].endswith("-a")):
+        if (name == "fsync" and arguments[0] == pending) or (
+            name == "unlink" and arguments[0].endswith("-a")
+        ):
             calls.append(name)
         return call(*arguments, **more)
 
     with intercepted(note):
-        assert (element.nack(3600) if end == "defer" else getattr(element, end)(*["no"] * (end == "fail"))) is False
+        assert (
+            element.nack(3600) if end == "defer" else getattr(element, end)(*["no"] * (end == "fail"))
+        ) is False
     assert calls[:2] == ["fsync", "unlink"]
     assert names(inbox, "deferred") == names(inbox, "failed") == names(inbox, "inflight") == []
     assert drain(inbox) == [("a", b"2")]
 
 
-def test_a_deferred_element_goes_when_a_newer_value_is_taken_and_before_anybody_sees_that(inbox: Inbox, layout: Layout) -> None:
+def test_a_deferred_element_goes_when_a_newer_value_is_taken_and_before_anybody_sees_that(
+    inbox: Inbox, layout: Layout
+) -> None:
     inbox.add("a", b"1")
     take(inbox).nack(3600)
     inbox.add("a", b"2")
@@ -411,11 +441,20 @@ def test_a_deferred_element_goes_when_a_newer_value_is_taken_and_before_anybody_
 
     with intercepted(note):
         assert take(inbox).data == b"2"
-    assert calls[-6:] == ["rename", "pending", "inflight", "unlink", "deferred", "unlink"]  # (the last: its attempts)
+    assert calls[-6:] == [
+        "rename",
+        "pending",
+        "inflight",
+        "unlink",
+        "deferred",
+        "unlink",
+    ]  # (the last: its attempts)
     assert names(inbox, "deferred") == []
 
 
-def test_a_second_element_of_a_key_is_only_taken_when_the_end_of_the_first_is_flushed(inbox: Inbox, layout: Layout) -> None:
+def test_a_second_element_of_a_key_is_only_taken_when_the_end_of_the_first_is_flushed(
+    inbox: Inbox, layout: Layout
+) -> None:
     inbox.add("a", b"1")
     take(inbox).ack()
     inbox.add("a", b"2")
@@ -447,7 +486,8 @@ def test_what_cannot_be_requeued_stays_in_flight_and_is_tried_again(inbox: Inbox
         assert names(again, "inflight") == []
 
 
-# --- give up -----------------------------------------------------------------------------------------------------
+# --- give up
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_directory_where_a_failed_element_goes_does_not_keep_it(inbox: Inbox) -> None:
@@ -476,7 +516,8 @@ def test_an_element_that_is_gone_leaves_no_reason_when_it_is_given_up(inbox: Inb
     assert names(inbox, "failed") == []
 
 
-# --- coalesce, and drops ------------------------------------------------------------------------------------------
+# --- coalesce, and drops
+# ------------------------------------------------------------------------------------------
 
 
 def second_place(inbox: Inbox, key: str, data: bytes) -> Path:
@@ -494,7 +535,9 @@ def test_a_place_that_goes_while_it_is_coalesced_is_passed_over(inbox: Inbox) ->
         assert drain(inbox) == [("a", b"1")]
 
 
-def test_three_places_are_coalesced_from_the_bottom_up_with_a_flush_in_between(inbox: Inbox, layout: Layout) -> None:
+def test_three_places_are_coalesced_from_the_bottom_up_with_a_flush_in_between(
+    inbox: Inbox, layout: Layout
+) -> None:
     assert inbox.take() is None
     inbox.add("a", b"1")
     lowest = path_of(inbox, "pending", "a").name

@@ -14,22 +14,35 @@ import pytest
 from helpers import PACKAGE, environment
 
 from fsinbox import Inbox
-from fsinbox.handling import PATIENCE, handle_all
+from fsinbox.testing.handling import PATIENCE, handle_all
 from fsinbox.worker.outcome import HandlerError
 
 
 def run_pytest(folder: Path, tests: str, *words: str) -> tuple[int, str]:
-    """Run pytest on a file of tests, with the plugin as pip would have installed it; return its exit status and output."""
+    """Run pytest on a file of tests, with the plugin as pip would have installed it; return its exit status
+    and output."""
     site = folder / "site"
     if not site.exists():
         (site / "fsinbox_of_a_test-1.dist-info").mkdir(parents=True)
         (site / "fsinbox_of_a_test-1.dist-info/METADATA").write_text(
             "Metadata-Version: 2.1\nName: fsinbox-of-a-test\nVersion: 1\n"
         )
-        (site / "fsinbox_of_a_test-1.dist-info/entry_points.txt").write_text("[pytest11]\nfsinbox = fsinbox.pytest_plugin\n")
+        (site / "fsinbox_of_a_test-1.dist-info/entry_points.txt").write_text(
+            "[pytest11]\nfsinbox = fsinbox.testing.pytest_plugin\n"
+        )
     (folder / "test_it.py").write_text(textwrap.dedent(tests))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--strict-markers", "test_it.py", *words],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "--strict-markers",
+            "test_it.py",
+            *words,
+        ],
         cwd=folder,
         env=environment(PYTHONPATH=os.pathsep.join([str(site), PACKAGE])),
         capture_output=True,
@@ -120,11 +133,15 @@ def test_an_element_that_is_left_out_fails_the_test_and_names_it(tmp_path: Path)
         """,
     )
     assert status == 1
-    assert "the test left elements of the inbox out ('my key'): end each with ack(), nack() or fail()" in output
+    assert (
+        "the test left elements of the inbox out ('my key'): end each with ack(), nack() or fail()" in output
+    )
     assert "2 passed, 1 error" in output
 
 
-def test_fixtures_of_the_same_name_take_precedence_and_nothing_is_imported_before_it_is_used(tmp_path: Path) -> None:
+def test_fixtures_of_the_same_name_take_precedence_and_nothing_is_imported_before_it_is_used(
+    tmp_path: Path,
+) -> None:
     status, output = run_pytest(
         tmp_path,
         """
@@ -137,7 +154,7 @@ def test_fixtures_of_the_same_name_take_precedence_and_nothing_is_imported_befor
         def test_it(inbox):
             assert inbox == "mine"
             ours = {name for name in sys.modules if name.startswith("fsinbox")}
-            assert ours == {"fsinbox", "fsinbox.pytest_plugin"}, ours
+            assert ours == {"fsinbox", "fsinbox.testing.pytest_plugin"}, ours
             assert "click" not in sys.modules and "watchdog" not in sys.modules
         """,
     )
@@ -147,7 +164,8 @@ def test_fixtures_of_the_same_name_take_precedence_and_nothing_is_imported_befor
     assert "run_handler -- " in output
 
 
-# --- the run itself ------------------------------------------------------------------------------------------------
+# --- the run itself
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_works_at_several_elements_at_once_and_leaves_the_inbox_as_it_was(tmp_path: Path) -> None:
@@ -207,4 +225,4 @@ def test_the_package_offers_the_plugin(tmp_path: Path) -> None:
     import tomllib
 
     project = tomllib.loads(Path(PACKAGE, "pyproject.toml").read_text())["project"]
-    assert json.dumps(project["entry-points"]["pytest11"]) == '{"fsinbox": "fsinbox.pytest_plugin"}'
+    assert json.dumps(project["entry-points"]["pytest11"]) == '{"fsinbox": "fsinbox.testing.pytest_plugin"}'

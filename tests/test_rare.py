@@ -1,4 +1,5 @@
-"""What happens rarely, to a line of the core: each is brought about here, and what must hold then is looked at."""
+"""What happens rarely, to a line of the core: each is brought about here, and what must hold then is looked
+at."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from fsinbox import Inbox, UnusableInbox, WrongState, files, protocol
-from fsinbox.index import HEADER, LINE, Index, header_line, read_header
-from fsinbox.lock import Hold
-from fsinbox.names import element_name
-from fsinbox.transfer import Source
+from fsinbox import Inbox, UnusableInbox, WrongState
+from fsinbox.consumer.ownership import Hold
+from fsinbox.store import files
+from fsinbox.store import transitions as protocol
+from fsinbox.store.index import HEADER, LINE, Index, header_line, read_header
+from fsinbox.store.names import element_name
+from fsinbox.store.transfer import Source
 from tests.helpers import wait_until
 from tests.shim import intercepted, refusing
 
@@ -47,7 +50,8 @@ def names(inbox: Inbox, folder: str) -> list[str]:
     return sorted(os.listdir(os.path.join(inbox.path, folder)))
 
 
-# --- the consumer ------------------------------------------------------------------------------------------------
+# --- the consumer
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_number_nobody_gave_out_waits_for_the_lock(inbox: Inbox) -> None:
@@ -63,7 +67,9 @@ def test_a_number_nobody_gave_out_waits_for_the_lock(inbox: Inbox) -> None:
     assert other and other.key == "b" and other.seq < int(forged[:19])
 
 
-def test_a_last_number_that_was_set_back_is_mended_by_what_the_index_itself_names(inbox: Inbox, inbox_dir: Path) -> None:
+def test_a_last_number_that_was_set_back_is_mended_by_what_the_index_itself_names(
+    inbox: Inbox, inbox_dir: Path
+) -> None:
     inbox.add("a", "1")
     with (inbox_dir / "index").open("r+b") as file:
         last, tag, lines = read_header(file.read(HEADER))
@@ -124,25 +130,34 @@ def test_a_directory_in_the_way_keeps_an_element_in_flight(inbox: Inbox) -> None
     name = element._taken.name
     Path(inbox.path, "deferred", f"{10**18:019d}-{name}").mkdir()
     with pytest.raises(IsADirectoryError):
-        inbox._index.locked(protocol.go_back, inbox._layout, inbox._index, name, "deferred", f"{10**18:019d}-{name}")
+        inbox._index.locked(
+            protocol.go_back, inbox._layout, inbox._index, name, "deferred", f"{10**18:019d}-{name}"
+        )
     assert names(inbox, "inflight") == [name]
 
 
-def test_what_is_retried_gives_way_to_a_newer_one_that_was_taken_just_then(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_retried_gives_way_to_a_newer_one_that_was_taken_just_then(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox.add("a", "1")
     element = inbox.take()
     assert element and element.fail("no")
     answers = iter([False, True])
     monkeypatch.setattr(protocol, "_newer_is_held", lambda *_: next(answers))
     step = protocol.return_to_place
-    outcome = inbox._index.locked(step, inbox._layout, inbox._index, "failed", element._taken.name, element.seq, "a")
+    outcome = inbox._index.locked(
+        step, inbox._layout, inbox._index, "failed", element._taken.name, element.seq, "a"
+    )
     assert outcome == "newer" and element._taken.name in names(inbox, "failed")
 
 
-# --- signals and threads -----------------------------------------------------------------------------------------
+# --- signals and threads
+# -----------------------------------------------------------------------------------------
 
 
-def test_an_element_that_was_not_handed_over_is_requeued(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_element_that_was_not_handed_over_is_requeued(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox.add("a", "1")
     end, ended = inbox._end_call, []
 
@@ -160,7 +175,9 @@ def test_an_element_that_was_not_handed_over_is_requeued(inbox: Inbox, monkeypat
     assert element and (element.value, element.attempts) == ("1", 1)
 
 
-def test_an_element_that_was_only_just_taken_is_requeued(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_element_that_was_only_just_taken_is_requeued(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox.add("a", "1")
 
     def interrupted(*_: object) -> None:
@@ -175,7 +192,9 @@ def test_an_element_that_was_only_just_taken_is_requeued(inbox: Inbox, monkeypat
 
 
 @pytest.mark.parametrize("times", [3, 1000])
-def test_the_lock_is_left_whatever_signals_come(inbox: Inbox, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_is_left_whatever_signals_come(
+    inbox: Inbox, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox.add("a", "1")
     leave, left = Index._leave, []
 
@@ -189,7 +208,9 @@ def test_the_lock_is_left_whatever_signals_come(inbox: Inbox, times: int, monkey
         patch.setattr(Index, "_leave", interrupted)
         with pytest.raises(KeyboardInterrupt):
             inbox.add("a", "2")
-    if times == 1000:  # a hundred signals in a row: given up, and said by the next call, which does not wait for ever
+    if (
+        times == 1000
+    ):  # a hundred signals in a row: given up, and said by the next call, which does not wait for ever
         with pytest.raises(WrongState):
             inbox.add("a", "3")
         leave(inbox._index, left[0])
@@ -230,7 +251,8 @@ def test_a_lock_that_was_only_just_made_is_let_go() -> None:
     Hold.__new__(Hold).__del__()
 
 
-# --- files and folders -------------------------------------------------------------------------------------------
+# --- files and folders
+# -------------------------------------------------------------------------------------------
 
 
 def test_two_threads_that_open_a_folder_keep_one_descriptor(inbox: Inbox) -> None:
@@ -321,7 +343,9 @@ def test_a_file_that_was_not_handed_over_and_a_draft_of_its_name(inbox: Inbox, t
     assert path.read_text() == "1"
 
 
-def test_a_file_whose_folder_is_gone_cannot_be_given_back_and_that_is_said(inbox: Inbox, tmp_path: Path) -> None:
+def test_a_file_whose_folder_is_gone_cannot_be_given_back_and_that_is_said(
+    inbox: Inbox, tmp_path: Path
+) -> None:
     path = tmp_path / "folder" / "file"
     path.parent.mkdir()
     path.write_text("1")

@@ -1,4 +1,5 @@
-"""What a consumer says of its work (stats/): totals that go on, what runs now, and nothing that an odd file could upset."""
+"""What a consumer says of its work (stats/): totals that go on, what runs now, and nothing that an odd file
+could upset."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from helpers import Consumer, run, wait_until
 
-from fsinbox import Inbox, record
-from fsinbox.layout import Layout
-from fsinbox.lock import WHOLE, Shard
-from fsinbox.record import FAILURES, MINUTES, Account, Record, records
+from fsinbox import Inbox
+from fsinbox.consumer.ownership import WHOLE, Shard
+from fsinbox.operate import stats as record
+from fsinbox.operate.stats import FAILURES, MINUTES, Account, Record, records
+from fsinbox.store.layout import Layout
 from tests.shim import refusing
 
 HANDLER = """
@@ -55,14 +57,22 @@ def test_totals_go_on_after_a_restart(inbox_dir: Path, layout: Layout) -> None:
     (found,) = records(layout)
     assert found.stopped
     totals = found.totals
-    assert (totals.taken, totals.arrived, totals.replaced, totals.acknowledged, totals.failed) == (3, 2, 1, 1, 1)
+    assert (totals.taken, totals.arrived, totals.replaced, totals.acknowledged, totals.failed) == (
+        3,
+        2,
+        1,
+        1,
+        1,
+    )
     assert (totals.superseded, totals.handled, totals.woken, totals.latency) == (1, 3.0, 1, 0.5)
     (failure,) = found.failures
     assert (failure.key, failure.summary, failure.last) == ("c", "no good", True)
     assert found.minutes[-1][1:] == [1, 1, 2] or len(found.minutes) == 2
 
 
-def test_only_the_newest_failures_and_minutes_are_kept(inbox_dir: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_failures_and_minutes_are_kept(
+    inbox_dir: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = account(layout)
     now = 0.0
     monkeypatch.setattr(record, "time", lambda: now)
@@ -147,7 +157,17 @@ def test_a_consumer_tells_while_it_works(tmp_path: Path) -> None:
 
     with (
         Inbox(path, codec="text") as inbox,
-        Consumer("--handler", "tasks:work", "--codec", "text", "--concurrency", "2", "--max-attempts", "1", cwd=tmp_path),
+        Consumer(
+            "--handler",
+            "tasks:work",
+            "--codec",
+            "text",
+            "--concurrency",
+            "2",
+            "--max-attempts",
+            "1",
+            cwd=tmp_path,
+        ),
     ):
         wait_until(lambda: told().pid)
         inbox.add("a", "slow")
@@ -181,7 +201,9 @@ def test_a_value_that_was_replaced_while_it_waited_is_told(inbox_dir: Path) -> N
         assert (one.replaced, two.replaced) == (True, False)
 
 
-def test_an_observer_that_fails_stops_nothing_and_is_told_of_once(inbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_fails_stops_nothing_and_is_told_of_once(
+    inbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from fsinbox.worker.functions import FunctionHandler
     from fsinbox.worker.observer import Observer
     from fsinbox.worker.runner import Runner
@@ -197,7 +219,10 @@ def test_an_observer_that_fails_stops_nothing_and_is_told_of_once(inbox_dir: Pat
         for key in "ab":
             inbox.add(key, 1)
         tally = Runner(
-            inbox, FunctionHandler("work", lambda key, value: None), drain=True, observers=[Broken(), Observer()]
+            inbox,
+            FunctionHandler("work", lambda key, value: None),
+            drain=True,
+            observers=[Broken(), Observer()],
         ).run()
     assert tally.acknowledged == 2
     assert caplog.text.count("Broken: out of order: the work goes on; this is only said once") == 1

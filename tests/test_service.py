@@ -1,4 +1,5 @@
-"""What a service manager is told, over a real socket by a real consumer; and the units that have one run it."""
+"""What a service manager is told, over a real socket by a real consumer; and the units that have one run
+it."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ class Manager:
         self._socket.settimeout(PATIENCE)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._socket.close()
 
     def hear(self, what: str) -> list[str]:
@@ -122,17 +125,22 @@ def test_a_run_says_ready_what_it_does_that_it_lives_and_that_it_stops(place: Pa
 def test_a_drain_says_that_it_stops_when_nothing_is_left(place: Path, manager: Manager) -> None:
     add(place, a=1)
     run("consume", "--handler", "jobs:job", "--drain", cwd=place, NOTIFY_SOCKET=manager.address)
-    heard = [word for word in manager.rest() if not word.startswith("STATUS=consuming: ")]  # (those only if it takes a second)
+    heard = [
+        word for word in manager.rest() if not word.startswith("STATUS=consuming: ")
+    ]  # (those only if it takes a second)
     assert heard == ["READY=1", "STATUS=consuming", "STOPPING=1", "STATUS=stopping: 1 acknowledged"]
 
 
 def test_a_main_thread_that_hangs_gives_no_sign_of_life(place: Path, manager: Manager) -> None:
-    """What stops the main thread is a file system that does not answer: here, a FIFO in the place of a log's file."""
+    """What stops the main thread is a file system that does not answer: here, a FIFO in the place of a log's
+    file."""
     os.mkfifo(place / "pipe")
     (place / "jobs.py").write_text(
         "import logging\n"
-        "class Hang(logging.Handler):\n    def emit(self, record):\n        open('hangs', 'w').close(); open('pipe').close()\n"
-        "def job(key, value):\n    logging.getLogger('fsinbox').addHandler(Hang(logging.ERROR))\n    raise ValueError\n"
+        "class Hang(logging.Handler):\n    def emit(self, record):\n        open('hangs', 'w').close(); "
+        "open('pipe').close()\n"
+        "def job(key, value):\n    logging.getLogger('fsinbox').addHandler(Hang(logging.ERROR))\n    raise "
+        "ValueError\n"
     )
     words = ("--handler", "jobs:job", "--max-attempts", "1")
     with Consumer(*words, cwd=place, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000") as consumer:
@@ -151,24 +159,36 @@ def test_a_standby_is_ready_when_it_is_the_consumer_and_not_before(place: Path, 
     with Inbox(place / "inbox") as active:
         active.become_consumer()
         with Consumer(
-            "--handler", "jobs:job", "--standby", cwd=place, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="3000000"
+            "--handler",
+            "jobs:job",
+            "--standby",
+            cwd=place,
+            NOTIFY_SOCKET=manager.address,
+            WATCHDOG_USEC="3000000",
         ) as consumer:
             heard = manager.hear("STATUS=")
             assert heard == ["WATCHDOG=1", "STATUS=standing by for another consumer"]
             active.close()
             heard = manager.hear("READY=1")
-            assert set(heard[:-1]) <= {"WATCHDOG=1", "READY=1"} and heard[-2:] == ["READY=1", "STATUS=consuming"]
+            assert set(heard[:-1]) <= {"WATCHDOG=1", "READY=1"} and heard[-2:] == [
+                "READY=1",
+                "STATUS=consuming",
+            ]
             consumer.signal(signal.SIGTERM)
             manager.hear("STOPPING=1")
             consumer.end()
 
 
-def test_a_standby_that_is_stopped_was_never_ready_and_leaves_the_consumers_account_alone(place: Path, manager: Manager) -> None:
+def test_a_standby_that_is_stopped_was_never_ready_and_leaves_the_consumers_account_alone(
+    place: Path, manager: Manager
+) -> None:
     with Consumer("--handler", "jobs:job", cwd=place) as active:
         active.until((place / "inbox/stats/1of1.json").exists)
         before = (place / "inbox/stats/1of1.json").read_text()
         words = command("consume", "--handler", "jobs:job", "--standby")
-        standby = subprocess.Popen(words, cwd=place, env=environment(NOTIFY_SOCKET=manager.address), stderr=subprocess.PIPE)
+        standby = subprocess.Popen(
+            words, cwd=place, env=environment(NOTIFY_SOCKET=manager.address), stderr=subprocess.PIPE
+        )
         with standby:
             manager.hear("STATUS=")
             standby.terminate()
@@ -183,7 +203,9 @@ def test_a_standby_that_is_stopped_was_never_ready_and_leaves_the_consumers_acco
 def test_what_a_handler_starts_is_not_the_service(place: Path, manager: Manager) -> None:
     add(place, a=1)
     words = ("--handler", "jobs:environment", "--max-attempts", "1", "--drain")
-    run("consume", *words, cwd=place, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="9000000", WATCHDOG_PID="1")
+    run(
+        "consume", *words, cwd=place, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="9000000", WATCHDOG_PID="1"
+    )
     assert "WATCHDOG=1" not in manager.rest()  # those that WATCHDOG_PID does not name are not asked for signs
 
 
@@ -203,13 +225,17 @@ def test_who_has_no_manager_is_not_observed(address: str) -> None:
 
 @pytest.mark.parametrize(("period", "every"), [("2000000", 1.0), ("0", None), ("", None), ("soon", None)])
 def test_the_period_of_the_watchdog_is_believed_if_it_is_one(period: str, every: float | None) -> None:
-    (service,) = observers({"NOTIFY_SOCKET": "/none", "WATCHDOG_USEC": period, "WATCHDOG_PID": str(os.getpid())})
+    (service,) = observers(
+        {"NOTIFY_SOCKET": "/none", "WATCHDOG_USEC": period, "WATCHDOG_PID": str(os.getpid())}
+    )
     assert isinstance(service, Service)
     assert service._every == every
     service._socket.close()
 
 
-def test_without_a_watchdog_it_is_due_only_when_there_is_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_watchdog_it_is_due_only_when_there_is_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with Manager("./manager") as manager:
         service = Service("./manager", None)
@@ -235,7 +261,8 @@ def test_without_a_watchdog_it_is_due_only_when_there_is_news(tmp_path: Path, mo
     assert everything.due() is None
 
 
-# --- the units -----------------------------------------------------------------------------------------------------
+# --- the units
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_units_are_understood_by_systemd(tmp_path: Path) -> None:
@@ -260,8 +287,13 @@ def test_the_units_name_commands_and_exit_statuses_that_are_so() -> None:
     from fsinbox.cli import EXIT_BUSY, EXIT_USAGE
     from fsinbox.cli.commands import cli
 
-    known = {option for parameter in cli.commands["consume"].params for option in parameter.opts} | {"--inbox"}
+    known = {option for parameter in cli.commands["consume"].params for option in parameter.opts} | {
+        "--inbox"
+    }
     for unit in UNITS.glob("*.service"):
         text = unit.read_text()
         assert set(re.findall(r"^ExecStart=.*?(--[a-z-]+)", text, re.M)) <= known
-        assert f"RestartPreventExitStatus={EXIT_USAGE} {EXIT_BUSY}\n" in text or f"SuccessExitStatus={EXIT_BUSY}\n" in text
+        assert (
+            f"RestartPreventExitStatus={EXIT_USAGE} {EXIT_BUSY}\n" in text
+            or f"SuccessExitStatus={EXIT_BUSY}\n" in text
+        )

@@ -1,4 +1,5 @@
-"""Settings from pyproject.toml, the environment and the command line: which of them counts, and what is said of a wrong one."""
+"""Settings from pyproject.toml, the environment and the command line: which of them counts, and what is said
+of a wrong one."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def settings(cwd: Path, *words: str, **variables: str) -> dict[str, tuple[Any, s
     return {line["name"]: (line["value"], line["origin"], line["where"]) for line in lines}
 
 
-# --- where they come from ------------------------------------------------------------------------------------------
+# --- where they come from
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_inbox_of_a_project_is_found_from_any_folder_below_it(project: Path) -> None:
@@ -48,11 +50,17 @@ def test_the_inbox_of_a_project_is_found_from_any_folder_below_it(project: Path)
     assert run("show", "b", cwd=project / "sub").stdout == "2"
 
 
-def test_the_line_comes_before_the_environment_that_before_the_file_and_that_before_the_default(project: Path) -> None:
+def test_the_line_comes_before_the_environment_that_before_the_file_and_that_before_the_default(
+    project: Path,
+) -> None:
     path = configure(project, '[tool.fsinbox]\ninbox = "file"\n[tool.fsinbox.consume]\nconcurrency = 2')
     name = "consume.concurrency"
     assert settings(project)[name] == (2, "file", str(path))
-    assert settings(project, FSINBOX_CONSUME_CONCURRENCY="3")[name] == (3, "environment", "$FSINBOX_CONSUME_CONCURRENCY")
+    assert settings(project, FSINBOX_CONSUME_CONCURRENCY="3")[name] == (
+        3,
+        "environment",
+        "$FSINBOX_CONSUME_CONCURRENCY",
+    )
     assert settings(project)["consume.max-attempts"] == (5, "default", None)
     assert settings(project)["inbox"] == (f"{project}/file", "file", str(path))
     assert settings(project, FSINBOX_DIR="env")["inbox"] == ("env", "environment", "$FSINBOX_DIR")
@@ -109,7 +117,10 @@ def test_the_nearest_file_with_our_settings_counts(project: Path) -> None:
 def test_a_variable_names_another_file_or_none(project: Path) -> None:
     configure(project, '[tool.fsinbox]\ninbox = "spool"')
     (project / "other.toml").write_text('[tool.fsinbox]\ninbox = "~/far"')
-    assert settings(project / "sub", FSINBOX_SETTINGS="../other.toml", HOME="/home/me")["inbox"][0] == "/home/me/far"
+    assert (
+        settings(project / "sub", FSINBOX_SETTINGS="../other.toml", HOME="/home/me")["inbox"][0]
+        == "/home/me/far"
+    )
     assert settings(project, FSINBOX_SETTINGS="")["inbox"] == ("inbox", "default", None)
     done = run("add", "k", "v", cwd=project, FSINBOX_SETTINGS="missing.toml", status=2)
     assert "missing.toml: cannot be read" in done.stderr
@@ -122,7 +133,9 @@ def test_what_cannot_be_a_file_of_settings_is_passed_over(project: Path) -> None
     assert contents(project / "sub/inbox") == {"k": b"v"}
 
 
-def test_where_the_working_directory_was_removed_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_working_directory_was_removed_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -144,31 +157,64 @@ def test_the_settings_of_another_user_are_refused_unless_they_are_named(project:
     assert (project / "pwned").exists()
 
 
-# --- what is wrong -------------------------------------------------------------------------------------------------
+# --- what is wrong
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[tool.fsinbox]\ninbox = 5", "inbox in [tool.fsinbox] is 5: write the path of a directory, in quotes"),
-        ("[tool.fsinbox]\nconcurrency = 5", "[tool.fsinbox] has 'concurrency': it may have inbox, and a table for each of add,"),
-        ("[tool.fsinbox]\nconsume = 5", "consume in [tool.fsinbox] is 5: make it a table, [tool.fsinbox.consume]"),
-        ("[tool.fsinbox.consume]\ninbox = 'x'", "has 'inbox': that stands in [tool.fsinbox], for all commands"),
-        ("[tool.fsinbox.consume]\nhelp = true", "[tool.fsinbox.consume] has 'help': it may have handler, exec,"),
-        ("[tool.fsinbox.consume]\nconcurency = 4", "[tool.fsinbox.consume] has 'concurency': it may have handler, exec,"),
-        ("[tool.fsinbox.consume]\nconcurrency = '4'", "concurrency in [tool.fsinbox.consume] is '4': it must be a whole number"),
+        (
+            "[tool.fsinbox]\ninbox = 5",
+            "inbox in [tool.fsinbox] is 5: write the path of a directory, in quotes",
+        ),
+        (
+            "[tool.fsinbox]\nconcurrency = 5",
+            "[tool.fsinbox] has 'concurrency': it may have inbox, and a table for each of add,",
+        ),
+        (
+            "[tool.fsinbox]\nconsume = 5",
+            "consume in [tool.fsinbox] is 5: make it a table, [tool.fsinbox.consume]",
+        ),
+        (
+            "[tool.fsinbox.consume]\ninbox = 'x'",
+            "has 'inbox': that stands in [tool.fsinbox], for all commands",
+        ),
+        (
+            "[tool.fsinbox.consume]\nhelp = true",
+            "[tool.fsinbox.consume] has 'help': it may have handler, exec,",
+        ),
+        (
+            "[tool.fsinbox.consume]\nconcurency = 4",
+            "[tool.fsinbox.consume] has 'concurency': it may have handler, exec,",
+        ),
+        (
+            "[tool.fsinbox.consume]\nconcurrency = '4'",
+            "concurrency in [tool.fsinbox.consume] is '4': it must be a whole number",
+        ),
         ("[tool.fsinbox.consume]\nconcurrency = true", "is True: it must be a whole number"),
         ("[tool.fsinbox.consume]\nconcurrency = 0", "is 0: 0 is not in the range x>=1: correct it there"),
-        ("[tool.fsinbox.consume]\nsettle = '1'", "settle in [tool.fsinbox.consume] is '1': it must be a number"),
-        ("[tool.fsinbox.consume]\ndrain = 'yes'", "drain in [tool.fsinbox.consume] is 'yes': it must be true or false"),
+        (
+            "[tool.fsinbox.consume]\nsettle = '1'",
+            "settle in [tool.fsinbox.consume] is '1': it must be a number",
+        ),
+        (
+            "[tool.fsinbox.consume]\ndrain = 'yes'",
+            "drain in [tool.fsinbox.consume] is 'yes': it must be true or false",
+        ),
         ("[tool.fsinbox.consume]\nwatch = 'never'", "'never' is not one of 'auto', 'events', 'poll'"),
-        ("[tool.fsinbox.consume]\nhandler = ['a']", "handler in [tool.fsinbox.consume] is ['a']: it must be text, in quotes"),
+        (
+            "[tool.fsinbox.consume]\nhandler = ['a']",
+            "handler in [tool.fsinbox.consume] is ['a']: it must be text, in quotes",
+        ),
         ("[tool.fsinbox\n", "cannot be read: Expected ']'"),
         ("[tool.fsinbox.consume]\n'\\\x1b[2J' = 1", "cannot be read: "),
         ('[tool.fsinbox.consume]\n"\\u001b[2J" = 1', "has '\\x1b[2J': it may have"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_file_the_reason_and_the_way_out(project: Path, text: str, words: str) -> None:
+def test_a_wrong_setting_is_named_with_its_file_the_reason_and_the_way_out(
+    project: Path, text: str, words: str
+) -> None:
     (project / "pyproject.toml").write_text(text)
     for command in (["consume"], ["settings"]):
         done = run(*command, cwd=project, status=2)
@@ -197,7 +243,8 @@ def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
     assert "$FSINBOX_CONSUME_CONCURRENCY is 'many': " in done.stderr
 
 
-# --- seeing them ---------------------------------------------------------------------------------------------------
+# --- seeing them
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_settings_prints_a_table_of_one_command_or_of_all(project: Path) -> None:
@@ -227,7 +274,8 @@ print(simple_add(["add", "k", "v"]))
     assert run_python(code, tmp_path).splitlines() == ["[]", "None"]
 
 
-# --- handlers of installed packages --------------------------------------------------------------------------------
+# --- handlers of installed packages
+# --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -237,7 +285,8 @@ def installed(project: Path) -> Path:
     (site / "acme-1.0.dist-info").mkdir(parents=True)
     (site / "acme-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
     (site / "acme-1.0.dist-info/entry_points.txt").write_text(
-        "[fsinbox.handlers]\nthumbnails = acme:make\nbroken = acme:nothing\ngone = acme_gone:make\nodd = acme:NUMBER\n"
+        "[fsinbox.handlers]\nthumbnails = acme:make\nbroken = acme:nothing\ngone = acme_gone:make\nodd = "
+        "acme:NUMBER\n"
     )
     (site / "acme.py").write_text("NUMBER = 5\ndef make(key, value): open(key, 'w').write(str(value))\n")
     return site
@@ -257,14 +306,16 @@ def test_a_handler_of_an_installed_package_is_found_by_its_name(project: Path, i
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nails", "handler 'nails' is not of the form module:func, and no installed package has one of that name (there are: "
-         "broken, gone, odd, thumbnails)"),
+        ("nails", "handler 'nails' is not of the form module:func, and no installed package has one "
+         "of that name (there are: broken, gone, odd, thumbnails)"),
         ("broken", "'acme' has no 'nothing'"),
         ("gone", "cannot import 'acme_gone'"),
         ("odd", "acme:NUMBER is int, not a function"),
     ],
 )  # fmt: skip
-def test_a_name_that_leads_to_no_handler_is_told(project: Path, installed: Path, name: str, words: str) -> None:
+def test_a_name_that_leads_to_no_handler_is_told(
+    project: Path, installed: Path, name: str, words: str
+) -> None:
     done = run("consume", "--handler", name, cwd=project, status=2, **path_with(installed))
     assert words in " ".join(done.stderr.split())
     done = run("consume", "--handler", "nails", cwd=project, status=2)

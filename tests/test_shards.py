@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
-import fsinbox.hosts
-from fsinbox import Inbox, InboxBusy, survey
-from fsinbox.hosts import Sharing
-from fsinbox.lock import Shard, parse_shard, shard_of_lock
+import fsinbox.store.network.sharing
+from fsinbox import Inbox, InboxBusy
+from fsinbox.consumer.ownership import Shard, parse_shard, shard_of_lock
+from fsinbox.operate import survey
+from fsinbox.store.network.sharing import Sharing
 from tests.usual import drain, names, take
 
 
 @pytest.fixture(params=["local", "network"])
 def scope(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True))
+    monkeypatch.setattr(
+        fsinbox.store.network.sharing, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True)
+    )
     return str(request.param)
 
 
@@ -70,7 +73,11 @@ def test_one_consumer_a_shard_and_none_of_all_beside_it(opened: ExitStack, inbox
     first, second = consumer(opened, inbox_dir, "1/2"), consumer(opened, inbox_dir, "2/2")
     assert first.take() is None
     assert second.take() is None
-    for shard, word in (("1/2", "shard 1/2 of"), ("1/1", "already has a consumer|divided"), ("2/3", "divided|already|shard 1/2")):
+    for shard, word in (
+        ("1/2", "shard 1/2 of"),
+        ("1/1", "already has a consumer|divided"),
+        ("2/3", "divided|already|shard 1/2"),
+    ):
         with pytest.raises(InboxBusy, match=word):
             consumer(opened, inbox_dir, shard).take()
     first.close()
@@ -142,7 +149,9 @@ def cut_off(inbox: Inbox) -> None:
     inbox._consumer._hold.unlock()
 
 
-def test_a_shard_is_told_that_it_is_the_consumer_of_all_keys_that_runs(opened: ExitStack, inbox_dir: Path) -> None:
+def test_a_shard_is_told_that_it_is_the_consumer_of_all_keys_that_runs(
+    opened: ExitStack, inbox_dir: Path
+) -> None:
     """Not what was left in the file of its own lock by one that is long gone."""
     (inbox_dir / "consumer-2of3.lock").write_text("pid 1 on another since long ago\n")
     consumer(opened, inbox_dir, "1/1").become_consumer()
@@ -151,7 +160,9 @@ def test_a_shard_is_told_that_it_is_the_consumer_of_all_keys_that_runs(opened: E
     assert caught.value.holder.startswith(f"pid {os.getpid()} on ")
 
 
-def test_all_keys_can_be_divided_at_once_when_their_consumer_has_died(opened: ExitStack, inbox_dir: Path) -> None:
+def test_all_keys_can_be_divided_at_once_when_their_consumer_has_died(
+    opened: ExitStack, inbox_dir: Path
+) -> None:
     """Not only when its lease has run out: whoever has the lock knows that it is dead."""
     whole = opened.enter_context(Inbox(inbox_dir, codec="text", lease=60, max_inflight=9))
     for number in range(6):
@@ -160,7 +171,9 @@ def test_all_keys_can_be_divided_at_once_when_their_consumer_has_died(opened: Ex
     cut_off(whole)
     found = []
     for index in (1, 2):  # (in this order: the first brings in what that one held)
-        part = opened.enter_context(Inbox(inbox_dir, codec="text", shard=f"{index}/2", lease=60, max_inflight=9))
+        part = opened.enter_context(
+            Inbox(inbox_dir, codec="text", shard=f"{index}/2", lease=60, max_inflight=9)
+        )
         found += [key for key, _ in drain(part)]
     assert sorted(found) == [f"k{number}" for number in range(6)]
     assert set(out) < set(found)
@@ -187,7 +200,9 @@ def test_what_the_dead_of_another_division_held_is_brought_in_by_the_first_shard
     assert sorted(found) == [f"k{number}" for number in range(10)]
 
 
-def test_a_shard_does_not_begin_while_another_one_puts_back_what_is_of_it(opened: ExitStack, inbox_dir: Path, scope: str) -> None:
+def test_a_shard_does_not_begin_while_another_one_puts_back_what_is_of_it(
+    opened: ExitStack, inbox_dir: Path, scope: str
+) -> None:
     """Of two values of a key, one still held by that one, the newer could be delivered first."""
     if scope == "local":
         pytest.skip("one host's consumers have no folders of their own")
@@ -214,5 +229,11 @@ def test_a_shard_and_its_lock_have_names() -> None:
     assert str(parse_shard("2/4")) == "2/4"
     for shard in (Shard(1, 1), Shard(2, 4), Shard(999, 999)):
         assert shard_of_lock(shard.lock_file) == shard
-    for name in ("consumer-1of1.lock", "consumer-5of4.lock", "consumer-0of4.lock", "index", "consumer-1of4.locks"):
+    for name in (
+        "consumer-1of1.lock",
+        "consumer-5of4.lock",
+        "consumer-0of4.lock",
+        "index",
+        "consumer-1of4.locks",
+    ):
         assert shard_of_lock(name) is None

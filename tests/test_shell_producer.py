@@ -1,4 +1,5 @@
-"""Proves that scripts/fsinbox-add speaks the same protocol as Inbox.add: names, places, numbers, order of system calls."""
+"""Proves that scripts/fsinbox-add speaks the same protocol as Inbox.add: names, places, numbers, order of
+system calls."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox
-from fsinbox.index import HEADER, LINE, boot_tag, header_line, read_header
-from fsinbox.names import encode_key
+from fsinbox.store.index import HEADER, LINE, boot_tag, header_line, read_header
+from fsinbox.store.names import encode_key
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "fsinbox-add"
 
@@ -146,7 +147,9 @@ def test_a_value_that_was_put_back_is_superseded_in_its_place(inbox: Inbox, inbo
     assert taken and taken.key == "b"
 
 
-def test_without_a_table_each_value_gets_a_number_until_python_makes_one(inbox: Inbox, inbox_dir: Path) -> None:
+def test_without_a_table_each_value_gets_a_number_until_python_makes_one(
+    inbox: Inbox, inbox_dir: Path
+) -> None:
     for key in "ab":
         inbox.add(key, b"1")
     age(inbox_dir)
@@ -199,7 +202,9 @@ def test_numbers_go_on_above_every_one_in_use(inbox: Inbox, inbox_dir: Path, sta
 
 
 @pytest.mark.parametrize("folder", ["inflight", "deferred"])
-def test_what_the_consumer_holds_is_believed_whatever_the_clock_says(inbox: Inbox, inbox_dir: Path, folder: str) -> None:
+def test_what_the_consumer_holds_is_believed_whatever_the_clock_says(
+    inbox: Inbox, inbox_dir: Path, folder: str
+) -> None:
     ahead = time.time_ns() + 365 * 86400 * 10**9
     name = f"{ahead}-a" if folder == "inflight" else f"{ahead + 5}-{ahead}-a"
     (inbox_dir / folder / name).write_text("1")
@@ -214,9 +219,13 @@ def test_a_line_is_believed_only_if_its_file_is_there(inbox: Inbox, inbox_dir: P
     inbox.take()
     with (inbox_dir / "index").open("r+b") as file:
         file.seek(HEADER + (at + 1) * LINE)
-        file.write(line[:11] + b"0" * 18 + b"7 \n" + line[:20] + b"\0" * 12 + b"nonsense, and no end of a line  ")
+        file.write(
+            line[:11] + b"0" * 18 + b"7 \n" + line[:20] + b"\0" * 12 + b"nonsense, and no end of a line  "
+        )
     shell(inbox_dir, "a", "2")
-    first, second = sorted(int(name[:19]) for folder in ("inflight", "pending") for name in os.listdir(inbox_dir / folder))
+    first, second = sorted(
+        int(name[:19]) for folder in ("inflight", "pending") for name in os.listdir(inbox_dir / folder)
+    )
     assert first < second, "not where nothing waits any more"
     assert os.listdir(inbox_dir / "pending") == [f"{second}-a"]
     assert line[:11] + b"%019d \n" % second in lines(inbox_dir).values()
@@ -256,7 +265,9 @@ def test_a_finished_drop_of_its_key_is_older(inbox: Inbox, inbox_dir: Path, tmp_
 
 
 @pytest.mark.parametrize("is_left_alone", [True, False])
-def test_a_drop_whose_times_do_not_tell_is_looked_at_again(inbox: Inbox, inbox_dir: Path, is_left_alone: bool) -> None:
+def test_a_drop_whose_times_do_not_tell_is_looked_at_again(
+    inbox: Inbox, inbox_dir: Path, is_left_alone: bool
+) -> None:
     """It was written and renamed within a tick of the clock; or it is still being written."""
     drop = inbox_dir / "drop" / "a"
     drop.write_text("dropped")
@@ -273,7 +284,9 @@ def test_a_drop_whose_times_do_not_tell_is_looked_at_again(inbox: Inbox, inbox_d
 
 
 @pytest.mark.parametrize("what", ["link", "dangling", "hard link", "fifo", "folder"])
-def test_an_index_that_is_something_else_is_refused(inbox: Inbox, inbox_dir: Path, tmp_path: Path, what: str) -> None:
+def test_an_index_that_is_something_else_is_refused(
+    inbox: Inbox, inbox_dir: Path, tmp_path: Path, what: str
+) -> None:
     index, outside = inbox_dir / "index", tmp_path / "outside"
     index.unlink()
     outside.write_text("mine\n")
@@ -293,7 +306,9 @@ def test_an_index_that_is_something_else_is_refused(inbox: Inbox, inbox_dir: Pat
     assert os.listdir(inbox_dir / "tmp") == os.listdir(inbox_dir / "pending") == []
 
 
-def test_it_waits_for_the_lock_and_does_not_trust_one_on_a_removed_file(inbox: Inbox, inbox_dir: Path) -> None:
+def test_it_waits_for_the_lock_and_does_not_trust_one_on_a_removed_file(
+    inbox: Inbox, inbox_dir: Path
+) -> None:
     inbox.add("b", b"1")
     with (inbox_dir / "index").open() as old:
         fcntl.flock(old, fcntl.LOCK_EX)
@@ -325,7 +340,9 @@ def test_an_inbox_that_cannot_be_used_is_refused(inbox: Inbox, inbox_dir: Path, 
     assert os.listdir(inbox_dir / "tmp") == []
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--bogus", "a"], ["--inbox"], ["--file", "x", "a", "b"]])
+@pytest.mark.parametrize(
+    "words", [[], ["a", "b", "c"], ["--bogus", "a"], ["--inbox"], ["--file", "x", "a", "b"]]
+)
 def test_usage_errors(inbox: Inbox, inbox_dir: Path, words: list[str]) -> None:
     assert "usage" in shell(inbox_dir, *words, status=2)
 
@@ -380,14 +397,18 @@ def test_many_at_once_give_each_key_one_number_and_lose_nothing(inbox: Inbox, in
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-def test_what_is_named_is_flushed_first_and_the_name_before_it_returns(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
+def test_what_is_named_is_flushed_first_and_the_name_before_it_returns(
+    inbox: Inbox, inbox_dir: Path, tmp_path: Path
+) -> None:
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync,rename,renameat,renameat2", "-o", trace]
     done = subprocess.run([*command, SCRIPT, "--inbox", inbox_dir, "a", "1"], capture_output=True)
     if b"ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
-    calls = [line.split(None, 1)[1] for line in trace.read_text().splitlines() if line.rstrip().endswith("= 0")]
+    calls = [
+        line.split(None, 1)[1] for line in trace.read_text().splitlines() if line.rstrip().endswith("= 0")
+    ]
     kinds = [
         "flush value"
         if "/tmp/sh." in call and "fsync" in call
@@ -411,11 +432,17 @@ def test_it_starts_no_more_processes_than_it_needs(inbox: Inbox, inbox_dir: Path
         if b"ptrace" in done.stderr:
             pytest.skip("strace may not trace here")
         # (Which file system it is must be asked where its device number does not tell.)
-        started = [line for line in (tmp_path / "trace").read_text().splitlines() if "execve(" in line and '"-f"' not in line]
+        started = [
+            line
+            for line in (tmp_path / "trace").read_text().splitlines()
+            if "execve(" in line and '"-f"' not in line
+        ]
         assert len([line for line in started if line.endswith("= 0")]) <= most, started
 
 
 def test_it_can_be_copied_alone(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copy(SCRIPT, tmp_path / "add")
-    subprocess.run(["env", "-i", "PATH=/usr/bin:/bin", "sh", copy, "--inbox", inbox_dir, "a", "1"], check=True)
+    subprocess.run(
+        ["env", "-i", "PATH=/usr/bin:/bin", "sh", copy, "--inbox", inbox_dir, "a", "1"], check=True
+    )
     assert waiting(inbox) == [("a", b"1")]

@@ -1,4 +1,5 @@
-"""The site builds without a warning and holds every page, the examples of the pages run, and the manual page is up to date."""
+"""The site builds without a warning and holds every page, the examples of the pages run, and the manual page
+is up to date."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-# --- the site ------------------------------------------------------------------------------------------------------
+# --- the site
+# ------------------------------------------------------------------------------------------------------
 
 
 class Fetched(HTMLParser):
@@ -42,7 +44,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="pip install 'fsinbox[docs]'")
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", str(folder)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(NO_MKDOCS_2_WARNING="1"), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment(NO_MKDOCS_2_WARNING="1"), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -52,7 +56,9 @@ def test_the_site_builds_strictly_with_every_page_in_its_navigation(site: Path) 
     navigation = front[front.index("md-nav--primary") : front.index("md-content")]
     for page in PAGES:
         assert (site / page.with_suffix(".html").name).exists()
-        assert f'href="{page.with_suffix(".html").name}"' in navigation, f"{page.name} is not in the navigation"
+        assert f'href="{page.with_suffix(".html").name}"' in navigation, (
+            f"{page.name} is not in the navigation"
+        )
 
 
 def test_no_page_fetches_anything_from_elsewhere_and_all_that_it_fetches_is_there(site: Path) -> None:
@@ -72,7 +78,8 @@ def test_nothing_but_pages_and_pictures_is_published(site: Path) -> None:
     assert not (site / "mkdocs.yml").exists()
 
 
-# --- the examples --------------------------------------------------------------------------------------------------
+# --- the examples
+# --------------------------------------------------------------------------------------------------
 
 RUN = ("index.md", "handlers.md", "recipes.md")
 """Pages whose examples are run, one after the other; those of the others must only be Python."""
@@ -99,8 +106,9 @@ def test_the_examples_of_a_page_are_python_and_those_that_can_be_run_run(page: P
     runnable = [block for block in blocks if can_be_imported(block)]
     assert runnable
     (tmp_path / "test_page.py").write_text("\n".join(runnable))
-    # As a test file: what the page says of tests is run, too; the fixtures are those of the plugin, which may not be installed.
-    (tmp_path / "conftest.py").write_text("from fsinbox.pytest_plugin import inbox, run_handler\n")
+    # As a test file: what the page says of tests is run, too; the fixtures are those of the plugin, which may
+    # not be installed.
+    (tmp_path / "conftest.py").write_text("from fsinbox.testing.pytest_plugin import inbox, run_handler\n")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"]
     done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     tests = sum(block.count("\ndef test_") + block.startswith("def test_") for block in runnable)
@@ -113,18 +121,29 @@ def test_what_the_first_page_says_that_it_prints_is_what_it_prints(tmp_path: Pat
         for block in filter(can_be_imported, examples(ROOT / "docs" / name)):
             said = re.findall(r"print\(.*\)\s+# (.+)", block)
             done = subprocess.run(
-                [sys.executable, "-c", block], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+                [sys.executable, "-c", block],
+                cwd=tmp_path,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                check=True,
             )
             assert done.stdout.splitlines() == said
             shutil.rmtree(tmp_path / "inbox")
 
 
-# --- the manual page -----------------------------------------------------------------------------------------------
+# --- the manual page
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_manual_page_is_what_the_commands_say() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/manpage.py"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, ROOT / "scripts/manpage.py"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (ROOT / "docs/man/fsinbox.1").read_text() == done.stdout, "run `sh scripts/man`"
 
@@ -133,20 +152,27 @@ def test_the_manual_page_is_sound_and_says_what_each_command_does() -> None:
     if shutil.which("groff") is None:
         pytest.skip("groff is not installed")
     words = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "docs/man/fsinbox.1"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C.UTF-8"}
+    )
     assert done.stderr == ""
     assert "fsinbox consume [option]..." in done.stdout
     assert "--max-attempts" in done.stdout
     assert "`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`" in " ".join(done.stdout.split())
 
 
-# --- the container -------------------------------------------------------------------------------------------------
+# --- the container
+# -------------------------------------------------------------------------------------------------
 
 
 def test_what_the_container_runs_is_what_there_is(tmp_path: Path) -> None:
     """Its instructions, without a container: the commands it names, in the environment that it sets."""
     recipe = (ROOT / "docs/deploy/Containerfile").read_text()
-    assert re.findall(r"^(?:USER|STOPSIGNAL|VOLUME) .+", recipe, re.M) == ["USER fsinbox", "VOLUME /inbox", "STOPSIGNAL SIGTERM"]
+    assert re.findall(r"^(?:USER|STOPSIGNAL|VOLUME) .+", recipe, re.M) == [
+        "USER fsinbox",
+        "VOLUME /inbox",
+        "STOPSIGNAL SIGTERM",
+    ]
     settings = dict(word.split("=", 1) for word in re.findall(r"^ENV (.+)", recipe, re.M)[0].split())
     inbox = tmp_path / "inbox"
     inbox.mkdir()  # the volume
@@ -155,16 +181,27 @@ def test_what_the_container_runs_is_what_there_is(tmp_path: Path) -> None:
     ((entry,), (check,)) = (re.findall(rf"{word} (\[.+\])", recipe) for word in ("ENTRYPOINT", "CMD"))
     fsinbox = [sys.executable, "-m", "fsinbox"]
     words = {
-        name: [word.strip('" ') for word in text.strip("[]").split(",")][1:] for name, text in (("run", entry), ("check", check))
+        name: [word.strip('" ') for word in text.strip("[]").split(",")][1:]
+        for name, text in (("run", entry), ("check", check))
     }
     subprocess.run([*fsinbox, "add", "k", "5"], env=environ, check=True, cwd=tmp_path)
-    healthy = subprocess.run([*fsinbox, *words["check"]], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    healthy = subprocess.run(
+        [*fsinbox, *words["check"]], env=environ, cwd=tmp_path, capture_output=True, text=True
+    )
     assert healthy.returncode == 0, healthy.stderr
     late = subprocess.run(
-        [*fsinbox, *words["check"]], env=environ | {"FSINBOX_STATUS_MAX_AGE": "0"}, cwd=tmp_path, capture_output=True
+        [*fsinbox, *words["check"]],
+        env=environ | {"FSINBOX_STATUS_MAX_AGE": "0"},
+        cwd=tmp_path,
+        capture_output=True,
     )
     assert late.returncode == 1
     done = subprocess.run(
-        [*fsinbox, *words["run"], "--drain"], env=environ, check=True, cwd=tmp_path, capture_output=True, text=True
+        [*fsinbox, *words["run"], "--drain"],
+        env=environ,
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == "k 5\n"

@@ -1,4 +1,5 @@
-"""No command's start-up pays for what it does not use: the modules that each command has imported when it is done."""
+"""No command's start-up pays for what it does not use: the modules that each command has imported when it is
+done."""
 
 from __future__ import annotations
 
@@ -66,13 +67,19 @@ def test_a_command_imports_nothing_it_does_not_use(tmp_path: Path, name: str) ->
         inbox.add("k", 1)
     (tmp_path / "tasks.py").write_text("def work(key, value): pass\n")
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *LINES[name]], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", CODE, *LINES[name]],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert "Traceback" not in done.stderr.replace("SystemExit", ""), done.stderr
     imported = {module.partition(".")[0] for module in (tmp_path / "modules").read_text().split()}
     # (A drain with nothing to wait for need not watch; a site's .pth files may import what they like.)
     before = set(subprocess.run(
-        [sys.executable, "-c", "import sys; print(*sys.modules)"], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", "import sys; print(*sys.modules)"], env=environment(),
+        capture_output=True, text=True, timeout=60,
     ).stdout.replace(".", " ").split())  # fmt: skip
     assert imported & HEAVY - before <= NEEDED.get(name, set())
 
@@ -88,5 +95,7 @@ def test_a_cold_add_imports_no_more_than_the_library_needs(tmp_path: Path) -> No
         check=True,
     )
     ours = {module for module in (tmp_path / "modules").read_text().split() if module.startswith("fsinbox")}
-    assert not {module for module in ours if module.startswith(("fsinbox.cli.", "fsinbox.worker"))} - {"fsinbox.cli.adding"}
+    assert not {module for module in ours if module.startswith(("fsinbox.cli.", "fsinbox.worker"))} - {
+        "fsinbox.cli.adding"
+    }
     assert "click" not in (tmp_path / "modules").read_text().split()

@@ -1,4 +1,5 @@
-"""`fsinbox status`: the age histogram, the pace, the verdict and its exit status, as people and monitors see them."""
+"""`fsinbox status`: the age histogram, the pace, the verdict and its exit status, as people and monitors see
+them."""
 
 from __future__ import annotations
 
@@ -12,15 +13,19 @@ from typing import Any
 import pytest
 from helpers import Consumer, json_lines, run
 
-from fsinbox import Inbox, control, survey
-from fsinbox.layout import Layout
-from fsinbox.lock import WHOLE, parse_shard
-from fsinbox.names import element_name, encode_key
-from fsinbox.record import Account
+from fsinbox import Inbox
+from fsinbox.consumer.ownership import WHOLE, parse_shard
+from fsinbox.operate import survey
+from fsinbox.operate.stats import Account
+from fsinbox.store import control
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import element_name, encode_key
 
 MINUTE = 60 * 10**9
 
-MEMBERS_FROM_BEFORE = "path waiting out deferred failed dropped oldest_waiting oldest_out consumer consumers scope".split()
+MEMBERS_FROM_BEFORE = (
+    "path waiting out deferred failed dropped oldest_waiting oldest_out consumer consumers scope".split()
+)
 
 
 @pytest.fixture
@@ -55,11 +60,19 @@ def line(lines: list[str], head: str) -> str:
     return found.strip().removeprefix(head).strip()
 
 
-# --- the histogram -------------------------------------------------------------------------------------------------
+# --- the histogram
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_histogram_counts_what_waits_by_age_and_by_the_commonest_prefixes(layout: Layout) -> None:
-    for key, minutes in {"report-1": 1, "report-2": 7, "report-3": 15, "user:1": 90, "user:2": 2000, "alone": 1279}.items():
+    for key, minutes in {
+        "report-1": 1,
+        "report-2": 7,
+        "report-3": 15,
+        "user:1": 90,
+        "user:2": 2000,
+        "alone": 1279,
+    }.items():
         waits(layout, key, minutes)
     lines = status(layout)
     assert line(lines, "ages").split() == "T 5m 10m 20m 40m 80m 160m 320m 640m 1280m 1280m+".split()
@@ -121,7 +134,9 @@ def test_what_is_no_element_counts_nowhere(layout: Layout) -> None:
         Path(layout.path, "pending", name).touch()
     waits(layout, "k", 1, "failed")
     Path(layout.path, "failed", element_name(time_ns(), "k") + "~reason.txt").touch()
-    Path(layout.path, "pending", element_name(time_ns(), "%zz-1")).touch()  # somebody's own: an element as far as its number goes
+    Path(
+        layout.path, "pending", element_name(time_ns(), "%zz-1")
+    ).touch()  # somebody's own: an element as far as its number goes
     Path(layout.path, "pending", element_name(time_ns(), "%zz-2")).touch()
     found = members(layout)
     assert (found["waiting"], found["failed"], list(found["ages"]["prefixes"])) == (2, 1, ["%zz"])
@@ -134,7 +149,8 @@ def test_the_histogram_is_left_out_where_nothing_waits(layout: Layout) -> None:
     assert members(layout)["pace"]["to_empty"] == 0
 
 
-# --- the verdict ---------------------------------------------------------------------------------------------------
+# --- the verdict
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_without_limits_the_exit_status_is_0_whatever_is_wrong(layout: Layout) -> None:
@@ -153,16 +169,24 @@ def test_without_limits_the_exit_status_is_0_whatever_is_wrong(layout: Layout) -
         ("--max-failed", "1", "0", "1 failed, more than 0"),
     ],
 )
-def test_a_limit_that_is_exceeded_is_critical_and_status_1(layout: Layout, limit: str, kept: str, broken: str, says: str) -> None:
+def test_a_limit_that_is_exceeded_is_critical_and_status_1(
+    layout: Layout, limit: str, kept: str, broken: str, says: str
+) -> None:
     waits(layout, "a", 30)
     waits(layout, "b", 20)
     waits(layout, "f", 99, "failed")
     assert status(layout, limit, kept)[-1].startswith("WARNING: ")
-    assert status(layout, limit, broken, code=1)[-1].startswith(f"CRITICAL: {says}; nobody consumes, and 2 are there")
+    assert status(layout, limit, broken, code=1)[-1].startswith(
+        f"CRITICAL: {says}; nobody consumes, and 2 are there"
+    )
     found = members(layout, limit, broken, code=1)
     assert (found["level"], found["verdict"].partition(";")[0]) == ("CRITICAL", says)
     variable = f"FSINBOX_STATUS_{limit[2:].upper().replace('-', '_')}"
-    assert run("status", cwd=Path(layout.path).parent, status=1, **{variable: broken}).stdout.splitlines()[-1].startswith("CRIT")
+    assert (
+        run("status", cwd=Path(layout.path).parent, status=1, **{variable: broken})
+        .stdout.splitlines()[-1]
+        .startswith("CRIT")
+    )
 
 
 @pytest.mark.parametrize("folder", ["pending", "inflight", "deferred"])
@@ -180,7 +204,9 @@ def test_failures_that_a_limit_allows_are_no_warning(layout: Layout) -> None:
     assert status(layout, "--max-failed", "1")[-1] == "OK: nothing waits"
 
 
-@pytest.mark.parametrize("words", [("--max-age", "soon"), ("--max-pending", "-1"), ("--max-failed", "none")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("--max-age", "soon"), ("--max-pending", "-1"), ("--max-failed", "none")], ids=" ".join
+)
 def test_a_limit_that_is_none_is_a_usage_error(layout: Layout, words: tuple[str, str]) -> None:
     assert words[0] in run("status", *words, cwd=Path(layout.path).parent, status=2).stderr
 
@@ -242,7 +268,8 @@ def test_what_was_in_the_json_object_is_still_there(layout: Layout) -> None:
     assert found["totals"]["acknowledged"] == 0
 
 
-# --- the pace ------------------------------------------------------------------------------------------------------
+# --- the pace
+# ------------------------------------------------------------------------------------------------------
 
 
 class AtWork:
@@ -256,7 +283,9 @@ class AtWork:
     def did(self, minutes: dict[int, int]) -> None:
         """Have it acknowledge so many, so many minutes ago."""
         now = int(time() // 60)
-        self.account.record.minutes = [[now - ago, count, 0, 0] for ago, count in sorted(minutes.items(), reverse=True)]
+        self.account.record.minutes = [
+            [now - ago, count, 0, 0] for ago, count in sorted(minutes.items(), reverse=True)
+        ]
         self.account.write()
 
     def __enter__(self) -> AtWork:
@@ -277,7 +306,9 @@ def test_the_time_to_empty_is_that_of_steady_work(layout: Layout) -> None:
         assert 240 <= found["pace"]["window"] <= 300
         assert 120 <= found["pace"]["to_empty"] <= 220
         lines = status(layout)
-        assert line(lines, "rate").endswith(("/min acknowledged over the last 4m", "/min acknowledged over the last 5m"))
+        assert line(lines, "rate").endswith(
+            ("/min acknowledged over the last 4m", "/min acknowledged over the last 5m")
+        )
         assert line(lines, "to empty").startswith(("about 2m", "about 3m"))
         assert lines[-1].startswith(("OK: 120 wait, done in about 2m", "OK: 120 wait, done in about 3m"))
 
@@ -331,7 +362,9 @@ def test_a_consumer_without_an_account_has_no_rate(layout: Layout) -> None:
         inbox.become_consumer()
         lines = status(layout)
         assert line(lines, "rate") == "unknown: only `fsinbox consume` keeps an account"
-        assert line(lines, "to empty") == "unknown: the consumer keeps no account: only `fsinbox consume` does"
+        assert (
+            line(lines, "to empty") == "unknown: the consumer keeps no account: only `fsinbox consume` does"
+        )
     assert line(status(layout), "rate").startswith("0/min")
 
 
@@ -347,7 +380,9 @@ def test_the_rates_and_totals_of_shards_are_added(layout: Layout) -> None:
         assert found["totals"]["acknowledged"] == 12
 
 
-@pytest.mark.parametrize(("length", "text"), [(0.2, "1s"), (59.4, "59s"), (61, "1m1s"), (7260, "2h1m"), (90000, "1d1h")])
+@pytest.mark.parametrize(
+    ("length", "text"), [(0.2, "1s"), (59.4, "59s"), (61, "1m1s"), (7260, "2h1m"), (90000, "1d1h")]
+)
 def test_a_length_of_time_is_told_in_its_two_largest_units(length: float, text: str) -> None:
     from fsinbox.cli.seeing import length as told
 
@@ -360,7 +395,9 @@ def test_a_real_consumer_s_work_shows(layout: Layout) -> None:
         for key in range(5):
             inbox.add(f"job-{key}", "v")
     with Consumer("--exec", "true", cwd=folder) as consumer:
-        consumer.until(lambda: members(layout)["totals"]["acknowledged"] == 5, "for all five to be acknowledged")
+        consumer.until(
+            lambda: members(layout)["totals"]["acknowledged"] == 5, "for all five to be acknowledged"
+        )
         found = members(layout)
         assert found["consumer"].startswith(f"pid {consumer.process.pid} on ")
         assert " since 20" in found["consumer"]

@@ -1,5 +1,5 @@
-"""What people do to elements beside producers and a consumer: retry, requeue, replay, discard, hold, pause. No newer value is
-ever replaced, or followed, by an older one that came back."""
+"""What people do to elements beside producers and a consumer: retry, requeue, replay, discard, hold, pause.
+No newer value is ever replaced, or followed, by an older one that came back."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from time import monotonic, sleep, time_ns
 import pytest
 from helpers import wait_until
 
-import fsinbox.control
-import fsinbox.hosts
-import fsinbox.protocol
-import fsinbox.steering
-from fsinbox import Inbox, UnusableInbox, control, protocol
-from fsinbox.hosts import Sharing
-from fsinbox.layout import Layout
-from fsinbox.names import encode_key
-from fsinbox.steering import Steering
-from fsinbox.survey import Row
+import fsinbox.operate.steering
+import fsinbox.store.control
+import fsinbox.store.network.sharing
+import fsinbox.store.transitions
+from fsinbox import Inbox, UnusableInbox
+from fsinbox.operate.steering import Steering
+from fsinbox.operate.survey import Row
+from fsinbox.store import control
+from fsinbox.store import transitions as protocol
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import encode_key
+from fsinbox.store.network.sharing import Sharing
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, path_of, take
 
@@ -84,7 +86,9 @@ def test_it_comes_back_and_is_first(inbox_dir: Path, way: Way) -> None:
         assert names(inbox, "failed") == names(inbox, "deferred") == names(inbox, "tmp") == []
 
 
-def test_what_failed_begins_with_its_first_attempt_and_what_was_deferred_goes_on_counting(inbox_dir: Path) -> None:
+def test_what_failed_begins_with_its_first_attempt_and_what_was_deferred_goes_on_counting(
+    inbox_dir: Path,
+) -> None:
     with opened(inbox_dir) as inbox:
         in_failed(inbox, "a")
         in_deferred(inbox, "b")
@@ -108,7 +112,9 @@ def test_a_newer_value_that_waits_is_left_alone(inbox_dir: Path, way: Way) -> No
 
 
 @pytest.mark.parametrize("where", ["out", "deferred"])
-def test_a_newer_value_that_is_out_or_deferred_is_not_followed_by_an_older_one(inbox_dir: Path, way: Way, where: str) -> None:
+def test_a_newer_value_that_is_out_or_deferred_is_not_followed_by_an_older_one(
+    inbox_dir: Path, way: Way, where: str
+) -> None:
     lay, state, back = way
     if state == "deferred":
         pytest.skip("of a key one is out or deferred at most")
@@ -121,16 +127,23 @@ def test_a_newer_value_that_is_out_or_deferred_is_not_followed_by_an_older_one(i
             element.nack(delay=1000)
         with Steering(inbox_dir) as steering:
             assert back(steering, the_one(steering, state)) == "newer"
-            assert steering.requeue(the_one(steering, "deferred")) == "queued" if where == "deferred" else not element.ack()
+            assert (
+                steering.requeue(the_one(steering, "deferred")) == "queued"
+                if where == "deferred"
+                else not element.ack()
+            )
         assert drain(inbox) == ([("a", "new")] if where == "deferred" else [])
 
 
 def test_a_value_that_comes_at_any_moment_meanwhile_wins(inbox_dir: Path, way: Way) -> None:
-    """Just before each call that bringing it back makes, a producer adds a newer value: it is delivered, and nothing after it."""
+    """Just before each call that bringing it back makes, a producer adds a newer value: it is delivered, and
+    nothing after it."""
     lay, state, back = way
     calls = 0
 
-    def counting(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def counting(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         nonlocal calls
         calls += 1
         return call(*arguments, **more)
@@ -155,7 +168,10 @@ def test_a_value_that_comes_at_any_moment_meanwhile_wins(inbox_dir: Path, way: W
                     producing = Thread(target=producer.add, args=("a", "new"))
 
                     def hook(
-                        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+                        name: str,
+                        call: Callable[..., object],
+                        arguments: tuple[object, ...],
+                        more: dict[str, object],
                     ) -> object:
                         if current_thread() is not producing and not producing.ident and when():
                             producing.start()
@@ -174,7 +190,9 @@ def test_a_value_that_comes_at_any_moment_meanwhile_wins(inbox_dir: Path, way: W
         assert delivered in ([("a", "new")], [("a", "old"), ("a", "new")]), f"added before call {moment}"
 
 
-def test_a_value_at_its_very_place_is_not_overwritten(inbox_dir: Path, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_at_its_very_place_is_not_overwritten(
+    inbox_dir: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lay, state, back = way
     with opened(inbox_dir, keep_done=9) as inbox:
         lay(inbox, "a")
@@ -194,7 +212,9 @@ def test_a_place_whose_producer_died_before_it_published_there_does_not_count(in
         class Paused(Exception):
             pass
 
-        def paused(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+        def paused(
+            name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+        ) -> object:
             if name == "rename":
                 raise Paused
             return call(*arguments, **more)
@@ -231,12 +251,17 @@ def test_what_is_no_regular_file_is_not_brought_back(inbox_dir: Path) -> None:
             assert steering.discard(row)
         os.mkdir(inbox_dir / "done")
         os.symlink("/etc/passwd", inbox_dir / "done" / "1234567890123456789-a")
-        with Steering(inbox_dir) as steering, pytest.raises(UnusableInbox, match=r"cannot change .*done/1234567890123456789-a"):
+        with (
+            Steering(inbox_dir) as steering,
+            pytest.raises(UnusableInbox, match=r"cannot change .*done/1234567890123456789-a"),
+        ):
             steering.replay(the_one(steering, "done"))
         assert names(inbox, "tmp") == []
 
 
-def test_what_the_system_refuses_is_said_and_changes_nothing(inbox_dir: Path, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_refuses_is_said_and_changes_nothing(
+    inbox_dir: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lay, state, back = way
 
     def full(*_: object) -> bool:
@@ -247,10 +272,15 @@ def test_what_the_system_refuses_is_said_and_changes_nothing(inbox_dir: Path, wa
         with Steering(inbox_dir) as steering:
             row = the_one(steering, state)
             monkeypatch.setattr(protocol, "_rename", full)
-            with pytest.raises(UnusableInbox, match=f"cannot change .*/{state}/.*No space left.*: it is as it was"):
+            with pytest.raises(
+                UnusableInbox, match=f"cannot change .*/{state}/.*No space left.*: it is as it was"
+            ):
                 back(steering, row)
             assert the_one(steering, state) == row
-            with refusing(unlink=errno.EROFS, when=lambda name, *_: str(name) == row.file), pytest.raises(UnusableInbox):
+            with (
+                refusing(unlink=errno.EROFS, when=lambda name, *_: str(name) == row.file),
+                pytest.raises(UnusableInbox),
+            ):
                 steering.discard(row)
         assert names(inbox, "pending") == names(inbox, "tmp") == []
 
@@ -261,7 +291,9 @@ def test_what_was_done_is_flushed_and_only_then_the_reason_goes(inbox_dir: Path)
             in_failed(inbox, key)
         calls: list[str] = []
 
-        def hook(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+        def hook(
+            name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+        ) -> object:
             if name == "fsync":
                 calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")))
             if name == "unlink":
@@ -280,7 +312,7 @@ def test_what_was_done_is_flushed_and_only_then_the_reason_goes(inbox_dir: Path)
 
 
 def test_many_are_flushed_now_and_then(inbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsinbox.steering, "FLUSHED_EVERY", 2)
+    monkeypatch.setattr(fsinbox.operate.steering, "FLUSHED_EVERY", 2)
     with opened(inbox_dir) as inbox:
         for key in "abc":
             in_failed(inbox, key)
@@ -312,7 +344,7 @@ def test_what_vanishes_meanwhile_is_gone(inbox_dir: Path, way: Way) -> None:
             path_of(inbox, row.folder, "a").unlink()
             assert back(steering, row) == "gone"
             assert not steering.discard(row)
-            assert fsinbox.steering.size_and_time(steering.layout, row) is None
+            assert fsinbox.operate.steering.size_and_time(steering.layout, row) is None
         in_done(inbox, "b")
         with Steering(inbox_dir) as steering:  # between the look and the move
             row = the_one(steering, "done")
@@ -333,13 +365,17 @@ def test_discard_removes_it_with_all_that_belongs_to_it(inbox_dir: Path, state: 
         with Steering(inbox_dir) as steering:
             assert steering.discard(the_one(steering, state))
         assert not any(
-            names(inbox, folder) for folder in ("pending", "failed", "deferred", "done") if (inbox_dir / folder).exists()
+            names(inbox, folder)
+            for folder in ("pending", "failed", "deferred", "done")
+            if (inbox_dir / folder).exists()
         )
         assert inbox.add("a", "2") == "new"
         assert drain(inbox) == [("a", "2")]
 
 
-def test_discard_leaves_what_is_out_to_its_consumer_and_a_folder_that_holds_something(inbox_dir: Path) -> None:
+def test_discard_leaves_what_is_out_to_its_consumer_and_a_folder_that_holds_something(
+    inbox_dir: Path,
+) -> None:
     with opened(inbox_dir) as inbox:
         inbox.add("a", "1")
         take(inbox)
@@ -390,7 +426,9 @@ def test_a_key_on_hold_is_left_alone_and_keeps_its_place(inbox_dir: Path, layout
         assert take(inbox, timeout=30).key == "é"  # it waits for nothing but that
 
 
-def test_a_key_on_hold_that_was_deferred_comes_back_when_it_is_released(inbox_dir: Path, layout: Layout) -> None:
+def test_a_key_on_hold_that_was_deferred_comes_back_when_it_is_released(
+    inbox_dir: Path, layout: Layout
+) -> None:
     with opened(inbox_dir) as inbox:
         inbox.add("a", "1")
         take(inbox).nack(delay=0.01)
@@ -452,7 +490,9 @@ def test_a_pause_with_an_end_ends_by_itself_and_survives_a_restart(inbox_dir: Pa
         assert monotonic() - began > 1.0
 
 
-def test_what_is_no_wish_of_ours_pauses_rather_than_not_and_holds_nothing(inbox_dir: Path, layout: Layout) -> None:
+def test_what_is_no_wish_of_ours_pauses_rather_than_not_and_holds_nothing(
+    inbox_dir: Path, layout: Layout
+) -> None:
     assert control.wishes(layout) == control.NONE
     layout.make("control")
     (inbox_dir / "control" / "hold-%zz").touch()
@@ -475,7 +515,9 @@ def test_without_a_control_folder_there_is_nothing_to_end(inbox_dir: Path, layou
 def test_wishes_are_flushed(inbox_dir: Path, layout: Layout) -> None:
     flushed: list[str] = []
 
-    def hook(name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]) -> object:
+    def hook(
+        name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
+    ) -> object:
         if name == "fsync":
             flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")))
         return call(*arguments, **more)
@@ -490,7 +532,9 @@ def test_wishes_are_flushed(inbox_dir: Path, layout: Layout) -> None:
 def test_in_a_shared_inbox_the_folder_belongs_to_the_group_and_a_server_is_asked_once_a_second(
     inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True))
+    monkeypatch.setattr(
+        fsinbox.store.network.sharing, "sharing_of", lambda path, mount: Sharing("nfs4", opens_first=True)
+    )
     with Inbox(inbox_dir, codec="text", scope="network", shared=True) as inbox:
         inbox.add("a", "1")
         layout = Layout(str(inbox_dir))
@@ -524,7 +568,9 @@ def test_the_last_that_were_done_are_kept(inbox_dir: Path) -> None:
         opened(inbox_dir, keep_done=-1)
 
 
-def test_what_cannot_be_kept_is_acknowledged_all_the_same(inbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_kept_is_acknowledged_all_the_same(
+    inbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with opened(inbox_dir, keep_done=2) as inbox:
         in_done(inbox, "a")
         inbox.add("b", "1")
@@ -538,7 +584,11 @@ def test_what_cannot_be_kept_is_acknowledged_all_the_same(inbox_dir: Path, caplo
         element = take(inbox)
         path_of(inbox, "inflight", "c").unlink()
         element.ack()  # removed by hand: as acknowledged as it can be
-        with meanwhile("lstat", lambda: path_of(inbox, "done", "a").unlink(), when=lambda name, *_: str(name).endswith("-a")):
+        with meanwhile(
+            "lstat",
+            lambda: path_of(inbox, "done", "a").unlink(),
+            when=lambda name, *_: str(name).endswith("-a"),
+        ):
             assert inbox.layout.oldest_first("done") == []
 
 

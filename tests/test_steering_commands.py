@@ -29,7 +29,8 @@ def work(key, value):
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A working directory with an inbox: two elements have failed, one was laid aside, one is done, two wait."""
+    """A working directory with an inbox: two elements have failed, one was laid aside, one is done, two
+    wait."""
     (tmp_path / "tasks.py").write_text(HANDLER)
     with Inbox(tmp_path / "inbox", codec="text", keep_done=5) as inbox:
         for key, value in (("bad/1", "bad"), ("bad/2", "bad"), ("busy", "busy"), ("done", "good")):
@@ -50,7 +51,18 @@ def home(tmp_path: Path) -> Path:
 def consume(home: Path, *words: str) -> list[str]:
     """Drain the inbox; return the lines the handler has written since."""
     (home / "log").unlink(missing_ok=True)
-    run("consume", "--handler", "tasks:work", "--codec", "text", "--drain", "-q", *words, cwd=home, status=None)
+    run(
+        "consume",
+        "--handler",
+        "tasks:work",
+        "--codec",
+        "text",
+        "--drain",
+        "-q",
+        *words,
+        cwd=home,
+        status=None,
+    )
     return (home / "log").read_text().splitlines() if (home / "log").exists() else []
 
 
@@ -108,7 +120,10 @@ def test_a_back_off_ends_at_once(home: Path) -> None:
 
 
 def test_what_is_done_is_played_again_and_kept(home: Path) -> None:
-    assert [json.loads(line)["key"] for line in run("ls", "--state", "done", "--json", cwd=home).stdout.splitlines()] == ["done"]
+    assert [
+        json.loads(line)["key"]
+        for line in run("ls", "--state", "done", "--json", cwd=home).stdout.splitlines()
+    ] == ["done"]
     assert run("replay", "done", cwd=home).stdout == "done: queued\n"
     run("discard", "--state", "deferred", "--all", "--yes", cwd=home)
     assert consume(home, "--keep-done", "3") == ["done=good", "a=1", "b=2"]
@@ -122,7 +137,10 @@ def test_purge_removes_by_state_and_age(home: Path) -> None:
     assert run("purge", "--older-than", "1h", cwd=home).stdout == "removed 0 elements, 0 bytes\n"
     assert "add --yes" in run("purge", cwd=home, status=2).stderr
     assert json.loads(run("purge", "--yes", "--json", cwd=home).stdout) == {"removed": 3, "bytes": 10}
-    assert run("purge", "--state", "waiting", "--state", "deferred", "--yes", cwd=home).stdout == "removed 3 elements, 6 bytes\n"
+    assert (
+        run("purge", "--state", "waiting", "--state", "deferred", "--yes", cwd=home).stdout
+        == "removed 3 elements, 6 bytes\n"
+    )
     assert "no length of time" in run("purge", "--older-than", "soon", cwd=home, status=2).stderr
 
 
@@ -138,7 +156,9 @@ def test_what_means_nothing_is_refused(home: Path, verb: str) -> None:
 
 def test_a_person_is_asked_before_anything_is_lost(home: Path) -> None:
     words = [os.fsdecode(word) for word in map(os.fspath, command("discard", "--all"))]
-    refused = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True)
+    refused = pexpect.spawn(
+        words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True
+    )
     refused.expect_exact(f"Discard 2 elements in failed of {home}/inbox? [y/N]: ")
     refused.sendline("n")
     refused.expect("Aborted")
@@ -146,7 +166,9 @@ def test_a_person_is_asked_before_anything_is_lost(home: Path) -> None:
     refused.close()
     assert refused.exitstatus == 1
     assert len(run("failed", cwd=home).stdout.splitlines()) == 2
-    agreed = pexpect.spawn(words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True)
+    agreed = pexpect.spawn(
+        words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True
+    )
     agreed.expect_exact("[y/N]: ")
     agreed.sendline("y")
     agreed.expect_exact("bad/1: discarded")
@@ -167,7 +189,13 @@ def test_long_work_shows_how_far_it_is_on_a_terminal(tmp_path: Path) -> None:
                 inbox.add_many((f"{n}", "v") for n in range(250))
         line = [os.fsdecode(word) for word in map(os.fspath, command(*words))]
         child = pexpect.spawn(
-            line[0], line[1:], cwd=str(tmp_path), env=environment(TERM="xterm"), encoding="utf-8", timeout=60, use_poll=True
+            line[0],
+            line[1:],
+            cwd=str(tmp_path),
+            env=environment(TERM="xterm"),
+            encoding="utf-8",
+            timeout=60,
+            use_poll=True,
         )
         child.expect_exact(label)
         child.expect(pexpect.EOF)
@@ -209,7 +237,10 @@ def test_hold_release_pause_and_resume_steer_a_running_consumer(home: Path) -> N
 
 def test_release_all_and_keys_as_json(home: Path) -> None:
     assert outcomes(run("hold", "a", "b", "--json", cwd=home).stdout) == {"a": "held", "b": "held"}
-    assert outcomes(run("release", "--all", "--yes", "--json", cwd=home).stdout) == {"a": "released", "b": "released"}
+    assert outcomes(run("release", "--all", "--yes", "--json", cwd=home).stdout) == {
+        "a": "released",
+        "b": "released",
+    }
     assert run("release", "--all", cwd=home).stdout == ""
 
 
@@ -234,7 +265,9 @@ def test_wait_tells_what_became_of_a_key(home: Path) -> None:
     assert json.loads(told.stdout) == {"done": False, "left": ["a", "b", "busy"]}
     (home / "inbox" / "drop" / "fresh").write_text("good")
     assert "4 are not done: a, b, busy, ..." in run("wait", "--timeout", "0", cwd=home, status=124).stderr
-    waiting = subprocess.Popen(command("wait"), cwd=home, env=environment(), stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        command("wait"), cwd=home, env=environment(), stdout=subprocess.PIPE, text=True
+    )
     run("discard", "--state", "deferred", "--all", "--yes", cwd=home)
     assert waiting.poll() is None
     assert sorted(consume(home, "--drop-settle", "0")) == ["a=1", "b=2", "fresh=good"]
@@ -247,12 +280,12 @@ def test_wait_tells_what_became_of_a_key(home: Path) -> None:
 def test_what_ends_while_it_is_listed_is_passed_over(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    import fsinbox.steering
+    import fsinbox.operate.steering
     from fsinbox.cli.commands import cli
 
     monkeypatch.chdir(home)
-    monkeypatch.setattr(fsinbox.steering, "size_and_time", lambda layout, row: None)
+    monkeypatch.setattr(fsinbox.operate.steering, "size_and_time", lambda layout, row: None)
     assert CliRunner().invoke(cli, ["failed"]).output == ""
     assert CliRunner().invoke(cli, ["purge", "--yes"]).output == "removed 0 elements, 0 bytes\n"
-    monkeypatch.setattr(fsinbox.steering.Steering, "discard", lambda self, row: False)
+    monkeypatch.setattr(fsinbox.operate.steering.Steering, "discard", lambda self, row: False)
     assert "gone meanwhile" in CliRunner().invoke(cli, ["discard", "--all", "--yes"]).output

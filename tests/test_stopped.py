@@ -1,4 +1,5 @@
-"""A process that is stopped in the midst of its add, with the lock: a consumer's thread never waits for it without bound."""
+"""A process that is stopped in the midst of its add, with the lock: a consumer's thread never waits for it
+without bound."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ SOON = 0.2
 
 PRODUCER = """
 import os, signal, sys
-from fsinbox import Inbox, protocol
+from fsinbox import Inbox
+from fsinbox.store import transitions as protocol
 
 with Inbox(sys.argv[1]) as inbox:
     rename = protocol._rename
@@ -43,7 +45,9 @@ def inbox(inbox_dir: Path) -> Iterator[Inbox]:
 
 
 @pytest.fixture
-def stop(inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]) -> Callable[[str], subprocess.Popen[str]]:
+def stop(
+    inbox: Inbox, start_python: Callable[..., subprocess.Popen[str]]
+) -> Callable[[str], subprocess.Popen[str]]:
     """Start a producer that stops itself just before it publishes; return when it is stopped."""
 
     def start(key: str = "x") -> subprocess.Popen[str]:
@@ -84,10 +88,16 @@ def test_what_goes_back_stays_in_flight_and_goes_when_the_lock_is_free(
     first, second = take(inbox), take(inbox)
     child = stop()
     for element in (first, second):
-        ends = {"nack": element.nack, "defer": lambda e=element: e.nack(0.000_001), "fail": lambda e=element: e.fail("no")}
+        ends = {
+            "nack": element.nack,
+            "defer": lambda e=element: e.nack(0.000_001),
+            "fail": lambda e=element: e.fail("no"),
+        }
         taken_in(SOON, ends[end])
     assert [name[20:] for name in names(inbox, "inflight")] == KEYS[:2]
-    assert taken_in(SOON, lambda: take(inbox).key) == KEYS[2]  # the others go on, and it is tried again in between
+    assert (
+        taken_in(SOON, lambda: take(inbox).key) == KEYS[2]
+    )  # the others go on, and it is tried again in between
     take(inbox).ack()
     assert [name[20:] for name in names(inbox, "inflight")] == KEYS[:3]
     go_on(child)
@@ -119,7 +129,9 @@ def test_a_newer_value_of_what_could_not_go_back_is_delivered_once_it_is_gone(
     assert names(inbox, "inflight") == names(inbox, "pending") == []
 
 
-def test_an_idle_consumer_tries_again_by_itself(inbox: Inbox, stop: Callable[..., subprocess.Popen[str]]) -> None:
+def test_an_idle_consumer_tries_again_by_itself(
+    inbox: Inbox, stop: Callable[..., subprocess.Popen[str]]
+) -> None:
     element = take(inbox)
     drain(inbox)
     child = stop()
@@ -132,7 +144,9 @@ def test_an_idle_consumer_tries_again_by_itself(inbox: Inbox, stop: Callable[...
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_close_does_not_wait_for_it(inbox: Inbox, stop: Callable[..., subprocess.Popen[str]], ended: bool) -> None:
+def test_close_does_not_wait_for_it(
+    inbox: Inbox, stop: Callable[..., subprocess.Popen[str]], ended: bool
+) -> None:
     elements = [take(inbox) for _ in KEYS]
     child = stop()
     if ended:
@@ -151,7 +165,9 @@ def test_close_does_not_wait_for_it(inbox: Inbox, stop: Callable[..., subprocess
         assert names(again, "inflight") == []
 
 
-def test_dropped_files_wait_and_stop_nothing(inbox: Inbox, stop: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_dropped_files_wait_and_stop_nothing(
+    inbox: Inbox, stop: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     child = stop()
     draft = tmp_path / "draft"
     draft.write_text("1")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fsinbox import Inbox, survey
+from fsinbox import Inbox
+from fsinbox.operate import survey
 
 
 @pytest.fixture

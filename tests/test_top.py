@@ -16,9 +16,9 @@ from helpers import PATIENCE, Consumer, command, environment, run
 
 from fsinbox import Inbox
 from fsinbox.cli.top import bars, by_minute, short
-from fsinbox.layout import Layout
-from fsinbox.lock import WHOLE, parse_shard
-from fsinbox.record import Account, Record
+from fsinbox.consumer.ownership import WHOLE, parse_shard
+from fsinbox.operate.stats import Account, Record
+from fsinbox.store.layout import Layout
 
 HANDLER = """
 import pathlib, time
@@ -38,11 +38,19 @@ LEAVES = "\x1b[?1049l"
 class Terminal:
     """A program in a pseudo-terminal, and what its screen shows."""
 
-    def __init__(self, words: list[str], cwd: Path, rows: int = 40, columns: int = 100, **variables: str) -> None:
+    def __init__(
+        self, words: list[str], cwd: Path, rows: int = 40, columns: int = 100, **variables: str
+    ) -> None:
         variables = {"TERM": "xterm", "LC_ALL": "C.UTF-8", "COLUMNS": "", "LINES": ""} | variables
         env = {name: value for name, value in environment(**variables).items() if value}
         self.child = pexpect.spawn(
-            words[0], words[1:], cwd=str(cwd), env=env, dimensions=(rows, columns), timeout=PATIENCE, use_poll=True
+            words[0],
+            words[1:],
+            cwd=str(cwd),
+            env=env,
+            dimensions=(rows, columns),
+            timeout=PATIENCE,
+            use_poll=True,
         )
         self.raw = ""
 
@@ -100,12 +108,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_shows_how_the_work_goes_beside_a_real_consumer(place: Path, terminal: Callable[..., Terminal]) -> None:
+def test_it_shows_how_the_work_goes_beside_a_real_consumer(
+    place: Path, terminal: Callable[..., Terminal]
+) -> None:
     with Inbox(place / "inbox", codec="text") as inbox:
         for key in ("good-1", "good-2", "bad[b]-1", "slow-1", "slow-2"):
             inbox.add(key, "v")
     view = terminal()
-    first = view.screen(r"WARNING: nobody consumes, and 5 are there", r"waiting 5", "consumer +1/1  none", "no failures")
+    first = view.screen(
+        r"WARNING: nobody consumes, and 5 are there", r"waiting 5", "consumer +1/1  none", "no failures"
+    )
     assert re.search(r"fsinbox top  \d\d:\d\d:\d\d  q quits  /", first)
     words = ("--handler", "tasks:work", "--codec", "text", "--concurrency", "2", "--retry-delay", "600")
     with Consumer(*words, cwd=place) as consumer:
@@ -143,9 +155,13 @@ def test_limits_make_the_verdict_critical(place: Path, terminal: Callable[..., T
 
 
 @pytest.mark.parametrize("end", ["q", "Q", "\x04", "ctrl-c", "SIGTERM", "SIGHUP"])
-def test_however_it_ends_the_terminal_is_as_it_was(place: Path, terminal: Callable[..., Terminal], end: str) -> None:
+def test_however_it_ends_the_terminal_is_as_it_was(
+    place: Path, terminal: Callable[..., Terminal], end: str
+) -> None:
     line = " ".join(str(word) for word in command("top", "--interval", "60"))
-    view = terminal(program=["/bin/sh", "-c", f"trap : INT; stty -a >before; {line}; echo status $?; stty -a >after"])
+    view = terminal(
+        program=["/bin/sh", "-c", f"trap : INT; stty -a >before; {line}; echo status $?; stty -a >after"]
+    )
     view.screen("OK: nothing waits")
     view.child.send("\x1a")  # Ctrl-Z: ignored, or the shell would be left on our screen
     if end == "ctrl-c":
@@ -189,7 +205,9 @@ def test_without_a_terminal_it_points_to_status(place: Path, terminal: Callable[
     assert view.child.exitstatus == 2
 
 
-def test_a_terminal_that_knows_only_ascii_is_drawn_on_with_ascii(place: Path, terminal: Callable[..., Terminal]) -> None:
+def test_a_terminal_that_knows_only_ascii_is_drawn_on_with_ascii(
+    place: Path, terminal: Callable[..., Terminal]
+) -> None:
     layout = Layout(str(place / "inbox"))
     account = Account(layout, WHOLE, "handlër", 1)
     account.started("kü", 1, 1, replaced=False, latency=None)
@@ -209,7 +227,9 @@ def test_much_is_cut_to_what_fits(place: Path, terminal: Callable[..., Terminal]
         for number in range(12):
             account.started(f"key-{number}-{'x' * 150}", number, 1, replaced=False, latency=None)
         account.write()
-        text = terminal(columns=60, rows=50).screen("being handled: 12", "and 2 more", "and 2 more: see `fsinbox status`")
+        text = terminal(columns=60, rows=50).screen(
+            "being handled: 12", "and 2 more", "and 2 more: see `fsinbox status`"
+        )
         assert "key-9" in text
         assert "key-10" not in text
         assert max(map(len, text.splitlines())) <= 60
@@ -218,14 +238,18 @@ def test_much_is_cut_to_what_fits(place: Path, terminal: Callable[..., Terminal]
 
 def test_a_plot_is_of_the_last_hour_only_and_of_all_shards() -> None:
     now = int(time.time() // 60)
-    one, two = Record(minutes=[[now - 70, 9, 9, 9], [now - 2, 1, 0, 0]]), Record(minutes=[[now - 2, 2, 0, 0], [now + 5, 9, 9, 9]])
+    one, two = (
+        Record(minutes=[[now - 70, 9, 9, 9], [now - 2, 1, 0, 0]]),
+        Record(minutes=[[now - 2, 2, 0, 0], [now + 5, 9, 9, 9]]),
+    )
     drawn = by_minute([one, two], 1)
     assert len(drawn) == 60
     assert (sum(drawn), max(drawn[-4:])) == (3, 3)
 
 
 @pytest.mark.parametrize(
-    ("values", "drawn"), [([], ""), ([0, 0], "  "), ([1, 1000], "▁█"), ([0, 4, 8], " ▄█"), ([1, 2, 3, 4, 5, 6, 7, 8], "▁▂▃▄▅▆▇█")]
+    ("values", "drawn"),
+    [([], ""), ([0, 0], "  "), ([1, 1000], "▁█"), ([0, 4, 8], " ▄█"), ([1, 2, 3, 4, 5, 6, 7, 8], "▁▂▃▄▅▆▇█")],
 )
 def test_bars_are_as_high_as_their_numbers_and_what_is_not_0_is_seen(values: list[int], drawn: str) -> None:
     assert bars(values, " ▁▂▃▄▅▆▇█") == drawn

@@ -1,4 +1,5 @@
-"""A trace from producer to handler: real spans, collected by OpenTelemetry's own SDK, in this process and across two."""
+"""A trace from producer to handler: real spans, collected by OpenTelemetry's own SDK, in this process and
+across two."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def handled(inbox: Inbox, function: Any, **options: Any) -> Runner:
     return runner
 
 
-# --- the producer --------------------------------------------------------------------------------------------------
+# --- the producer
+# --------------------------------------------------------------------------------------------------
 
 
 def test_each_kind_of_add_is_a_span_whose_context_is_on_the_file(
@@ -148,7 +150,9 @@ def test_an_add_that_fails_is_an_error(inbox: Inbox, spans: InMemorySpanExporter
     assert [event.name for event in span.events] == ["exception"]
 
 
-def test_without_instrument_there_is_neither_a_span_nor_an_attribute(inbox: Inbox, spans: InMemorySpanExporter) -> None:
+def test_without_instrument_there_is_neither_a_span_nor_an_attribute(
+    inbox: Inbox, spans: InMemorySpanExporter
+) -> None:
     tracing.instrument()
     tracing.uninstrument()
     with trace.get_tracer("test").start_as_current_span("request"):
@@ -172,7 +176,8 @@ def test_a_file_system_without_attributes_takes_the_value_all_the_same(
     assert len(inbox) == 0
 
 
-# --- the consumer --------------------------------------------------------------------------------------------------
+# --- the consumer
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_handling_is_a_child_of_the_add_and_its_context_is_active_in_the_handler(
@@ -203,7 +208,7 @@ def test_the_handling_is_a_child_of_the_add_and_its_context_is_active_in_the_han
         "messaging.message.body.size": 1,
         "fsinbox.key": "k\\udcff",
         "fsinbox.seq": seq,
-        "fsinbox.attempts": 1,
+        "fsinbox.consumer.attempts": 1,
         "fsinbox.outcome": "done",
     }
     assert span.status.status_code is StatusCode.UNSET
@@ -219,11 +224,15 @@ def test_the_context_is_active_in_an_async_handler(inbox: Inbox, spans: InMemory
     inbox.add("b", 1)
     handled(inbox, handle, concurrency=2)
     for key in "ab":
-        (span,) = [span for span in named(spans, "fsinbox consume") if (span.attributes or {})["fsinbox.key"] == key]
+        (span,) = [
+            span for span in named(spans, "fsinbox consume") if (span.attributes or {})["fsinbox.key"] == key
+        ]
         assert only(spans, f"inner {key}").parent.span_id == ids(span)[1]
 
 
-def test_what_a_handler_adds_goes_on_with_the_trace(inbox: Inbox, spans: InMemorySpanExporter, tmp_path: Path) -> None:
+def test_what_a_handler_adds_goes_on_with_the_trace(
+    inbox: Inbox, spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
     with Inbox(tmp_path / "next") as following:
         inbox.add("a", 1)
         tracing.instrument()
@@ -231,7 +240,9 @@ def test_what_a_handler_adds_goes_on_with_the_trace(inbox: Inbox, spans: InMemor
         assert attribute(following).split("-")[1] == f"{ids(only(spans, 'fsinbox consume'))[0]:032x}"
 
 
-def test_a_replaced_value_carries_the_trace_of_the_newer_producer(inbox: Inbox, spans: InMemorySpanExporter) -> None:
+def test_a_replaced_value_carries_the_trace_of_the_newer_producer(
+    inbox: Inbox, spans: InMemorySpanExporter
+) -> None:
     tracing.instrument()
     inbox.add("k", 1)
     inbox.add("k", 2)
@@ -243,14 +254,26 @@ def test_a_replaced_value_carries_the_trace_of_the_newer_producer(inbox: Inbox, 
 FAILURES = {
     "an exception": (ValueError("no\nmore"), "retry", "more", "ValueError", StatusCode.ERROR),
     "a chain": (RuntimeError("x"), "retry", "RuntimeError: x", "RuntimeError", StatusCode.ERROR),
-    "a rejection": (Reject("bad"), "reject", "rejected: bad", "fsinbox.errors.Reject", StatusCode.ERROR),
+    "a rejection": (
+        Reject("bad"),
+        "reject",
+        "rejected: bad",
+        "fsinbox.store.errors.Reject",
+        StatusCode.ERROR,
+    ),
     "not now": (TryLater("busy"), "later", None, None, StatusCode.UNSET),
 }
 
 
 @pytest.mark.parametrize(("raised", "outcome", "message", "kind", "status"), FAILURES.values(), ids=FAILURES)
 def test_a_failure_is_an_error_with_its_exception(
-    inbox: Inbox, spans: InMemorySpanExporter, raised: Exception, outcome: str, message: str, kind: str, status: StatusCode
+    inbox: Inbox,
+    spans: InMemorySpanExporter,
+    raised: Exception,
+    outcome: str,
+    message: str,
+    kind: str,
+    status: StatusCode,
 ) -> None:
     def fail(key: str, value: object) -> None:
         try:
@@ -274,7 +297,9 @@ def test_a_failure_is_an_error_with_its_exception(
     assert event.attributes["exception.stacktrace"].startswith("Traceback")
 
 
-def test_a_payload_that_cannot_be_decoded_is_an_error_without_a_type(inbox: Inbox, spans: InMemorySpanExporter) -> None:
+def test_a_payload_that_cannot_be_decoded_is_an_error_without_a_type(
+    inbox: Inbox, spans: InMemorySpanExporter
+) -> None:
     inbox.add_bytes("k", b"{")
     handled(inbox, lambda key, value: None)
     span = only(spans, "fsinbox consume")
@@ -282,7 +307,9 @@ def test_a_payload_that_cannot_be_decoded_is_an_error_without_a_type(inbox: Inbo
     assert "exception.type" not in span.events[0].attributes
 
 
-def test_an_element_whose_file_is_gone_has_no_producer_and_the_handler_says_so(inbox: Inbox, spans: InMemorySpanExporter) -> None:
+def test_an_element_whose_file_is_gone_has_no_producer_and_the_handler_says_so(
+    inbox: Inbox, spans: InMemorySpanExporter
+) -> None:
     inbox.add("k", 1)
     element = take(inbox)
     os.unlink(element.path)
@@ -337,7 +364,8 @@ def test_a_shell_sets_the_context_with_setfattr_and_a_command_finds_it_in_its_en
     assert f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
 
 
-# --- across processes ----------------------------------------------------------------------------------------------
+# --- across processes
+# ----------------------------------------------------------------------------------------------
 
 EXPORT = """
 from opentelemetry import trace
@@ -355,11 +383,23 @@ trace.set_tracer_provider(provider)
 def test_from_a_producer_s_process_to_a_consumer_s(inbox: Inbox, tmp_path: Path) -> None:
     (tmp_path / "exporting.py").write_text(EXPORT)
     (tmp_path / "jobs.py").write_text("import exporting\ndef job(key, value):\n    raise ValueError(value)\n")
-    code = "import exporting, fsinbox.tracing\nfsinbox.tracing.instrument()\nfsinbox.Inbox('inbox').add('k', 1)"
+    code = (
+        "import exporting, fsinbox.tracing\nfsinbox.tracing.instrument()\nfsinbox.Inbox('inbox').add('k', 1)"
+    )
     here = environment()
     here["PYTHONPATH"] += os.pathsep + str(tmp_path)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, check=True)
-    run("consume", "--handler", "jobs:job", "--drain", "--trace", "--max-attempts", "1", cwd=tmp_path, status=1)
+    run(
+        "consume",
+        "--handler",
+        "jobs:job",
+        "--drain",
+        "--trace",
+        "--max-attempts",
+        "1",
+        cwd=tmp_path,
+        status=1,
+    )
     add, consumed = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
     assert (add["name"], consumed["name"]) == ("fsinbox add", "fsinbox consume")
     assert consumed["parent_id"] == add["context"]["span_id"]
@@ -384,11 +424,14 @@ def test_without_trace_nothing_of_opentelemetry_is_imported(tmp_path: Path, word
         "from fsinbox.cli import main\n"
         "for line in sys.argv[1:]:\n"
         "    sys.argv = ['fsinbox', *line.split('|')]\n"
-        "    try:\n        main()\n    except SystemExit as ended:\n        assert not ended.code, ended.code\n"
+        "    try:\n        main()\n    except SystemExit as ended:\n        assert not ended.code, "
+        "ended.code\n"
         "    assert not any(name.startswith('opentelemetry') for name in sys.modules), line\n"
     )
     lines = ["add|k|1", "status", "|".join(["consume", *words, "--drain"])]
-    subprocess.run([sys.executable, "-c", code, *lines], cwd=tmp_path, env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *lines], cwd=tmp_path, env=environment(), check=True, capture_output=True
+    )
 
 
 def test_tracing_that_is_not_installed_says_what_to_install(tmp_path: Path) -> None:

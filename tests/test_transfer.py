@@ -1,4 +1,5 @@
-"""The content of a file or a stream: however it goes wrong, nothing of it is left in the inbox, and the file is its owner's."""
+"""The content of a file or a stream: however it goes wrong, nothing of it is left in the inbox, and the file
+is its owner's."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def delivered(inbox: Inbox) -> list[bytes]:
 
 @pytest.mark.parametrize("move", [False, True])
 @pytest.mark.parametrize("call", ["fstat", "pread"])
-def test_a_file_that_could_not_be_queued_is_where_it_was(inbox: Inbox, file: Path, call: str, move: bool) -> None:
+def test_a_file_that_could_not_be_queued_is_where_it_was(
+    inbox: Inbox, file: Path, call: str, move: bool
+) -> None:
     """The first fstat is of the file; pread, of the index, comes when the payload is in tmp/ already."""
     before = file.stat()
     with refusing(**{call: errno.EIO}, times=1), pytest.raises(AddFailed) as caught:
@@ -47,7 +50,9 @@ def test_a_file_that_could_not_be_queued_is_where_it_was(inbox: Inbox, file: Pat
 
 
 @pytest.mark.parametrize("call", ["fchmod", "fsync"])
-def test_a_file_that_was_handed_over_and_is_refused_is_given_back(inbox: Inbox, file: Path, call: str) -> None:
+def test_a_file_that_was_handed_over_and_is_refused_is_given_back(
+    inbox: Inbox, file: Path, call: str
+) -> None:
     with refusing(**{call: errno.EIO}, times=1), pytest.raises(AddFailed, match="was not added"):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"content" * 1000
@@ -66,7 +71,10 @@ def test_a_file_is_not_given_back_over_another_one(inbox: Inbox, file: Path) -> 
         file.write_bytes(b"another's")
         return True
 
-    with refusing(pread=errno.EIO, when=refused), pytest.raises(AddFailed, match="could not be given back: it is tmp/"):
+    with (
+        refusing(pread=errno.EIO, when=refused),
+        pytest.raises(AddFailed, match="could not be given back: it is tmp/"),
+    ):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"another's"
     (kept,) = names(inbox, "tmp")
@@ -94,7 +102,9 @@ def test_a_file_that_may_not_be_moved_is_not_added(inbox: Inbox, file: Path) -> 
     assert delivered(inbox) == []
 
 
-def test_a_file_on_another_file_system_that_cannot_be_removed_is_added_and_it_is_said(inbox: Inbox, file: Path) -> None:
+def test_a_file_on_another_file_system_that_cannot_be_removed_is_added_and_it_is_said(
+    inbox: Inbox, file: Path
+) -> None:
     with (
         refusing(rename=errno.EXDEV, unlink=errno.EPERM, when=lambda name, *_: name == str(file)),
         pytest.raises(AddFailed, match="was added, but cannot be removed") as caught,
@@ -105,7 +115,9 @@ def test_a_file_on_another_file_system_that_cannot_be_removed_is_added_and_it_is
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_file_that_is_moved_or_a_stream_need_not_be_flushed(inbox: Inbox, file: Path, durable: bool) -> None:
+def test_a_file_that_is_moved_or_a_stream_need_not_be_flushed(
+    inbox: Inbox, file: Path, durable: bool
+) -> None:
     flushed = []
 
     def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
@@ -139,10 +151,13 @@ def test_a_stream_that_could_not_be_queued_leaves_no_draft(inbox: Inbox) -> None
     assert names(inbox, "tmp") == []
 
 
-# --- copying -----------------------------------------------------------------------------------------------------
+# --- copying
+# -----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_system_that_shares_blocks_is_asked_to(inbox: Inbox, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_shares_blocks_is_asked_to(
+    inbox: Inbox, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Btrfs and XFS do. Here, what their answer looks like: ioctl_ficlone(2)."""
     asked = []
 

@@ -1,5 +1,5 @@
-"""Inboxes of other formats: refused, with the way out. Older versions of fsinbox, out of this repository's history, export
-what they hold, and the present one imports it."""
+"""Inboxes of other formats: refused, with the way out. Older versions of fsinbox, out of this repository's
+history, export what they hold, and the present one imports it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from fsinbox.doctor import examine
 
 ROOT = Path(__file__).parent.parent
 
-FORMAT_2 = "fsinbox/index.py"
+FORMAT_2 = "fsinbox/store/index.py"
 """The file that came with format 2."""
 
 OLDER = {
     "as it first worked": "tests/oracle.py",
-    "before control, stats and done": "fsinbox/record.py",
-    "before it could export": "fsinbox/archive.py",
+    "before control, stats and done": "fsinbox/operate/stats.py",
+    "before it could export": "fsinbox/operate/archive.py",
     "the last of format 1": FORMAT_2,
 }
 """Versions of format 1, each by the file that came with the commit after it."""
@@ -74,7 +74,9 @@ def old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if not shutil.which("git"):
         pytest.skip("there is no git")
     folder = tmp_path_factory.mktemp("older")
-    with tarfile.open(fileobj=BytesIO(git("archive", commit_before(OLDER[request.param]), "fsinbox"))) as archive:
+    with tarfile.open(
+        fileobj=BytesIO(git("archive", commit_before(OLDER[request.param]), "fsinbox"))
+    ) as archive:
         archive.extractall(folder)
     return str(folder)
 
@@ -87,12 +89,17 @@ class Place:
         self.inbox = path / "inbox"
         self.old = old
         self.new = PACKAGE
-        self.exports = Path(old, "fsinbox/archive.py").exists()
+        self.exports = Path(old, "fsinbox/operate/archive.py").exists()
         (path / "jobs.py").write_text(JOBS)
 
     def fsinbox(self, version: str, *words: str, status: int = 0) -> str:
-        """Run `fsinbox *words` with a version; return what it said. (Older ones are not measured: their lines are not ours.)"""
-        here = {name: value for name, value in environment().items() if version == self.new or "COVERAGE" not in name}
+        """Run `fsinbox *words` with a version; return what it said. (Older ones are not measured: their lines
+        are not ours.)"""
+        here = {
+            name: value
+            for name, value in environment().items()
+            if version == self.new or "COVERAGE" not in name
+        }
         done = subprocess.run(
             [sys.executable, "-m", "fsinbox", *words],
             cwd=self.path,
@@ -108,7 +115,9 @@ class Place:
         """Return all that lies in the inbox: path -> (inode, content)."""
         found: dict[str, tuple[int, bytes | str | None]] = {}
         for path in self.inbox.rglob("*"):
-            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            content = (
+                os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            )
             found[str(path)] = (path.lstat().st_ino, content)
         return found
 
@@ -131,17 +140,24 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
-def test_what_an_older_version_made_is_refused_with_the_way_out_and_left_as_it_is(place: Place, words: tuple[str, ...]) -> None:
+def test_what_an_older_version_made_is_refused_with_the_way_out_and_left_as_it_is(
+    place: Place, words: tuple[str, ...]
+) -> None:
     place.fsinbox(place.old, "add", "a", "1")
     before = place.everything()
     said = place.fsinbox(place.new, *words, status=3)
     assert "inbox has format 1, this fsinbox knows 2: use the version of fsinbox that made it" in said
-    assert "`fsinbox export` it with that version, and `fsinbox import` it into a new inbox with this one" in said
+    assert (
+        "`fsinbox export` it with that version, and `fsinbox import` it into a new inbox with this one"
+        in said
+    )
     assert place.everything() == before
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
-def test_an_older_version_refuses_what_this_one_made_and_leaves_it_as_it_is(place: Place, words: tuple[str, ...]) -> None:
+def test_an_older_version_refuses_what_this_one_made_and_leaves_it_as_it_is(
+    place: Place, words: tuple[str, ...]
+) -> None:
     place.fsinbox(place.new, "add", "a", "1")
     before = place.everything()
     assert "format" in place.fsinbox(place.old, *words, status=3)
@@ -174,7 +190,17 @@ def test_all_that_an_older_version_holds_is_moved(place: Place) -> None:
         place.fsinbox(place.old, "add", key, "1")
     place.fsinbox(place.old, "add", "c", "2")
     place.fsinbox(
-        place.old, "export", "--state", "out", "--state", "waiting", "--state", "deferred", "--state", "failed", "all.tar"
+        place.old,
+        "export",
+        "--state",
+        "out",
+        "--state",
+        "waiting",
+        "--state",
+        "deferred",
+        "--state",
+        "failed",
+        "all.tar",
     )
 
     place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
@@ -197,7 +223,8 @@ def test_values_that_are_newer_here_are_kept(place: Place) -> None:
     assert contents(place.path / "new") == {"a": b"2"}
 
 
-# --- the format ----------------------------------------------------------------------------------------------------
+# --- the format
+# ----------------------------------------------------------------------------------------------------
 
 WITHOUT_INBOX = {"completion", "settings"}
 
@@ -211,10 +238,14 @@ def future(tmp_path: Path) -> Path:
 
 
 def refused(text: str) -> bool:
-    return bool(re.search(r"/inbox has format 3, this fsinbox knows 2: use the version of fsinbox that made it", text))
+    return bool(
+        re.search(r"/inbox has format 3, this fsinbox knows 2: use the version of fsinbox that made it", text)
+    )
 
 
-@pytest.mark.parametrize("name", sorted({*cli.list_commands(click.Context(cli))} - {"consume", *WITHOUT_INBOX}))
+@pytest.mark.parametrize(
+    "name", sorted({*cli.list_commands(click.Context(cli))} - {"consume", *WITHOUT_INBOX})
+)
 def test_each_command_refuses_an_inbox_of_a_format_to_come(
     future: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
@@ -235,7 +266,9 @@ def test_each_command_refuses_an_inbox_of_a_format_to_come(
         words = [str(archive)]
     if name == "migrate":
         words = [f"sqlite:///{archive}.db"]
-        sqlite3.connect(f"{archive}.db").execute("CREATE TABLE inbox (id INTEGER PRIMARY KEY, key, value)").connection.close()
+        sqlite3.connect(f"{archive}.db").execute(
+            "CREATE TABLE inbox (id INTEGER PRIMARY KEY, key, value)"
+        ).connection.close()
     words += ["--yes"] if any("--yes" in parameter.opts for parameter in command.params) else []
     done = CliRunner().invoke(cli, [name, *words], input="")
     assert done.exit_code == 3, done.output
@@ -257,6 +290,11 @@ def test_the_format_is_refused_as_json_too(future: Path) -> None:
 
 
 def test_the_shell_producer_refuses_a_format_to_come(future: Path) -> None:
-    done = subprocess.run([ROOT / "scripts/fsinbox-add", "k", "v"], cwd=future, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (3, "fsinbox-add: inbox has format 3, this fsinbox-add knows 2\n")
+    done = subprocess.run(
+        [ROOT / "scripts/fsinbox-add", "k", "v"], cwd=future, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (
+        3,
+        "fsinbox-add: inbox has format 3, this fsinbox-add knows 2\n",
+    )
     assert os.listdir(future / "inbox/pending") == os.listdir(future / "inbox/tmp") == []

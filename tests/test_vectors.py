@@ -1,4 +1,5 @@
-"""Proves that fsinbox does what tests/vectors/ says: the vectors by which anybody may test a producer of their own."""
+"""Proves that fsinbox does what tests/vectors/ says: the vectors by which anybody may test a producer of
+their own."""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ from zlib import crc32
 
 import pytest
 
-import fsinbox.dropped
-import fsinbox.index
+import fsinbox.store.drops
+import fsinbox.store.index
 from fsinbox import Inbox, InvalidKey
-from fsinbox.dropped import finished_drop
-from fsinbox.index import BUCKET, HEADER, LINE, header_line, open_index, read_header
-from fsinbox.layout import Layout
-from fsinbox.lock import Shard
-from fsinbox.names import decode_key, element_name, encode_key
-from fsinbox.sections import read_words
+from fsinbox.consumer.ownership import Shard
+from fsinbox.store.drops import finished_drop
+from fsinbox.store.index import BUCKET, HEADER, LINE, header_line, open_index, read_header
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import decode_key, element_name, encode_key
+from fsinbox.store.network.sections import read_words
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -44,7 +45,8 @@ def layout(inbox_dir: Path) -> Layout:
     return Layout(str(inbox_dir), create=False)
 
 
-# --- names --------------------------------------------------------------------------------------------------------
+# --- names
+# --------------------------------------------------------------------------------------------------------
 
 
 @cases("keys", "keys")
@@ -69,12 +71,15 @@ def test_no_key_has_this_name(case: Any) -> None:
 def test_a_key_is_of_this_shard_and_its_line_in_this_bucket(case: Any) -> None:
     assert crc32(case["encoded"].encode()) == case["crc"]
     for count, index in case["shard_of"].items():
-        assert [at for at in range(1, int(count) + 1) if Shard(at, int(count)).has(case["encoded"])] == [index]
+        assert [at for at in range(1, int(count) + 1) if Shard(at, int(count)).has(case["encoded"])] == [
+            index
+        ]
     for lines, at in case["bucket_at"].items():
-        assert fsinbox.index._home(case["crc"], int(lines)) == at
+        assert fsinbox.store.index._home(case["crc"], int(lines)) == at
 
 
-# --- the index ----------------------------------------------------------------------------------------------------
+# --- the index
+# ----------------------------------------------------------------------------------------------------
 
 
 @cases("headers", "local")
@@ -94,7 +99,13 @@ def test_a_header_of_several_hosts_says_this(case: Any, tmp_path: Path) -> None:
     if "damaged" in case:
         assert read_words(header) == (0, "", 0, 0, False), case["damaged"]
         return
-    assert read_words(header) == (int(case["last"]), case["tag"], case["lines"], case["sections"], case["done"])
+    assert read_words(header) == (
+        int(case["last"]),
+        case["tag"],
+        case["lines"],
+        case["sections"],
+        case["done"],
+    )
     Inbox(tmp_path / "shared", scope="network").close()
     (tmp_path / "shared" / "index").write_bytes(header)
     assert open_index(Layout(str(tmp_path / "shared"), create=False)).mark() == int(case["mark"])
@@ -103,11 +114,17 @@ def test_a_header_of_several_hosts_says_this(case: Any, tmp_path: Path) -> None:
 @cases("lines", "cases")
 def test_a_key_has_this_place(case: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = load("lines")
-    lines, last, now = vectors["lines"], int(case.get("last", vectors["last"])), int(case.get("now", vectors["now"]))
-    monkeypatch.setattr(fsinbox.index, "boot_tag", lambda: vectors["tag"])
-    monkeypatch.setattr(fsinbox.index, "time_ns", lambda: now)
+    lines, last, now = (
+        vectors["lines"],
+        int(case.get("last", vectors["last"])),
+        int(case.get("now", vectors["now"])),
+    )
+    monkeypatch.setattr(fsinbox.store.index, "boot_tag", lambda: vectors["tag"])
+    monkeypatch.setattr(fsinbox.store.index, "time_ns", lambda: now)
     number, crc = int(case["place"]), crc32(case["key"].encode())
-    bucket = b"".join([line.encode("latin-1").ljust(LINE, b"\0") for line in case["bucket"]]).ljust(BUCKET * LINE, b"\0")
+    bucket = b"".join([line.encode("latin-1").ljust(LINE, b"\0") for line in case["bucket"]]).ljust(
+        BUCKET * LINE, b"\0"
+    )
     home = crc % (lines // BUCKET) * BUCKET * LINE
     table = bytes(home) + bucket + bytes(lines * LINE - home - len(bucket))
     index = Path(layout.path, "index")
@@ -121,7 +138,9 @@ def test_a_key_has_this_place(case: Any, layout: Layout, monkeypatch: pytest.Mon
     assert ours.locked(ours.admit, case["key"])[:2] == (number, case["waits"])
 
     after = index.read_bytes()
-    written = [at for at in range(BUCKET) if after[HEADER + home + at * LINE :][:LINE] != bucket[at * LINE :][:LINE]]
+    written = [
+        at for at in range(BUCKET) if after[HEADER + home + at * LINE :][:LINE] != bucket[at * LINE :][:LINE]
+    ]
     if len(after) != HEADER + len(table):
         assert "anew" in case["write"]
     elif not case["write"]:
@@ -135,8 +154,8 @@ def test_a_key_has_this_place(case: Any, layout: Layout, monkeypatch: pytest.Mon
 @cases("boots", "boots")
 def test_numbers_go_on_from_here(case: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = load("boots")
-    monkeypatch.setattr(fsinbox.index, "boot_tag", lambda: vectors["tag"])
-    monkeypatch.setattr(fsinbox.index, "time_ns", lambda: int(vectors["now"]))
+    monkeypatch.setattr(fsinbox.store.index, "boot_tag", lambda: vectors["tag"])
+    monkeypatch.setattr(fsinbox.store.index, "time_ns", lambda: int(vectors["now"]))
     Path(layout.path, "index").write_bytes(case["header"].encode("latin-1"))
     for folder, names in case["folders"].items():
         for name in names:
@@ -145,7 +164,8 @@ def test_numbers_go_on_from_here(case: Any, layout: Layout, monkeypatch: pytest.
     assert index.locked(index.last_number) == int(case["last"]), case["why"]
 
 
-# --- drop/ --------------------------------------------------------------------------------------------------------
+# --- drop/
+# --------------------------------------------------------------------------------------------------------
 
 
 def _replace(path: Path) -> None:
@@ -166,21 +186,25 @@ MEANWHILE: dict[str, Callable[[Path], object]] = {
 
 
 @cases("drops", "drops")
-def test_a_dropped_file_is_finished_or_not(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dropped_file_is_finished_or_not(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Inbox(tmp_path / "inbox", scope="network" if case.get("network") else "local").close()
     layout = Layout(str(tmp_path / "inbox"), create=False)
     name = case.get("name", "key")
     path = tmp_path / "inbox" / "drop" / name
     if "kind" in case:
-        {"link": lambda: path.symlink_to("nowhere"), "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[case["kind"]]()
+        {"link": lambda: path.symlink_to("nowhere"), "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[
+            case["kind"]
+        ]()
     else:
         path.write_text("value")
         modified = time() + (-100 if case["ctime_after_mtime"] else 100)  # (equal times nobody can set)
         os.utime(path, (modified, modified))
         answer = {"granted": False, "refused": True, "none": None}[case["lease"]]
-        monkeypatch.setattr(fsinbox.dropped, "has_writer", lambda fd: answer)
+        monkeypatch.setattr(fsinbox.store.drops, "has_writer", lambda fd: answer)
     waited = mock.Mock(side_effect=lambda seconds: MEANWHILE[case["meanwhile"]](path))
-    monkeypatch.setattr(fsinbox.dropped, "sleep", waited)
+    monkeypatch.setattr(fsinbox.store.drops, "sleep", waited)
 
     assert finished_drop(layout, name) == (name if case["finished"] else None)
 
@@ -188,7 +212,14 @@ def test_a_dropped_file_is_finished_or_not(case: Any, tmp_path: Path, monkeypatc
 
 
 def test_the_vectors_have_a_case_of_each_kind() -> None:
-    for name, least in {"keys": 30, "shards": 8, "headers": 30, "lines": 20, "drops": 15, "boots": 15}.items():
+    for name, least in {
+        "keys": 30,
+        "shards": 8,
+        "headers": 30,
+        "lines": 20,
+        "drops": 15,
+        "boots": 15,
+    }.items():
         parts = [part for part in load(name).values() if isinstance(part, list)]
         assert sum(map(len, parts)) >= least
         assert element_name(0, "a") == "0000000000000000000-a"

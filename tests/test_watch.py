@@ -1,4 +1,5 @@
-"""Asleep until something changes: woken at once, idle for nothing, and polling where the kernel cannot tell."""
+"""Asleep until something changes: woken at once, idle for nothing, and polling where the kernel cannot
+tell."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-import fsinbox.hosts
+import fsinbox.store.network.sharing
 from fsinbox import Inbox
-from fsinbox.hosts import Sharing
-from fsinbox.layout import Layout
-from fsinbox.watch import ObserverSource, Waker, Watch, make_source, probe
+from fsinbox.consumer.watch import ObserverSource, Waker, Watch, make_source, probe
+from fsinbox.store.layout import Layout
+from fsinbox.store.network.sharing import Sharing
 from tests.shim import refusing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="inotify and /proc are Linux's")
@@ -60,7 +61,8 @@ for line in sys.stdin:
     return move
 
 
-# --- the waker ---------------------------------------------------------------------------------------------------
+# --- the waker
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_waker_wakes_its_sleeper_from_another_thread() -> None:
@@ -103,7 +105,7 @@ def test_a_waker_tells_its_relay_as_well() -> None:
 def test_a_signal_handler_may_wake(run_python: Callable[..., str]) -> None:
     code = """
 import signal, threading, os, time
-from fsinbox.watch import Waker
+from fsinbox.consumer.watch import Waker
 waker = Waker()
 signal.signal(signal.SIGUSR1, lambda *_: waker.set())
 threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
@@ -118,12 +120,16 @@ print("woken")
     assert run_python(code) == "woken"
 
 
-# --- waking ------------------------------------------------------------------------------------------------------
+# --- waking
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["auto", "events", "poll"])
-def test_a_waiting_take_is_woken_by_mv(inbox_dir: Path, tmp_path: Path, mode: str, mover: Callable[[Path, Path], None]) -> None:
-    """Also by a file that was written and moved in one tick of the clock: the event tells that it is finished."""
+def test_a_waiting_take_is_woken_by_mv(
+    inbox_dir: Path, tmp_path: Path, mode: str, mover: Callable[[Path, Path], None]
+) -> None:
+    """Also by a file that was written and moved in one tick of the clock: the event tells that it is
+    finished."""
     with Inbox(inbox_dir, codec="text", watch=mode, poll_interval=0.1) as inbox:
         for name in ("fresh", "old"):
             (tmp_path / name).write_text(name)
@@ -182,7 +188,8 @@ def test_a_file_written_in_place_wakes_and_is_taken_when_it_settled(inbox_dir: P
         timer.join()
 
 
-# --- which way ---------------------------------------------------------------------------------------------------
+# --- which way
+# ---------------------------------------------------------------------------------------------------
 
 
 def watch_of(inbox: Inbox) -> Watch:
@@ -212,7 +219,7 @@ def test_polling_is_chosen_for_an_inbox_on_a_network_and_said_once(
 ) -> None:
     Inbox(inbox_dir).close()
     (inbox_dir / "format").write_text("fsinbox 2 network\n")
-    monkeypatch.setattr(fsinbox.hosts, "sharing_of", lambda path, mount: Sharing("nfs4"))
+    monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: Sharing("nfs4"))
     with caplog.at_level(logging.INFO, "fsinbox"), Inbox(inbox_dir, poll_interval=0.1) as inbox:
         for _ in range(3):
             assert watch_of(inbox).polling
@@ -236,13 +243,15 @@ def test_events_can_be_asked_for_on_a_network(inbox_dir: Path) -> None:
 
 
 @linux
-def test_polling_is_chosen_when_the_system_gives_no_more_watches(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+def test_polling_is_chosen_when_the_system_gives_no_more_watches(
+    inbox_dir: Path, run_python: Callable[..., str]
+) -> None:
     """Here: no more descriptors, at the moment when it would open an inotify instance."""
     code = """
 import logging, os, resource, sys, threading
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 from fsinbox import Inbox
-import fsinbox.watch, watchdog.observers.inotify_c
+import fsinbox.consumer.watch, watchdog.observers.inotify_c
 with Inbox(sys.argv[1], codec="text", poll_interval=0.1) as inbox:
     inbox.take()
     watch = inbox._watch()
@@ -282,7 +291,8 @@ def test_even_with_events_it_looks_again_now_and_then(layout: Layout) -> None:
     watch.close()
 
 
-# --- the source of events ----------------------------------------------------------------------------------------
+# --- the source of events
+# ----------------------------------------------------------------------------------------
 
 
 @linux
@@ -298,7 +308,9 @@ def test_an_overflow_of_the_event_queue_wakes(layout: Layout) -> None:
 
 
 @linux
-def test_a_source_tells_of_arrivals_only_while_armed_and_names_what_was_moved_into_drop(layout: Layout, tmp_path: Path) -> None:
+def test_a_source_tells_of_arrivals_only_while_armed_and_names_what_was_moved_into_drop(
+    layout: Layout, tmp_path: Path
+) -> None:
     waker = Waker()
     moved: list[str] = []
     source = make_source(layout, waker.set, moved.append)
@@ -362,7 +374,7 @@ def test_a_probe_whose_event_does_not_come_fails_in_time_and_leaves_nothing(layo
 def test_polling_is_chosen_where_no_events_come(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fsinbox.watch.make_source", lambda *_: Deaf())
+    monkeypatch.setattr("fsinbox.consumer.watch.make_source", lambda *_: Deaf())
     watch = Watch(layout, lambda name: None)
     watch.start()
     assert watch.polling
@@ -371,7 +383,9 @@ def test_polling_is_chosen_where_no_events_come(
 
 
 @pytest.mark.parametrize("call", ["rename", "unlink"])
-def test_a_probe_that_is_refused_means_polling_and_says_why(layout: Layout, call: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_probe_that_is_refused_means_polling_and_says_why(
+    layout: Layout, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     watch = Watch(layout, lambda name: None)
     with refusing(**{call: errno.EROFS}):
         watch.start()
@@ -409,7 +423,7 @@ def test_polling_takes_over_when_events_fail_later(layout: Layout, caplog: pytes
     watch = Watch(layout, lambda name: None)
     waker = watch.waker
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fsinbox.watch.make_source", lambda *_: Exhausted())
+        patch.setattr("fsinbox.consumer.watch.make_source", lambda *_: Exhausted())
         watch.start()
     assert not watch.polling
     with watch.armed():
@@ -456,7 +470,8 @@ def test_the_source_of_other_systems_tells_of_arrivals_only_while_armed(
         source.close()
 
 
-# --- what it costs -----------------------------------------------------------------------------------------------
+# --- what it costs
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.bare
@@ -481,7 +496,9 @@ with Inbox(sys.argv[1]) as inbox:
 
 
 @linux
-def test_an_idle_consumer_is_not_woken_by_what_it_leaves_alone(inbox_dir: Path, run_python: Callable[..., str]) -> None:
+def test_an_idle_consumer_is_not_woken_by_what_it_leaves_alone(
+    inbox_dir: Path, run_python: Callable[..., str]
+) -> None:
     """A set-aside file, a draft and an unfinished file that stays so must not make it spin."""
     code = """
 import json, os, resource, sys
@@ -523,7 +540,8 @@ def test_a_watch_is_not_inherited_by_a_handler_s_program(inbox_dir: Path) -> Non
             [
                 sys.executable,
                 "-c",
-                "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')[:-1]])",
+                "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in "
+                "os.listdir('/proc/self/fd')[:-1]])",
             ],
             close_fds=False,
             capture_output=True,
@@ -543,7 +561,8 @@ import sys, threading
 from fsinbox import Inbox
 with Inbox(sys.argv[1], codec="text") as inbox:
     inbox.add("a", "1")
-    print(threading.active_count(), sorted({"watchdog", "filelock", "logging", "asyncio", "json"} & set(sys.modules)))
+    heavy = {"watchdog", "filelock", "logging", "asyncio", "json"}
+    print(threading.active_count(), sorted(heavy & set(sys.modules)))
 """
     assert run_python(code, inbox_dir) == "1 []"
 

@@ -1,4 +1,5 @@
-"""`fsinbox web`, asked as a browser would ask, and as an attacker's page would: a real process, over a real socket."""
+"""`fsinbox web`, asked as a browser would ask, and as an attacker's page would: a real process, over a real
+socket."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from helpers import PATIENCE, Consumer, command, environment, keys_in, run, wait
 
 from fsinbox import Inbox
 from fsinbox.cli.seeing import Limits
-from fsinbox.layout import Layout
-from fsinbox.names import encode_key
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import encode_key
 from fsinbox.web import look
 from fsinbox.web.app import make_app
 from fsinbox.web.guard import Rules
@@ -43,7 +44,10 @@ class Site:
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command("web", "--port", "0", *self._words), cwd=self._cwd, stderr=log, env=environment(**self._variables)
+                command("web", "--port", "0", *self._words),
+                cwd=self._cwd,
+                stderr=log,
+                env=environment(**self._variables),
             )
         wait_until(lambda: " at http" in self.log or self.process.poll() is not None, "for the site")
         found = re.search(r" at (http://\S+/)(?:\?token=(\S+))?\n", self.log)
@@ -51,7 +55,9 @@ class Site:
         self.address, self.token = found[1], found[2] or ""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self.process.poll() is None:
             self.end(signal.SIGTERM)
 
@@ -96,7 +102,9 @@ class Document(HTMLParser):
     def links(self, beginning: str) -> list[str]:
         """Return where links lead that begin so."""
         return [
-            link for tag, attributes in self.tags if tag == "a" and (link := attributes.get("href") or "").startswith(beginning)
+            link
+            for tag, attributes in self.tags
+            if tag == "a" and (link := attributes.get("href") or "").startswith(beginning)
         ]
 
     def fields(self) -> list[tuple[str, str]]:
@@ -144,13 +152,19 @@ def fail(path: Path, *keys: str, why: str = "it broke") -> None:
         inbox.close()
 
 
-def change(client: httpx.Client, address: str, fields: list[tuple[str, str]], **headers: str) -> httpx.Response:
+def change(
+    client: httpx.Client, address: str, fields: list[tuple[str, str]], **headers: str
+) -> httpx.Response:
     """Send a form as a browser does."""
-    headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": str(client.base_url).rstrip("/")} | headers
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "Origin": str(client.base_url).rstrip("/"),
+    } | headers
     return client.post(address, content=urlencode(fields), headers=headers)
 
 
-# --- starting and stopping -------------------------------------------------------------------------------------------
+# --- starting and stopping
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -168,11 +182,17 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(spool: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         done = run("web", "--port", port, cwd=spool.parent, status=3)
-    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use: name another with --port" in done.stderr
+    assert (
+        f"cannot listen on 127.0.0.1 port {port}: Address already in use: name another with --port"
+        in done.stderr
+    )
 
 
 def test_a_host_that_is_not_there_is_an_error_that_names_it(spool: Path) -> None:
-    assert "cannot listen on no.such.invalid port" in run("web", "--host", "no.such.invalid", cwd=spool.parent, status=3).stderr
+    assert (
+        "cannot listen on no.such.invalid port"
+        in run("web", "--host", "no.such.invalid", cwd=spool.parent, status=3).stderr
+    )
 
 
 def test_without_an_inbox_there_is_no_site(tmp_path: Path) -> None:
@@ -192,7 +212,9 @@ def test_nothing_but_the_command_imports_the_site() -> None:
         "import sys, fsinbox, fsinbox.cli.commands as c, fsinbox.cli.serving; c.cli.get_command(None, 'web');"
         "print([m for m in sys.modules if m.startswith(('starlette', 'uvicorn', 'jinja2', 'fsinbox.web'))])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
     assert done.stdout == "[]\n"
 
 
@@ -207,14 +229,17 @@ def test_other_addresses_than_loopback_are_warned_of_unless_it_is_private(spool:
         assert site.log.count("\n") == 1 and site.token
 
 
-# --- who may see, and who may change ---------------------------------------------------------------------------------
+# --- who may see, and who may change
+# ---------------------------------------------------------------------------------
 
 
 def test_each_answer_keeps_browsers_from_loading_framing_sniffing_and_keeping_anything(spool: Path) -> None:
     with Site(cwd=spool.parent) as site, site.client() as client:
         for address in ("/", "/live", "/elements/waiting", "/no/such/page", "/static/style.css"):
             headers = client.get(address).headers
-            assert headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'; script-src 'self'")
+            assert headers["content-security-policy"].startswith(
+                "default-src 'none'; style-src 'self'; script-src 'self'"
+            )
             assert "unsafe" not in headers["content-security-policy"]
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["x-frame-options"] == "DENY"
@@ -226,7 +251,9 @@ def test_a_name_that_is_not_ours_gets_no_answer(spool: Path) -> None:
     with Site(cwd=spool.parent) as site, site.client() as client:
         for theirs in ("evil.example", "127.0.0.1.evil.example:8470", "", "[", "0.0.0.0"):
             answer = client.get("/elements/waiting", headers={"Host": theirs})
-            assert answer.status_code == 421 and "page/0" not in answer.text and str(spool) not in answer.text, theirs
+            assert (
+                answer.status_code == 421 and "page/0" not in answer.text and str(spool) not in answer.text
+            ), theirs
         for ours in ("localhost", "127.0.0.1:1", "[::1]:8470", "LOCALHOST:8470"):
             assert client.get("/", headers={"Host": ours}).status_code == 200, ours
 
@@ -301,8 +328,16 @@ def test_a_form_of_another_session_or_another_site_changes_nothing(spool: Path) 
         ours = see(client, "/elements/failed").fields()
         retry = [("do", "retry"), ("all", "1")]
         assert change(client, "/failed", theirs + retry).status_code == 403
-        assert change(client, "/failed", [field for field in ours if field[0] != "secret"] + retry).status_code == 403
-        for origin in ("http://evil.example", "null", "", f"http://127.0.0.1:{httpx.URL(site.address).port}1"):
+        assert (
+            change(client, "/failed", [field for field in ours if field[0] != "secret"] + retry).status_code
+            == 403
+        )
+        for origin in (
+            "http://evil.example",
+            "null",
+            "",
+            f"http://127.0.0.1:{httpx.URL(site.address).port}1",
+        ):
             assert change(client, "/failed", ours + retry, Origin=origin).status_code == 403
             assert change(client, "/unlock", [("token", site.token)], Origin=origin).status_code == 403
         assert keys_in(spool, "failed") == ["bad"]
@@ -325,13 +360,18 @@ def test_a_form_that_is_too_large_is_refused(spool: Path) -> None:
         assert answer.status_code == 413 and "too large" in answer.text
 
 
-# --- changes ---------------------------------------------------------------------------------------------------------
+# --- changes
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_element_is_queued_again_and_all_that_are_shown_at_once(spool: Path) -> None:
     fail(spool, "one", "two", "three")
     with Site("--allow-changes", cwd=spool.parent) as site, site.client(unlocked=True) as client:
-        (link,) = [link for link in see(client, "/elements/failed").links("/elements/failed/") if link.endswith("-two")]
+        (link,) = [
+            link
+            for link in see(client, "/elements/failed").links("/elements/failed/")
+            if link.endswith("-two")
+        ]
         answer = change(client, "/failed", [*see(client, link).fields(), ("do", "retry")])
         assert (answer.status_code, answer.headers["location"]) == (303, "/elements/failed")
         page = see(client, "/elements/failed")
@@ -376,7 +416,9 @@ def test_a_change_of_nothing_or_of_what_is_no_element_says_so(spool: Path) -> No
         (secret,) = see(client, "/").fields()
         for files in ([], ["../format"], ["../../etc/passwd", "~reason.txt", "", "1-x"]):
             answer = change(
-                client, "/failed", [secret, ("do", "discard"), ("confirmed", "1"), *(("file", name) for name in files)]
+                client,
+                "/failed",
+                [secret, ("do", "discard"), ("confirmed", "1"), *(("file", name) for name in files)],
             )
             assert answer.status_code == 400 and "No element was chosen" in answer.text
     assert (spool / "format").exists()
@@ -393,7 +435,8 @@ def test_consumers_are_paused_and_resumed(spool: Path) -> None:
     assert not os.path.lexists(spool / "control/pause")
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- what is shown
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_the_overview_has_the_figures_of_status(spool: Path) -> None:
@@ -402,7 +445,9 @@ def test_the_overview_has_the_figures_of_status(spool: Path) -> None:
     with Site("--max-failed", "0", cwd=spool.parent) as site, site.client() as client:
         page = client.get("/")
         status = json.loads(run("status", "--json", cwd=spool.parent).stdout)
-        assert count(page) == {name: str(status[name]) for name in ("waiting", "out", "deferred", "failed", "dropped")}
+        assert count(page) == {
+            name: str(status[name]) for name in ("waiting", "out", "deferred", "failed", "dropped")
+        }
         assert "CRITICAL" in page.text and "1 failed, more than 0" in page.text
         assert count(client.get("/live")) == count(page)
         assert "<html" not in client.get("/live").text
@@ -419,7 +464,11 @@ def test_a_running_consumer_is_seen_with_what_it_handles_and_what_failed(spool: 
         for number in range(30):
             inbox.add(f"more/{number}", number)
     words = ("--handler", "tasks:work", "-c", "22", "--max-attempts", "1")
-    with Consumer(*words, cwd=spool.parent) as consumer, Site(cwd=spool.parent) as site, site.client() as client:
+    with (
+        Consumer(*words, cwd=spool.parent) as consumer,
+        Site(cwd=spool.parent) as site,
+        site.client() as client,
+    ):
         consumer.until(lambda: "22" in client.get("/").text and "And 2 more." in client.get("/").text)
         page = see(client, "/")
         assert f"pid {consumer.process.pid} on " in page.text and "tasks:work, 22 at once" in page.text
@@ -436,7 +485,11 @@ def test_a_shared_inbox_shows_its_lease_and_what_is_in_the_consumer_s_folder(tmp
     run("init", "--scope", "network", cwd=tmp_path)
     run("add", "k", "1", cwd=tmp_path)
     (tmp_path / "tasks.py").write_text("import threading\ndef work(key, value): threading.Event().wait()\n")
-    with Consumer("--handler", "tasks:work", cwd=tmp_path) as consumer, Site(cwd=tmp_path) as site, site.client() as client:
+    with (
+        Consumer("--handler", "tasks:work", cwd=tmp_path) as consumer,
+        Site(cwd=tmp_path) as site,
+        site.client() as client,
+    ):
         consumer.until(lambda: count(client.get("/"))["out"] == "1")
         assert "sign of life" in see(client, "/").text
         (link,) = see(client, "/elements/out").links("/elements/out/")
@@ -447,8 +500,28 @@ def test_a_shared_inbox_shows_its_lease_and_what_is_in_the_consumer_s_folder(tmp
 def test_shards_keys_on_hold_and_kept_elements_are_seen(spool: Path) -> None:
     (spool.parent / "tasks.py").write_text("def work(key, value): pass\n")
     run("hold", *[f"held/{number}" for number in range(25)], cwd=spool.parent)
-    run("consume", "--handler", "tasks:work", "--drain", "--keep-done", "9", "--shard", "1/2", cwd=spool.parent)
-    run("consume", "--handler", "tasks:work", "--drain", "--keep-done", "9", "--shard", "2/2", cwd=spool.parent)
+    run(
+        "consume",
+        "--handler",
+        "tasks:work",
+        "--drain",
+        "--keep-done",
+        "9",
+        "--shard",
+        "1/2",
+        cwd=spool.parent,
+    )
+    run(
+        "consume",
+        "--handler",
+        "tasks:work",
+        "--drain",
+        "--keep-done",
+        "9",
+        "--shard",
+        "2/2",
+        cwd=spool.parent,
+    )
     with Site(cwd=spool.parent) as site, site.client() as client:
         page = see(client, "/")
         assert "shard 1/2" in page.text and "shard 2/2" in page.text
@@ -470,12 +543,22 @@ def test_pages_of_fifty_and_a_filter_by_what_a_key_contains(tmp_path: Path) -> N
         assert keys("/elements/waiting") == [f"{number:03d}" for number in range(50)]
         assert keys("/elements/waiting?page=3") == [f"{number:03d}" for number in range(100, 120)]
         assert keys("/elements/waiting?page=99") == keys("/elements/waiting?page=3")
-        assert keys("/elements/waiting?page=zero") == keys("/elements/waiting?page=0") == keys("/elements/waiting")
+        assert (
+            keys("/elements/waiting?page=zero")
+            == keys("/elements/waiting?page=0")
+            == keys("/elements/waiting")
+        )
         assert keys("/elements/waiting?q=page/") == [f"{number:03d}" for number in range(1, 100, 2)]
         assert see(client, "/elements/waiting?q=page/").links("?q=page%2F&page=2")
-        assert keys("/elements/waiting?q=page%2F&page=2") == [f"{number:03d}" for number in range(101, 120, 2)]
+        assert keys("/elements/waiting?q=page%2F&page=2") == [
+            f"{number:03d}" for number in range(101, 120, 2)
+        ]
         nothing = see(client, "/elements/waiting?q=<b>")
-        assert "Nothing here." in nothing.text and "“<b>”" in nothing.text and not any(tag == "b" for tag, _ in nothing.tags)
+        assert (
+            "Nothing here." in nothing.text
+            and "“<b>”" in nothing.text
+            and not any(tag == "b" for tag, _ in nothing.tags)
+        )
 
 
 def test_a_deferred_element_tells_when_it_is_tried_again(spool: Path) -> None:
@@ -515,8 +598,10 @@ def test_an_element_that_has_moved_on_is_found_where_it_is_now(spool: Path) -> N
 
 def test_what_is_no_element_is_not_there(spool: Path) -> None:
     addresses = """
-        /elements/tmp /elements/done /elements/inflight/x /elements/waiting/format /elements/waiting/..%2fformat
-        /elements/waiting/%2e%2e /elements/failed/1795492382055025610-a~reason.txt /elements/deferred/1795492382055025610-a
+        /elements/tmp /elements/done /elements/inflight/x /elements/waiting/format
+        /elements/waiting/..%2fformat
+        /elements/waiting/%2e%2e /elements/failed/1795492382055025610-a~reason.txt
+        /elements/deferred/1795492382055025610-a
         /elements/waiting/1795492382055025610-%252e%252e%252fformat /elements/waiting/%ff%00 /static/../app.py
         /static/%2e%2e/app.py /elements/out/1795492382055025610-a
     """
@@ -526,15 +611,19 @@ def test_what_is_no_element_is_not_there(spool: Path) -> None:
             assert answer.status_code == 404, address
 
 
-# --- payloads --------------------------------------------------------------------------------------------------------
+# --- payloads
+# --------------------------------------------------------------------------------------------------------
 
 
 PAYLOADS: list[tuple[bytes, list[str], list[str]]] = [
-    (b'{"b":[1,"\xc3\xbc"]}', ["14 bytes, JSON", '{\n  "b": [\n    1,\n    "ü"\n  ]\n}', "as it is stored"], []),
-    ("naïve\r\nsecond\u202eline \u3000".encode(), ["text", "naïve\nsecond\\u202eline \u3000"], ["\u202e", "Indented"]),
+    (b'{"b":[1,"\xc3\xbc"]}',
+     ["14 bytes, JSON", '{\n  "b": [\n    1,\n    "ü"\n  ]\n}', "as it is stored"], []),
+    ("naïve\r\nsecond\u202eline \u3000".encode(),
+     ["text", "naïve\nsecond\\u202eline \u3000"], ["\u202e", "Indented"]),
     (b"a\0b\xff" + bytes(range(64)), ["binary",
      "00000000  61 00 62 ff 00 01 02 03  04 05 06 07 08 09 0a 0b  |a.b.....", "|,-./01"], []),
-    (b"x" * 65535 + "ä".encode() * 10, ["65,555 bytes, text; only the first 65,536 are shown", "x" * 65535], ["x\\", "ä"]),
+    (b"x" * 65535 + "ä".encode() * 10,
+     ["65,555 bytes, text; only the first 65,536 are shown", "x" * 65535], ["x\\", "ä"]),
     (b"\0" * 5000, ["5,000 bytes, binary; only the first 1,024 are shown", "000003f0  "], ["00000400"]),
     (b"", ["0 bytes, text"], []),
     (b"[" * 30000 + b"]" * 30000, ["text", "[[[[", "]]]]"], ["Indented"]),
@@ -560,7 +649,9 @@ def test_a_payload_is_shown_for_what_it_is(spool: Path) -> None:
                 assert '{"b":[1,"ü"]}' in stored.text and stored.links("?")
             answer = client.get(f"{link}/payload")
             assert answer.content == payload
-            assert answer.headers["content-disposition"] == f'attachment; filename="{link.rpartition("/")[2]}"'
+            assert (
+                answer.headers["content-disposition"] == f'attachment; filename="{link.rpartition("/")[2]}"'
+            )
             assert answer.headers["content-type"] == "application/octet-stream"
 
 
@@ -578,7 +669,8 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(spool: Path)
             assert answer.status_code == 503 and "SECRET" not in answer.text
 
 
-# --- hostile content -------------------------------------------------------------------------------------------------
+# --- hostile content
+# -------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -614,7 +706,11 @@ def test_hostile_keys_and_reasons_are_text_on_every_page(tmp_path: Path) -> None
                 assert [value for tag, value in page.tags if tag == "script"] == (
                     [{"src": "/static/live.js", "defer": None}] if address == "/" else []
                 )
-                assert not any(name.startswith("on") or name == "style" for _, attributes in page.tags for name in attributes)
+                assert not any(
+                    name.startswith("on") or name == "style"
+                    for _, attributes in page.tags
+                    for name in attributes
+                )
                 assert all(character.isprintable() or character in "\n\t" for character in page.text)
         whole = see(client, "/elements/failed").text
         for seen in (
@@ -632,7 +728,12 @@ def test_hostile_keys_and_reasons_are_text_on_every_page(tmp_path: Path) -> None
         for text in HOSTILE:  # as a filter, too
             see(
                 client,
-                str(httpx.URL("/elements/waiting", params={"q": text.encode(errors="surrogateescape").decode(errors="replace")})),
+                str(
+                    httpx.URL(
+                        "/elements/waiting",
+                        params={"q": text.encode(errors="surrogateescape").decode(errors="replace")},
+                    )
+                ),
             )
 
 
@@ -644,8 +745,14 @@ def test_a_reason_that_is_missing_or_long_is_told(spool: Path) -> None:
     path.write_text(" \n")
     with Site(cwd=spool.parent) as site, site.client() as client:
         page = see(client, "/elements/failed")
-        assert "No reason is kept." in page.text and "TheEnd: of it" in page.text and "(no words)" in page.text
-        for key, said in (("none", "No reason is kept."), ("long", "Only its end is shown; all of it is in"), ("blank", "Why")):
+        assert (
+            "No reason is kept." in page.text and "TheEnd: of it" in page.text and "(no words)" in page.text
+        )
+        for key, said in (
+            ("none", "No reason is kept."),
+            ("long", "Only its end is shown; all of it is in"),
+            ("blank", "Why"),
+        ):
             (link,) = [link for link in page.links("/elements/failed/") if link.endswith(f"-{key}")]
             assert said in see(client, link).text
 
@@ -653,7 +760,15 @@ def test_a_reason_that_is_missing_or_long_is_told(spool: Path) -> None:
 def account(**more: object) -> dict[str, object]:
     """Return an account of a consumer, as one would have written it."""
     totals = {"taken": 1, "arrived": 1}
-    mine = {"shard": "1/1", "pid": 1, "host": "h", "handler": "m:f", "concurrency": 1, "since": 1.0, "at": 2.0}
+    mine = {
+        "shard": "1/1",
+        "pid": 1,
+        "host": "h",
+        "handler": "m:f",
+        "concurrency": 1,
+        "since": 1.0,
+        "at": 2.0,
+    }
     return mine | {"totals": totals, "minutes": [], "running": [], "failures": []} | more
 
 
@@ -682,7 +797,8 @@ def test_a_forged_account_is_shown_as_text_or_left_out_and_stops_nothing(spool: 
                 assert client.get(link).status_code == 404
 
 
-# --- large, and gone -------------------------------------------------------------------------------------------------
+# --- large, and gone
+# -------------------------------------------------------------------------------------------------
 
 
 def test_of_a_very_large_folder_only_so_much_is_looked_at_and_that_is_said(
@@ -692,10 +808,14 @@ def test_of_a_very_large_folder_only_so_much_is_looked_at_and_that_is_said(
         for number in range(30):
             inbox.add(f"k{number}", number)
     monkeypatch.setattr(look, "MOST", 20)
-    page, listed, failed = asked_in_this_process(tmp_path / "inbox", "/", "/elements/waiting", "/elements/failed")
+    page, listed, failed = asked_in_this_process(
+        tmp_path / "inbox", "/", "/elements/waiting", "/elements/failed"
+    )
     assert count(page)["waiting"] == "20+"
     assert count(page)["failed"] == "0"
-    assert "Only the first 20 names" in page.text and "unknown: there is more than is counted here" in page.text
+    assert (
+        "Only the first 20 names" in page.text and "unknown: there is more than is counted here" in page.text
+    )
     assert "20+ elements" in listed.text and "fsinbox ls --state waiting" in listed.text
     assert len(Document(listed).links("/elements/waiting/")) == 20
     assert "0 elements" in failed.text

@@ -40,7 +40,8 @@ def browser() -> Iterator[sync_api.Browser]:
 
 @pytest.fixture
 def open_page(browser: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
-    """Return a new page of a new visitor. At the end of the test none of its pages may have complained, or asked anything."""
+    """Return a new page of a new visitor. At the end of the test none of its pages may have complained, or
+    asked anything."""
     complaints: list[str] = []
     contexts = []
 
@@ -49,7 +50,10 @@ def open_page(browser: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * PATIENCE)
-        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None,
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         return page
@@ -79,7 +83,8 @@ def work(key, value):
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
-    """A folder with tasks.py, whose handler waits while a file `wait` is there, and fails while `broken` is there."""
+    """A folder with tasks.py, whose handler waits while a file `wait` is there, and fails while `broken` is
+    there."""
     (tmp_path / "tasks.py").write_text(TASKS)
     run("init", cwd=tmp_path)
     return tmp_path
@@ -111,12 +116,16 @@ def test_the_figures_change_while_a_consumer_works_and_the_page_stays_where_it_w
             (app / "wait").unlink()
             expect(page.locator("#count-waiting")).to_have_text("0")
             expect(page.locator(".legend .acknowledged")).to_contain_text("40")
-        assert abs(page.evaluate("window.scrollY") - before) < 20  # (browsers follow what is looked at when lines come above it)
+        assert (
+            abs(page.evaluate("window.scrollY") - before) < 20
+        )  # (browsers follow what is looked at when lines come above it)
         assert page.evaluate("getSelection().toString()") == "Age of what waits"
         expect(page.locator("#freshness")).to_contain_text("As of")
 
 
-def test_failed_elements_are_retried_and_discarded_by_hand(app: Path, open_page: Callable[..., sync_api.Page]) -> None:
+def test_failed_elements_are_retried_and_discarded_by_hand(
+    app: Path, open_page: Callable[..., sync_api.Page]
+) -> None:
     (app / "broken").touch()
     for key in ("<script>alert(1)</script>", "two", "three"):
         run("add", key, "1", cwd=app)
@@ -178,10 +187,13 @@ def test_updates_rest_while_nobody_looks_or_wants_them_and_trouble_is_told(
     with Site(cwd=app) as site:
         page = open_page()
         asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/live") else None)
+        page.on(
+            "request", lambda request: asked.append(request.url) if request.url.endswith("/live") else None
+        )
         page.add_init_script(
             "Object.defineProperty(Document.prototype, 'hidden', {get: () => window.unseen === true});"
-            "window.look = (seen) => { window.unseen = !seen; document.dispatchEvent(new Event('visibilitychange')); };"
+            "window.look = (seen) => { window.unseen = !seen; document.dispatchEvent(new "
+            "Event('visibilitychange')); };"
         )
         page.clock.install()
         page.goto(site.address)
@@ -212,7 +224,13 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
     (app / "broken").touch()
     keys = ["<img src=x onerror=alert(1)>", "k" * 200, "\u202egpj.exe", "\x1b[31m", "word " * 28]
     for key in keys:
-        run("add", "--", key, json.dumps({"html": "</pre><script>alert(1)</script>", "long": "x" * 500}), cwd=app)
+        run(
+            "add",
+            "--",
+            key,
+            json.dumps({"html": "</pre><script>alert(1)</script>", "long": "x" * 500}),
+            cwd=app,
+        )
     run("consume", "--handler", "tasks:work", "--max-attempts", "1", "--drain", cwd=app, status=1)
     with Site("--allow-changes", cwd=app) as site:
         page = open_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
@@ -226,7 +244,10 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, address
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 22)"
             expect(page.get_by_role("heading", level=1)).to_have_count(1)
-            unnamed = "nodes => nodes.filter(n => !n.labels?.length && !n.getAttribute('aria-label')).map(n => n.outerHTML)"
+            unnamed = (
+                "nodes => nodes.filter(n => !n.labels?.length && !n.getAttribute('aria-label')).map(n => "
+                "n.outerHTML)"
+            )
             assert page.locator("input:not([type=hidden])").evaluate_all(unnamed) == []
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
@@ -234,17 +255,22 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
         expect(page.locator("main")).to_be_focused()
 
 
-# --- the picture -----------------------------------------------------------------------------------------------------
+# --- the picture
+# -----------------------------------------------------------------------------------------------------
 
 PICTURE = ROOT / "docs/web-screenshot.png"
 
 
-@pytest.mark.skipif("FSINBOX_SCREENSHOT" not in os.environ, reason="makes docs/web-screenshot.png: set FSINBOX_SCREENSHOT=1")
+@pytest.mark.skipif(
+    "FSINBOX_SCREENSHOT" not in os.environ, reason="makes docs/web-screenshot.png: set FSINBOX_SCREENSHOT=1"
+)
 def test_picture_of_a_busy_inbox(browser: sync_api.Browser, tmp_path: Path) -> None:
     folder = tmp_path / "app"
     folder.mkdir()
     busy_inbox(folder)
-    with Consumer("--handler", "tasks:rebuild", "-c", "3", "--retry-delay", "600", "--inbox", "spool", cwd=folder) as consumer:
+    with Consumer(
+        "--handler", "tasks:rebuild", "-c", "3", "--retry-delay", "600", "--inbox", "spool", cwd=folder
+    ) as consumer:
         consumer.until(lambda: len(list((folder / "spool/inflight").iterdir())) == 3)
         with Site("--inbox", "spool", "--allow-changes", cwd=folder) as site:
             context = browser.new_context(viewport={"width": 1200, "height": 800}, color_scheme="light")
@@ -265,7 +291,9 @@ def test_picture_of_a_busy_inbox(browser: sync_api.Browser, tmp_path: Path) -> N
                 page.goto(site.address + "elements/failed")
                 page.click("a.key")
                 page.screenshot(path=more / "element.png")
-                phone = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
+                phone = browser.new_context(
+                    viewport={"width": 390, "height": 844}, color_scheme="dark"
+                ).new_page()
                 phone.goto(site.address)
                 phone.screenshot(path=more / "phone.png", full_page=True)
 
@@ -285,7 +313,10 @@ def busy_inbox(folder: Path) -> None:
         for number, (key, broken) in enumerate(
             [("page/pricing", "timeout"), ("invoice/2026-1187", "template"), ("page/blog/index", "timeout")]
         ):
-            inbox.add(key, {"id": number, "broken": broken, "revision": 4711 + number, "paths": ["/en", "/de", "/fr"]})
+            inbox.add(
+                key,
+                {"id": number, "broken": broken, "revision": 4711 + number, "paths": ["/en", "/de", "/fr"]},
+            )
     attempts = ("2", "1")
     for tries in attempts:
         run("consume", "--inbox", "spool", "--handler", "tasks:rebuild", "--drain", "--retry-delay", "0.001",
@@ -310,8 +341,20 @@ def busy_inbox(folder: Path) -> None:
     this = int(time.time() // 60)
     wave = [34, 36, 31, 38, 41, 44, 40, 47, 52, 49, 55, 58, 61, 57, 63, 66, 60, 58, 54, 49]
     record["minutes"] = [
-        [this - 59 + at, wave[at % 20] - at % 7 + at // 6, (at * 5) % 13 // 11 * 3, wave[(at + 3) % 20] + at % 5 + at // 5]
+        [
+            this - 59 + at,
+            wave[at % 20] - at % 7 + at // 6,
+            (at * 5) % 13 // 11 * 3,
+            wave[(at + 3) % 20] + at % 5 + at // 5,
+        ]
         for at in range(60)
     ]
-    record["totals"] |= {"arrived": 48213, "acknowledged": 47906, "retried": 312, "superseded": 41, "failed": 3, "taken": 48530}
+    record["totals"] |= {
+        "arrived": 48213,
+        "acknowledged": 47906,
+        "retried": 312,
+        "superseded": 41,
+        "failed": 3,
+        "taken": 48530,
+    }
     path.write_text(json.dumps(record))

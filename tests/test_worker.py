@@ -1,4 +1,5 @@
-"""The worker, in this process: handlers whose payload cannot be read, what ends them from outside, and the second signal.
+"""The worker, in this process: handlers whose payload cannot be read, what ends them from outside, and the
+second signal.
 
 What a person sees of it is in test_consume.py, with processes of its own.
 """
@@ -58,7 +59,8 @@ class Handling(threading.Thread):
         return self.outcome
 
 
-# --- functions -----------------------------------------------------------------------------------------------------
+# --- functions
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_handler_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,8 @@ def test_a_coroutine_that_runs_is_cancelled_from_outside(element: Element) -> No
     assert "CancelledError" in outcome.summary
 
 
-# --- commands ------------------------------------------------------------------------------------------------------
+# --- commands
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_command_whose_payload_cannot_be_opened_is_tried_again(element: Element) -> None:
@@ -131,7 +134,8 @@ def test_a_command_whose_payload_cannot_be_opened_is_tried_again(element: Elemen
 
 
 @pytest.mark.parametrize(
-    ("line", "how"), [("touch began; sleep 3600", "SIGTERM"), ("trap '' TERM; touch began; sleep 3600", "SIGKILL")]
+    ("line", "how"),
+    [("touch began; sleep 3600", "SIGTERM"), ("trap '' TERM; touch began; sleep 3600", "SIGKILL")],
 )
 def test_a_command_that_runs_is_ended_from_outside_whether_it_listens_or_not(
     element: Element, tmp_path: Path, line: str, how: str, monkeypatch: pytest.MonkeyPatch
@@ -154,7 +158,9 @@ def test_a_command_of_which_nothing_is_left_needs_no_second_signal(element: Elem
     assert handling.end().summary == "'sleep 3600' was killed by SIGTERM"
 
 
-def test_a_command_is_not_held_up_by_an_output_that_nobody_reads(element: Element, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_not_held_up_by_an_output_that_nobody_reads(
+    element: Element, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as nobody:
@@ -166,7 +172,8 @@ def test_a_command_is_not_held_up_by_an_output_that_nobody_reads(element: Elemen
     assert outcome.detail.endswith("the end of its output:\nsaid\n")
 
 
-# --- the second signal ---------------------------------------------------------------------------------------------
+# --- the second signal
+# ---------------------------------------------------------------------------------------------
 
 
 class Ended(BaseException):
@@ -233,7 +240,9 @@ def test_a_second_signal_gives_back_what_runs_and_ends_at_once(
         assert (element.key, element.attempts) == ("a", 1)
 
 
-def test_what_was_reported_before_the_second_signal_is_not_given_back(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_reported_before_the_second_signal_is_not_given_back(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def end(status: int) -> NoReturn:
         raise Ended(status)
 
@@ -251,7 +260,8 @@ def test_what_was_reported_before_the_second_signal_is_not_given_back(inbox: Inb
     assert os.listdir(f"{inbox.path}/pending") == []
 
 
-# --- standing by ---------------------------------------------------------------------------------------------------
+# --- standing by
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits(

@@ -1,8 +1,8 @@
 """The command line. It parses and prints; what it does stands elsewhere.
 
-Start-up is part of the product: cron jobs and scripts call `fsinbox add` all day. So the common forms of `add` are read
-by hand here, and only what they need is imported; every other line, and every line that is not understood at once, goes
-to click, which has the last word on errors and help.
+Start-up is part of the product: cron jobs and scripts call `fsinbox add` all day. So the common forms of
+`add` are read by hand here, and only what they need is imported; every other line, and every line that is not
+understood at once, goes to click, which has the last word on errors and help.
 """
 
 import os
@@ -34,7 +34,8 @@ def main() -> None:
 
 
 def settings_file() -> str | None:
-    """Return the path of the pyproject.toml that has our settings: the nearest one upwards from the working directory.
+    """Return the path of the pyproject.toml that has our settings: the nearest one upwards from the working
+    directory.
 
     $FSINBOX_SETTINGS names another; if it is empty, there are none. One that may not be read is passed over.
     """
@@ -74,7 +75,12 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
     """
     if any(name.startswith("FSINBOX_ADD_") for name in os.environ):
         return None
-    found: dict[str, str | None] = {"key": None, "value": None, "file": None, "inbox": os.environ.get("FSINBOX_DIR")}
+    found: dict[str, str | None] = {
+        "key": None,
+        "value": None,
+        "file": None,
+        "inbox": os.environ.get("FSINBOX_DIR"),
+    }
     command = False
     index = 0
     while index < len(words):

@@ -3,12 +3,12 @@
 import os
 import sys
 
-from ..errors import AddFailed, InboxError, UnusableInbox
 from ..inbox import Inbox
+from ..store.errors import AddFailed, InboxError, UnusableInbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..adding import Added
+    from ..store.adding import Added
 
 
 def add(
@@ -21,7 +21,8 @@ def add(
     durable: bool = True,
     json: bool = False,
 ) -> int:
-    """Add one element; return the exit status. The payload is VALUE's text, FILE's content, or standard input."""
+    """Add one element; return the exit status. The payload is VALUE's text, FILE's content, or standard
+    input."""
     from . import EXIT_UNUSABLE, EXIT_USAGE
 
     outcome: Added
@@ -37,7 +38,9 @@ def add(
             else:
                 if sys.stdin is None:
                     print(
-                        "fsinbox: there is no standard input to read the value from: give VALUE or --file FILE", file=sys.stderr
+                        "fsinbox: there is no standard input to read the value from: give VALUE or --file "
+                        "FILE",
+                        file=sys.stderr,
                     )
                     return EXIT_USAGE
                 if sys.stdin.isatty():

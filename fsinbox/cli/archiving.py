@@ -13,7 +13,7 @@ import click
 from .options import Failure, chosen, inbox_option, json_option, printable, yes_option
 
 if TYPE_CHECKING:
-    from ..archive import Member
+    from ..operate.archive import Member
 
 _PART = ".part"
 
@@ -33,12 +33,13 @@ _PART = ".part"
 @yes_option
 @click.argument("file")
 def export(inbox: str | None, json: bool, states: tuple[str, ...], yes: bool, file: str) -> None:
-    """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed; what ends meanwhile may be missing.
+    """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed; what ends
+    meanwhile may be missing.
 
     FILE appears when it is whole. If it was cut short, the same line goes on from FILE.part.
     """
-    from .. import archive
-    from ..layout import Layout
+    from ..operate import archive
+    from ..store.layout import Layout
     from .text import say
 
     layout = Layout(chosen(inbox), create=False)
@@ -74,17 +75,23 @@ def _open_part(path: str) -> IO[bytes]:
 @click.command("import")
 @inbox_option
 @json_option
-@click.option("--replace", is_flag=True, help="Replace values that wait here, too.  [default: they are kept, as the newer ones]")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace values that wait here, too.  [default: they are kept, as the newer ones]",
+)
 @click.argument("file")
 def import_(inbox: str | None, json: bool, replace: bool, file: str) -> None:
-    """Queue the elements of FILE, which `fsinbox export` has written; - is standard input. They come behind what waits here.
+    """Queue the elements of FILE, which `fsinbox export` has written; - is standard input. They come behind
+    what waits here.
 
-    What had failed goes to failed/, with its reason. If it is cut short, the same line goes on from there (but for -).
+    What had failed goes to failed/, with its reason. If it is cut short, the same line goes on from there
+    (but for -).
     """
     from collections import Counter
 
-    from .. import archive
     from ..inbox import Inbox
+    from ..operate import archive
     from .text import say
 
     counts: Counter[str] = Counter()
@@ -92,7 +99,9 @@ def import_(inbox: str | None, json: bool, replace: bool, file: str) -> None:
         identity = os.urandom(16) if file == "-" else archive.identity(file)
         source: Any = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise click.UsageError(f"cannot read {file}: {error.strerror}: check the path and who may read it") from error
+        raise click.UsageError(
+            f"cannot read {file}: {error.strerror}: check the path and who may read it"
+        ) from error
     with source, Inbox(chosen(inbox), codec="bytes") as target:
         work = archive.Import(target, identity, replace=replace)
         before = work.done
@@ -113,7 +122,13 @@ def import_(inbox: str | None, json: bool, replace: bool, file: str) -> None:
             raise Failure(f"{file}: {error}; {counts.total()} elements were imported", 2) from error
         work.finish()
     if json:
-        say(imported=counts["added"], failed=counts["failed"], kept=counts["kept"], skipped=counts["skipped"], before=before)
+        say(
+            imported=counts["added"],
+            failed=counts["failed"],
+            kept=counts["kept"],
+            skipped=counts["skipped"],
+            before=before,
+        )
     else:
         click.echo(
             f"imported {counts['added']} elements into {chosen(inbox)}, {counts['failed']} into failed/; "

@@ -9,7 +9,7 @@ from ..doctor import repair as mend
 from ..doctor.examination import Finding, Report
 from ..doctor.mending import places
 from ..doctor.words import Line, unwritable
-from ..errors import UnusableInbox
+from ..store.errors import UnusableInbox
 from . import EXIT_FAILED
 from .text import say
 
@@ -67,7 +67,9 @@ def tell_programs(lines: list[Line], done: list[str], report: Report | None, *, 
     say(part="verdict", inbox=report.path if report else None, healthy=healthy)
 
 
-def tell_people(lines: list[Line], done: list[str], report: Report | None, path: str, *, healthy: bool) -> None:
+def tell_people(
+    lines: list[Line], done: list[str], report: Report | None, path: str, *, healthy: bool
+) -> None:
     """Print it as text."""
     click.echo("file system: what was found -> what was chosen because of it")
     for line in lines:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
+from ..store.errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
 from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
 from .options import Failure, chosen, inbox_option, json_option, key_argument, outranked, printable
 
@@ -56,7 +56,9 @@ class Commands(click.Group):
         home = _ELSEWHERE.get(cmd_name)
         if home is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(import_module(f".{home}", __package__), cmd_name.replace("import", "import_"))
+        command: click.Command = getattr(
+            import_module(f".{home}", __package__), cmd_name.replace("import", "import_")
+        )
         return command
 
     def make_context(
@@ -73,7 +75,9 @@ class Commands(click.Group):
                     raise
         return super().make_context(info_name, args, parent, **extra)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if ctx.default_map and name and command and not ctx.resilient_parsing:
             ctx.default_map.check(name, command)  # type: ignore[attr-defined]  # Settings
@@ -85,7 +89,8 @@ class Commands(click.Group):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it shuts down.
+            # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it
+            # shuts down.
             _give_up_output()
             ctx.exit(0)
         except (InboxBusy, LeaseLost) as error:
@@ -100,14 +105,17 @@ class Commands(click.Group):
             raise Failure(text, EXIT_UNUSABLE) from error
 
 
-@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]}
+)
 @inbox_option
 @click.version_option(package_name="fsinbox", message="%(prog)s %(version)s")
 def cli(inbox: str | None) -> None:
     """A keyed, acknowledged FIFO queue in a directory.
 
     Add from anywhere (`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`, Python), consume in one place
-    (`fsinbox consume --handler module:func`). Each option has an environment variable, FSINBOX_<COMMAND>_<OPTION>.
+    (`fsinbox consume --handler module:func`). Each option has an environment variable,
+    FSINBOX_<COMMAND>_<OPTION>.
     """
 
 
@@ -141,10 +149,16 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 @json_option
 @click.option("--file", "file", metavar="FILE", help="Take the value from FILE; - is standard input.")
 @click.option("--move", is_flag=True, help="With --file: hand FILE over instead of copying it.")
-@click.option("--durable/--not-durable", default=True, help="Wait until a power cut can no longer lose it.  [default: durable]")
+@click.option(
+    "--durable/--not-durable",
+    default=True,
+    help="Wait until a power cut can no longer lose it.  [default: durable]",
+)
 @key_argument
 @click.argument("value", required=False)
-def add(inbox: str | None, json: bool, file: str | None, move: bool, durable: bool, key: str, value: str | None) -> None:
+def add(
+    inbox: str | None, json: bool, file: str | None, move: bool, durable: bool, key: str, value: str | None
+) -> None:
     """Queue VALUE for KEY, in place of a value of that key that waits.
 
     The value is stored as it stands, byte for byte. Without VALUE, or with -, it is read from standard input.
@@ -169,8 +183,8 @@ def add(inbox: str | None, json: bool, file: str | None, move: bool, durable: bo
 )
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
     """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
-    from .. import survey
-    from ..layout import Layout
+    from ..operate import survey
+    from ..store.layout import Layout
     from .text import age, say, when
 
     layout = Layout(chosen(inbox), create=False)
@@ -193,15 +207,17 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     """Print the payload of KEY: the one that waits, else the one that is out, is deferred or has failed."""
     import base64
 
-    from .. import survey
-    from ..files import open_for_reading
-    from ..layout import Layout
+    from ..operate import survey
+    from ..store.files import open_for_reading
+    from ..store.layout import Layout
     from .text import say, when
 
     layout = Layout(chosen(inbox), create=False)
     row = survey.find(layout, key)
     if row is None:
-        raise Failure(f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED)
+        raise Failure(
+            f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED
+        )
     try:
         with open(open_for_reading(layout, row.folder, row.file), "rb") as file:
             data = file.read()
@@ -235,19 +251,43 @@ def show(inbox: str | None, json: bool, key: str) -> None:
 
 @cli.command()
 @inbox_option
-@click.option("--handler", metavar="MODULE:FUNC", help="Call func(key, value) or func(element), plain or async.")
-@click.option("--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell.")
+@click.option(
+    "--handler", metavar="MODULE:FUNC", help="Call func(key, value) or func(element), plain or async."
+)
+@click.option(
+    "--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell."
+)
 @click.option("--shell", is_flag=True, help="With --exec: hand COMMAND to /bin/sh.")
-@click.option("--codec", type=click.Choice(["json", "text", "bytes"]), default="json", show_default=True, help="What a value is.")
-@click.option("--concurrency", "-c", type=click.IntRange(1), default=1, show_default=True, help="Handlers at once.")
-@click.option("--drain", "--burst", "drain", is_flag=True, help="Stop when nothing waits, back-offs included.")
+@click.option(
+    "--codec",
+    type=click.Choice(["json", "text", "bytes"]),
+    default="json",
+    show_default=True,
+    help="What a value is.",
+)
+@click.option(
+    "--concurrency", "-c", type=click.IntRange(1), default=1, show_default=True, help="Handlers at once."
+)
+@click.option(
+    "--drain", "--burst", "drain", is_flag=True, help="Stop when nothing waits, back-offs included."
+)
 @click.option("--once", is_flag=True, help="Stop after one element.")
 @click.option(
-    "--keep-done", type=click.IntRange(0), default=0, show_default=True, help="Keep the last N acknowledged in done/, to replay."
+    "--keep-done",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Keep the last N acknowledged in done/, to replay.",
 )
-@click.option("--max-attempts", type=click.IntRange(1), default=5, show_default=True, help="Then it goes to failed/.")
 @click.option(
-    "--retry-delay", type=click.FloatRange(0.001, 604800), default=1.0, show_default=True, help="First back-off, seconds."
+    "--max-attempts", type=click.IntRange(1), default=5, show_default=True, help="Then it goes to failed/."
+)
+@click.option(
+    "--retry-delay",
+    type=click.FloatRange(0.001, 604800),
+    default=1.0,
+    show_default=True,
+    help="First back-off, seconds.",
 )
 @click.option(
     "--max-retry-delay",
@@ -264,7 +304,11 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     help="Leave a key alone until it is quiet so long, seconds.",
 )
 @click.option(
-    "--max-settle", type=click.FloatRange(0), default=60.0, show_default=True, help="... but never longer than this, seconds."
+    "--max-settle",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="... but never longer than this, seconds.",
 )
 @click.option(
     "--drop-settle",
@@ -274,41 +318,76 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     help="A file in drop/ whose writer may not be done must lie still so long, seconds.",
 )
 @click.option(
-    "--max-size", type=click.IntRange(0), default=1 << 30, show_default=True, help="Largest file adopted from drop/, bytes."
+    "--max-size",
+    type=click.IntRange(0),
+    default=1 << 30,
+    show_default=True,
+    help="Largest file adopted from drop/, bytes.",
 )
 @click.option(
-    "--watch", type=click.Choice(["auto", "events", "poll"]), default="auto", show_default=True, help="How to notice arrivals."
+    "--watch",
+    type=click.Choice(["auto", "events", "poll"]),
+    default="auto",
+    show_default=True,
+    help="How to notice arrivals.",
 )
 @click.option(
-    "--poll-interval", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Longest time between polls, seconds."
+    "--poll-interval",
+    type=click.FloatRange(0.01),
+    default=1.0,
+    show_default=True,
+    help="Longest time between polls, seconds.",
 )
-@click.option("--shard", metavar="I/N", default="1/1", show_default=True, help="Take the I-th of N parts of the keys only.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    default="1/1",
+    show_default=True,
+    help="Take the I-th of N parts of the keys only.",
+)
 @click.option(
     "--lease",
     type=click.FloatRange(1, 86400),
     default=15.0,
     show_default=True,
-    help="Shared by several hosts: without a sign of life for so long, another consumer may take over, seconds.",
+    help="Shared by several hosts: seconds without a heartbeat after which another consumer may take over.",
 )
-@click.option("--standby", is_flag=True, help="If there is a consumer, wait until it ends or is dead, then take over.")
+@click.option(
+    "--standby", is_flag=True, help="If there is a consumer, wait until it ends or is dead, then take over."
+)
 @click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong.")
 @click.option("--verbose", "-v", is_flag=True, help="Say what happens to each element.")
 @click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What the log on stderr is."
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What the log on stderr is.",
 )
-@click.option("--metrics", metavar="[HOST:]PORT", help="Serve metrics for Prometheus there; HOST is the loopback unless given.")
-@click.option("--metrics-file", metavar="FILE", help="Keep metrics in FILE, for node_exporter: every 15 seconds, and at the end.")
-@click.option("--trace", is_flag=True, help="Make an OpenTelemetry span for each element, in its producer's trace.")
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Serve metrics for Prometheus there; HOST is the loopback unless given.",
+)
+@click.option(
+    "--metrics-file",
+    metavar="FILE",
+    help="Keep metrics in FILE, for node_exporter: every 15 seconds, and at the end.",
+)
+@click.option(
+    "--trace", is_flag=True, help="Make an OpenTelemetry span for each element, in its producer's trace."
+)
 def consume(inbox: str | None, **options: Any) -> None:
     """Be the consumer: take elements and have them handled, until stopped.
 
-    A handler that returns (a command that exits with 0) acknowledges. One that raises is tried again later, after an
-    exponential back-off, while others go on; after --max-attempts the element goes to failed/ with the traceback.
-    A command may exit with 75 to be tried again uncounted, and with 64, 65 or 78 to go to failed/ at once.
+    A handler that returns (a command that exits with 0) acknowledges. One that raises is tried again later,
+    after an exponential back-off, while others go on; after --max-attempts the element goes to failed/ with
+    the traceback. A command may exit with 75 to be tried again uncounted, and with 64, 65 or 78 to go to
+    failed/ at once.
 
-    SIGTERM and SIGINT finish what is running; a second one gives it back at once. Exit status: 0 stopped or drained,
-    1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it has a consumer (or another
-    one has taken over).
+    SIGTERM and SIGINT finish what is running; a second one gives it back at once. Exit status: 0 stopped or
+    drained, 1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it
+    has a consumer (or another one has taken over).
     """
     from .consuming import consume as run_consumer
 
@@ -323,8 +402,8 @@ def consume(inbox: str | None, **options: Any) -> None:
 def doctor(inbox: str | None, json: bool, repair: bool) -> None:
     """Measure this file system, and check the inbox: say what was found, and what follows.
 
-    Where there is no inbox yet, only the file system is measured. Exit status: 0 if all is well, 1 if something needs a
-    repair or a person, 3 if the inbox cannot be used.
+    Where there is no inbox yet, only the file system is measured. Exit status: 0 if all is well, 1 if
+    something needs a repair or a person, 3 if the inbox cannot be used.
     """
     from .checkup import checkup
 

@@ -21,4 +21,6 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(click.get_current_context().find_root().command, {}, "fsinbox", "_FSINBOX_COMPLETE").source())
+    click.echo(
+        kind(click.get_current_context().find_root().command, {}, "fsinbox", "_FSINBOX_COMPLETE").source()
+    )

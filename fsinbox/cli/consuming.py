@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Inbox
-from ..lock import Shard, parse_shard
 from ..worker import service
 from ..worker.backoff import Backoff
 from ..worker.observer import Keeper, Observer
@@ -64,7 +64,9 @@ def consume(path: str, **options: Any) -> int:
         )
         runner.observers += service.observers(os.environ)
         if options["metrics"] or options["metrics_file"]:
-            runner.observers += measured(inbox.path, shard, keeper, options["metrics"], options["metrics_file"])
+            runner.observers += measured(
+                inbox.path, shard, keeper, options["metrics"], options["metrics_file"]
+            )
         log.info(
             "consuming %s with %s (pid %d)",
             inbox.path,
@@ -100,7 +102,8 @@ def choose_handler(function: str | None, command: str | None, *, shell: bool) ->
 
 
 def traced(handler: Handler, path: str) -> Handler:
-    """Return a handler that does the same, in a span each; what it adds goes on with the trace. Raises click.UsageError."""
+    """Return a handler that does the same, in a span each; what it adds goes on with the trace. Raises
+    click.UsageError."""
     try:
         from ..tracing import instrument
     except ImportError as error:
@@ -111,7 +114,9 @@ def traced(handler: Handler, path: str) -> Handler:
     return Traced(handler, os.path.abspath(path))
 
 
-def measured(path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None) -> list[Observer]:
+def measured(
+    path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None
+) -> list[Observer]:
     """Return the observer that tells metrics. Raises click.UsageError."""
     try:
         from ..worker.metrics import observers
@@ -124,7 +129,9 @@ def measured(path: str, shard: Shard, keeper: Keeper, address: str | None, file:
 def run_with_progress(runner: Runner) -> Tally:
     """Run a drain with a bar on the terminal: what is done, of that and what waits."""
     inbox = runner.inbox
-    with click.progressbar(length=max(1, len(inbox)), label="draining", file=sys.stderr, show_pos=True) as bar:
+    with click.progressbar(
+        length=max(1, len(inbox)), label="draining", file=sys.stderr, show_pos=True
+    ) as bar:
 
         def progress(tally: Tally) -> None:
             done = tally.acknowledged + tally.failed + tally.superseded

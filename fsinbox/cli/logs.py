@@ -1,7 +1,8 @@
-"""The log of `fsinbox consume`, on standard error: text for people, JSON for programs, and what journald understands.
+"""The log of `fsinbox consume`, on standard error: text for people, JSON for programs, and what journald
+understands.
 
-A key, a file's name or an exception may hold anything: in no form does a record begin a second line that could be taken for
-a record, or send a terminal a control character.
+A key, a file's name or an exception may hold anything: in no form does a record begin a second line that
+could be taken for a record, or send a terminal a control character.
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ def set_up(form: str, level: int) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("fsinbox").setLevel(level)
-    logging.raiseExceptions = False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
+    logging.raiseExceptions = (
+        False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
+    )
     if form == "json":
-        Failure.log = lambda message: logging.getLogger("fsinbox").error("%s", message, extra={"event": "gave_up"})
+        Failure.log = lambda message: logging.getLogger("fsinbox").error(
+            "%s", message, extra={"event": "gave_up"}
+        )
 
 
 def line(form: str, message: str, event: str) -> str:
-    """Return a line of the log, for one that must be written without the logging module: from within a signal handler."""
+    """Return a line of the log, for one that must be written without the logging module: from within a signal
+    handler."""
     if form != "json":
         return f"fsinbox: {message}\n"
     record = logging.makeLogRecord({"name": "fsinbox", "levelname": "INFO", "msg": message, "event": event})
@@ -56,7 +62,9 @@ class Json(logging.Formatter):
         }
         if record.name != "fsinbox":
             members["logger"] = record.name
-        members |= {name: value for name, value in vars(record).items() if name not in _OWN and name not in members}
+        members |= {
+            name: value for name, value in vars(record).items() if name not in _OWN and name not in members
+        }
         if record.exc_info:
             members["traceback"] = self.formatException(record.exc_info)
         return json.dumps({name: _member(value) for name, value in members.items()})

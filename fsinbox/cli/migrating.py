@@ -10,7 +10,13 @@ from .options import chosen, inbox_option, json_option, printable
 @click.command()
 @inbox_option
 @json_option
-@click.option("--table", metavar="NAME", default="inbox", show_default=True, help="The table; schema.table, if it has a schema.")
+@click.option(
+    "--table",
+    metavar="NAME",
+    default="inbox",
+    show_default=True,
+    help="The table; schema.table, if it has a schema.",
+)
 @click.option("--key-column", metavar="NAME", default="key", show_default=True, help="What is the key.")
 @click.option("--value-column", metavar="NAME", default="value", show_default=True, help="What is the value.")
 @click.option(
@@ -18,11 +24,17 @@ from .options import chosen, inbox_option, json_option, printable
     metavar="NAME",
     default="locked",
     show_default=True,
-    help="What tells that a row was taken: true, not 0, or any time or name. Such rows go first. Need not be there.",
+    help="The column that tells that a row was taken: true, not 0, a time or a name. Such rows go first.",
 )
-@click.option("--order-by", metavar="NAME", help="What tells the order of arrival.  [default: the primary key]")
-@click.option("--batch", type=click.IntRange(1), default=1000, show_default=True, help="Rows that are read at once.")
-@click.option("--restart", is_flag=True, help="Begin with the first row, even if a run before was interrupted.")
+@click.option(
+    "--order-by", metavar="NAME", help="What tells the order of arrival.  [default: the primary key]"
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1000, show_default=True, help="Rows that are read at once."
+)
+@click.option(
+    "--restart", is_flag=True, help="Begin with the first row, even if a run before was interrupted."
+)
 @click.argument("url", envvar="FSINBOX_MIGRATE_URL", metavar="URL")
 def migrate(
     inbox: str | None,
@@ -36,18 +48,19 @@ def migrate(
     restart: bool,
     url: str,
 ) -> None:
-    """Queue the rows of a database table, oldest first. URL is SQLAlchemy's: sqlite:///jobs.db, postgresql://host/db.
+    """Queue the rows of a database table, oldest first. URL is SQLAlchemy's: sqlite:///jobs.db,
+    postgresql://host/db.
 
-    Stop what adds to the table and what takes from it, run this, and start them again on the inbox. Nothing is deleted
-    from the table. A run that was interrupted goes on where it was; a run after a whole one begins anew, and replaces what
-    still waits. A row that cannot be an element is told, and left: exit status 1. (A password in URL is seen by every user
-    of this host: put the URL into $FSINBOX_MIGRATE_URL.)
+    Stop what adds to the table and what takes from it, run this, and start them again on the inbox. Nothing
+    is deleted from the table. A run that was interrupted goes on where it was; a run after a whole one begins
+    anew, and replaces what still waits. A row that cannot be an element is told, and left: exit status 1. (A
+    password in URL is seen by every user of this host: put the URL into $FSINBOX_MIGRATE_URL.)
     """
     import sys
     from contextlib import closing, nullcontext
 
     from ..inbox import Inbox
-    from ..migration import Place, Source
+    from ..operate.migration import Place, Source
     from . import EXIT_FAILED
     from .text import say
 
@@ -62,13 +75,19 @@ def migrate(
             total = {"new": 0, "replaced": 0, "behind": 0}
             left = 0
             on_terminal = sys.stderr.isatty()
-            with click.progressbar(length=count, label="copying", file=sys.stderr) if on_terminal else nullcontext() as bar:
+            with (
+                click.progressbar(length=count, label="copying", file=sys.stderr)
+                if on_terminal
+                else nullcontext() as bar
+            ):
                 for rows in source.batches(start, batch):
                     for outcome, number in target.add_many(rows.good).items():
                         total[outcome] += number
                     for name, reason in rows.bad:
                         left += 1
-                        click.echo(f"fsinbox: left out the row with {printable(name)}: {printable(reason)}", err=True)
+                        click.echo(
+                            f"fsinbox: left out the row with {printable(name)}: {printable(reason)}", err=True
+                        )
                     place.write(rows.after)
                     if bar:
                         bar.update(len(rows.good) + len(rows.bad))

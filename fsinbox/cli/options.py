@@ -1,4 +1,5 @@
-"""What the commands share: the inbox that a line names, errors with our exit statuses, names that may be printed."""
+"""What the commands share: the inbox that a line names, errors with our exit statuses, names that may be
+printed."""
 
 from __future__ import annotations
 
@@ -47,11 +48,14 @@ def inbox_option(command: Command) -> Command:
 
 def json_option(command: Command) -> Command:
     """Add --json to a command."""
-    return click.option("--json", is_flag=True, help="Print JSON, one object a line; ignore members you do not know.")(command)
+    return click.option(
+        "--json", is_flag=True, help="Print JSON, one object a line; ignore members you do not know."
+    )(command)
 
 
 def chosen(inbox: str | None, ctx: click.Context | None = None) -> str:
-    """Return the inbox that the line names: behind the command, before it, in the environment, in a file, or ./inbox."""
+    """Return the inbox that the line names: behind the command, before it, in the environment, in a file, or
+    ./inbox."""
     ctx = ctx or click.get_current_context()
     source = ctx.get_parameter_source("inbox")
     before = ctx.find_root().params.get("inbox")
@@ -61,8 +65,8 @@ def chosen(inbox: str | None, ctx: click.Context | None = None) -> str:
 
 
 def outranked(*names: str) -> list[str]:
-    """Return which of these options, of which one may be given, give way to another: what was typed outranks the environment,
-    and that outranks a file."""
+    """Return which of these options, of which one may be given, give way to another: what was typed outranks
+    the environment, and that outranks a file."""
     ctx = click.get_current_context()
     rank = list(click.core.ParameterSource).index
     ranks = {name: rank(ctx.get_parameter_source(name)) for name in names if ctx.params[name] is not None}  # type: ignore[arg-type]
@@ -112,14 +116,17 @@ def key_argument(command: Command) -> Command:
 
 
 def complete_keys(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the keys in the inbox that begin so, for a shell's completion. What a shell could not show is left out."""
-    from .. import survey
-    from ..errors import InboxError
-    from ..layout import Layout
+    """Return the keys in the inbox that begin so, for a shell's completion. What a shell could not show is
+    left out."""
+    from ..operate import survey
+    from ..store.errors import InboxError
+    from ..store.layout import Layout
 
     try:
         layout = Layout(chosen(ctx.params.get("inbox"), ctx), create=False)
-        keys = {row.key for row in survey.rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()}
+        keys = {
+            row.key for row in survey.rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()
+        }
     except (InboxError, OSError):
         return []
     return sorted(keys.difference(ctx.params.get("keys") or ()))

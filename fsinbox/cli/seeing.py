@@ -1,4 +1,5 @@
-"""`fsinbox status` and `fsinbox metrics`: how an inbox stands, for people, for programs and for what watches over them."""
+"""`fsinbox status` and `fsinbox metrics`: how an inbox stands, for people, for programs and for what watches
+over them."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..survey import Ages, Summary
+    from ..operate.survey import Ages, Summary
 
 
 class Limits:
-    """What an inbox must not exceed, each None for no limit. `age` in seconds, of the oldest that is not done."""
+    """What an inbox must not exceed, each None for no limit. `age` in seconds, of the oldest that is not
+    done."""
 
-    def __init__(self, age: float | None = None, pending: int | None = None, failed: int | None = None) -> None:
+    def __init__(
+        self, age: float | None = None, pending: int | None = None, failed: int | None = None
+    ) -> None:
         self.age = age
         self.pending = pending
         self.failed = failed
@@ -26,10 +30,15 @@ class Limits:
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --max-age, --max-pending and --max-failed to a command."""
     for option in (
-        click.option("--max-failed", type=click.IntRange(0), metavar="N", help="Critical if more have failed."),
+        click.option(
+            "--max-failed", type=click.IntRange(0), metavar="N", help="Critical if more have failed."
+        ),
         click.option("--max-pending", type=click.IntRange(0), metavar="N", help="Critical if more wait."),
         click.option(
-            "--max-age", type=DURATION, metavar="DURATION", help="Critical if one that is not done is older: 90, 15m, 2h, 1d."
+            "--max-age",
+            type=DURATION,
+            metavar="DURATION",
+            help="Critical if one that is not done is older: 90, 15m, 2h, 1d.",
         ),
     ):
         command = option(command)
@@ -40,17 +49,21 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @inbox_option
 @json_option
 @limit_options
-def status(inbox: str | None, json: bool, max_age: float | None, max_pending: int | None, max_failed: int | None) -> None:
-    """Tell how the inbox stands: who consumes, what waits and for how long, how quickly the work goes, and a verdict.
+def status(
+    inbox: str | None, json: bool, max_age: float | None, max_pending: int | None, max_failed: int | None
+) -> None:
+    """Tell how the inbox stands: who consumes, what waits and for how long, how quickly the work goes, and a
+    verdict.
 
-    Exit status: 0; with --max-age, --max-pending or --max-failed 1 if one of them is exceeded; 3 if the inbox cannot be
-    looked at. Each column of the histogram counts what has waited for so long, and longer than the column before says.
+    Exit status: 0; with --max-age, --max-pending or --max-failed 1 if one of them is exceeded; 3 if the inbox
+    cannot be looked at. Each column of the histogram counts what has waited for so long, and longer than the
+    column before says.
     """
     import sys
     from dataclasses import asdict
 
-    from .. import survey
-    from ..layout import Layout
+    from ..operate import survey
+    from ..store.layout import Layout
     from . import EXIT_FAILED
     from .text import say
 
@@ -66,10 +79,14 @@ def status(inbox: str | None, json: bool, max_age: float | None, max_pending: in
 
 
 def verdict(found: Summary, limits: Limits) -> tuple[str, str]:
-    """Return how it is in one line: "OK", "WARNING" (a person may want to know) or "CRITICAL" (a limit is exceeded), and why."""
+    """Return how it is in one line: "OK", "WARNING" (a person may want to know) or "CRITICAL" (a limit is
+    exceeded), and why."""
     from .text import seconds
 
-    oldest = max((age for age in (found.oldest_waiting, found.oldest_out, found.oldest_deferred) if age is not None), default=0.0)
+    oldest = max(
+        (age for age in (found.oldest_waiting, found.oldest_out, found.oldest_deferred) if age is not None),
+        default=0.0,
+    )
     broken = []
     if limits.age is not None and oldest > limits.age:
         broken.append(f"the oldest is there for {seconds(oldest)}, more than {seconds(limits.age)}")
@@ -89,7 +106,8 @@ def verdict(found: Summary, limits: Limits) -> tuple[str, str]:
 
 
 def oddities(found: Summary, *, failures: bool) -> list[str]:
-    """Return what a person may want to know though no limit says so; that something has failed only if `failures`."""
+    """Return what a person may want to know though no limit says so; that something has failed only if
+    `failures`."""
     odd = []
     if found.stuck is not None:
         odd.append(f"the lock is held, and all adds wait: {found.stuck}")
@@ -111,7 +129,11 @@ def pause(found: Summary) -> str:
     """Return who has paused the consumer, and until when."""
     from .text import when
 
-    until = "until it is resumed" if found.paused_until is None else f"until {when(int(found.paused_until * 1e9))[:19]}+00:00"
+    until = (
+        "until it is resumed"
+        if found.paused_until is None
+        else f"until {when(int(found.paused_until * 1e9))[:19]}+00:00"
+    )
     return f"paused {until}{f' by {found.paused_by}' if found.paused_by else ''}"
 
 
@@ -122,14 +144,20 @@ def lines(found: Summary) -> list[str]:
     def aged(age: float | None) -> str:
         return "" if age is None else f"  (oldest {seconds(age)})"
 
-    text = [f"inbox     {found.path}", f"consumer  {found.consumer or 'none'}" if len(found.consumers) == 1 else "consumers"]
+    text = [
+        f"inbox     {found.path}",
+        f"consumer  {found.consumer or 'none'}" if len(found.consumers) == 1 else "consumers",
+    ]
     for one in found.consumers:
         lease = ""
         if one.get("sign") is not None:
             lease = f"epoch {one['epoch']}, sign of life {seconds(float(str(one['sign'])))} ago"
             lease += ", lapsed" if one["lapsed"] else ""
         if len(found.consumers) > 1:
-            text.append(f"  {one['shard']:<6}  {one['holder'] or 'NONE: its keys wait'}{f'  ({lease})' if lease else ''}")
+            text.append(
+                f"  {one['shard']:<6}  "
+                f"{one['holder'] or 'NONE: its keys wait'}{f'  ({lease})' if lease else ''}"
+            )
         elif lease:
             text.append(f"lease     {lease}")
     text += [
@@ -148,7 +176,10 @@ def lines(found: Summary) -> list[str]:
     text.append(f"rate      {rate(found)}")
     if found.waiting:
         pace = found.pace
-        text.append(f"to empty  {f'unknown: {pace.why}' if pace.to_empty is None else f'about {length(pace.to_empty)}'}")
+        text.append(
+            "to empty  "
+            f"{f'unknown: {pace.why}' if pace.to_empty is None else f'about {length(pace.to_empty)}'}"
+        )
         text += histogram(found.ages)
     return text
 
@@ -175,15 +206,20 @@ def length(whole: float) -> str:
 
 
 def histogram(ages: Ages) -> list[str]:
-    """Draw what waits by age, as Postfix's qshape does: a row for all, and one for each of the commonest prefixes of keys."""
+    """Draw what waits by age, as Postfix's qshape does: a row for all, and one for each of the commonest
+    prefixes of keys."""
     heads = ["T", *(f"{limit // 60}m" for limit in ages.limits), f"{ages.limits[-1] // 60}m+"]
-    rows = {"  TOTAL": ages.total} | {f"  {printable(prefix)}": counts for prefix, counts in ages.prefixes.items()}
+    rows = {"  TOTAL": ages.total} | {
+        f"  {printable(prefix)}": counts for prefix, counts in ages.prefixes.items()
+    }
     cells = {name: [str(sum(counts)), *map(str, counts)] for name, counts in rows.items()}
     widths = [max(map(len, column)) for column in zip(heads, *cells.values(), strict=True)]
     first = max(map(len, ["ages    ", *(name[:30] for name in cells)]))
 
     def line(name: str, values: list[str]) -> str:
-        return f"{name[:30]:<{first}}  " + " ".join(f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
+        return f"{name[:30]:<{first}}  " + " ".join(
+            f"{value:>{width}}" for value, width in zip(values, widths, strict=True)
+        )
 
     return [line("ages", heads), *(line(name, values) for name, values in cells.items())]
 
@@ -195,7 +231,7 @@ def metrics(inbox: str | None) -> None:
 
     For node_exporter, from a timer: fsinbox metrics >fsinbox.prom.new && mv fsinbox.prom.new fsinbox.prom
     """
-    from ..layout import Layout
+    from ..store.layout import Layout
 
     try:
         from ..worker.metrics import once

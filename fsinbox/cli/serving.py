@@ -15,12 +15,24 @@ if TYPE_CHECKING:
 @click.command()
 @inbox_option
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback are reached by all."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; others than loopback are reached by all.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0: any that is free.")
-@click.option("--allow-changes", is_flag=True, help="Let whoever has the token retry, discard, pause and resume.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0: any that is free."
+)
+@click.option(
+    "--allow-changes", is_flag=True, help="Let whoever has the token retry, discard, pause and resume."
+)
 @click.option("--private", is_flag=True, help="Ask for the token before anything is shown, too.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name that the site is called by; may be repeated.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that the site is called by; may be repeated.",
+)
 @limit_options
 def web(
     inbox: str | None,
@@ -35,14 +47,15 @@ def web(
 ) -> None:
     """Show the inbox in a browser: how it stands, each element, and why what failed has failed.
 
-    Its address is printed on standard error. Anybody who reaches it may look (see --private); nothing can be changed without
-    --allow-changes and the token that is printed then. It runs until SIGTERM or SIGINT. Exit status: 0 stopped, 2 usage or
-    the extra is not installed, 3 the inbox cannot be used, or the port is taken.
+    Its address is printed on standard error. Anybody who reaches it may look (see --private); nothing can be
+    changed without --allow-changes and the token that is printed then. It runs until SIGTERM or SIGINT. Exit
+    status: 0 stopped, 2 usage or the extra is not installed, 3 the inbox cannot be used, or the port is
+    taken.
     """
     from contextlib import closing
     from ipaddress import ip_address
 
-    from ..layout import Layout
+    from ..store.layout import Layout
     from . import EXIT_USAGE
     from .options import Failure
     from .seeing import Limits
@@ -52,7 +65,9 @@ def web(
         from ..web.guard import LOOPBACK, Rules
         from ..web.server import serve
     except ModuleNotFoundError as error:
-        raise Failure(f"web needs {error.name}, which is not installed: pip install 'fsinbox[web]'", EXIT_USAGE) from error
+        raise Failure(
+            f"web needs {error.name}, which is not installed: pip install 'fsinbox[web]'", EXIT_USAGE
+        ) from error
     path = chosen(inbox)
     with closing(Layout(path, create=False)) as layout:
         path = layout.path  # (a relative one would be looked for where the process is then)
@@ -62,11 +77,15 @@ def web(
     names = {name.lower().strip("[]") for name in (*allow_host, *(() if everywhere else (host, where)))}
     rules = Rules(LOOPBACK | names, changes=allow_changes, private=private)
     shown = ("::1" if ":" in where else "127.0.0.1") if everywhere else where
-    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/{f'?token={rules.token}' if rules.asks else ''}"
+    shown = f"[{shown}]" if ":" in shown else shown
+    address = f"http://{shown}:{port}/{f'?token={rules.token}' if rules.asks else ''}"
 
     def say_where() -> None:
         if not (ip_address(where).is_loopback or private):
-            click.echo(f"fsinbox: whoever reaches {where} can read all of it: --private asks for the token first", err=True)
+            click.echo(
+                f"fsinbox: whoever reaches {where} can read all of it: --private asks for the token first",
+                err=True,
+            )
         click.echo(f"fsinbox: showing {printable(path)} at {address}", err=True)
 
     serve(make_app(path, rules, Limits(max_age, max_pending, max_failed), port), listener, say_where)
@@ -93,4 +112,6 @@ def _listen(host: str, port: int) -> socket.socket:
         if listener:
             listener.close()
         text = f"cannot listen on {host} port {port}: {error.strerror or error}: "
-        raise Failure(text + "name another with --port (0: any that is free), or another --host", EXIT_UNUSABLE) from error
+        raise Failure(
+            text + "name another with --port (0: any that is free), or another --host", EXIT_UNUSABLE
+        ) from error

@@ -1,7 +1,9 @@
-"""Settings from `[tool.fsinbox]` of a pyproject.toml, and `fsinbox settings`, which shows what is in force and why.
+"""Settings from `[tool.fsinbox]` of a pyproject.toml, and `fsinbox settings`, which shows what is in force
+and why.
 
-The command line comes before the environment, that before the file, that before the default. Each setting is an option of a
-command, checked as click checks the option: `inbox` stands in [tool.fsinbox], the others in [tool.fsinbox.<command>].
+The command line comes before the environment, that before the file, that before the default. Each setting is
+an option of a command, checked as click checks the option: `inbox` stands in [tool.fsinbox], the others in
+[tool.fsinbox.<command>].
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from .options import Failure, chosen, inbox_option, json_option, printable
 
 
 class Settings(dict[str, Any]):
-    """What a file says, as click's default_map: a table for each command. Only names are checked; see `check`."""
+    """What a file says, as click's default_map: a table for each command. Only names are checked; see
+    `check`."""
 
     def __init__(self, path: str, commands: list[str]) -> None:
         """Read the file. Raises Failure."""
@@ -37,14 +40,19 @@ class Settings(dict[str, Any]):
         for name, value in table.items():
             if name == "inbox":
                 if not (isinstance(value, str) and value):
-                    raise self._wrong(f"inbox in [tool.fsinbox] is {value!r}: write the path of a directory, in quotes")
+                    raise self._wrong(
+                        f"inbox in [tool.fsinbox] is {value!r}: write the path of a directory, in quotes"
+                    )
                 value = os.path.join(os.path.dirname(os.path.abspath(path)), os.path.expanduser(value))
             elif name not in commands:
                 raise self._wrong(
-                    f"[tool.fsinbox] has {name!r}: it may have inbox, and a table for each of {', '.join(commands)}"
+                    f"[tool.fsinbox] has {name!r}: it may have inbox, and a table for each of "
+                    f"{', '.join(commands)}"
                 )
             elif not isinstance(value, dict):
-                raise self._wrong(f"{name} in [tool.fsinbox] is {value!r}: make it a table, [tool.fsinbox.{name}]")
+                raise self._wrong(
+                    f"{name} in [tool.fsinbox] is {value!r}: make it a table, [tool.fsinbox.{name}]"
+                )
             self[name] = value
 
     def check(self, name: str, command: click.Command) -> None:
@@ -58,7 +66,9 @@ class Settings(dict[str, Any]):
             option = options.get(key.replace("_", "-"))
             if option is None:
                 hint = (
-                    "that stands in [tool.fsinbox], for all commands" if key == "inbox" else f"it may have {', '.join(options)}"
+                    "that stands in [tool.fsinbox], for all commands"
+                    if key == "inbox"
+                    else f"it may have {', '.join(options)}"
                 )
                 raise self._wrong(f"[tool.fsinbox.{name}] has {key!r}: {hint}")
             try:
@@ -66,7 +76,9 @@ class Settings(dict[str, Any]):
                 option.type_cast_value(click.Context(command), checked[option.name])
             except click.BadParameter as error:
                 reason = error.message.rstrip(".")
-                raise self._wrong(f"{key} in [tool.fsinbox.{name}] is {value!r}: {reason}: correct it there") from error
+                raise self._wrong(
+                    f"{key} in [tool.fsinbox.{name}] is {value!r}: {reason}: correct it there"
+                ) from error
         self[name] = checked
 
     def _wrong(self, text: str) -> Failure:
@@ -76,7 +88,8 @@ class Settings(dict[str, Any]):
 
 
 def settable(command: click.Command) -> dict[str, click.Option]:
-    """Return the options of a command that can be set, by their long names without dashes; a second name finds it, too."""
+    """Return the options of a command that can be set, by their long names without dashes; a second name
+    finds it, too."""
     found = {}
     for option in command.params:
         if isinstance(option, click.Option) and option.expose_value and option.name != "inbox":
@@ -118,8 +131,9 @@ def _typed_one(option: click.Option, value: Any) -> Any:
 def settings(inbox: str | None, json: bool, command: str | None) -> None:
     """Print what each option is set to, and what has set it; only those of COMMAND, if it is given.
 
-    An option of the command line comes before its environment variable, that before [tool.fsinbox] in the nearest
-    pyproject.toml upwards ($FSINBOX_SETTINGS names another file; empty, none), and that before the default.
+    An option of the command line comes before its environment variable, that before [tool.fsinbox] in the
+    nearest pyproject.toml upwards ($FSINBOX_SETTINGS names another file; empty, none), and that before the
+    default.
     """
     from .text import say
 
@@ -138,7 +152,9 @@ def settings(inbox: str | None, json: bool, command: str | None) -> None:
         return
     widths = [max(len(row[0]) for row in rows), max(min(30, len(_text(row[1]))) for row in rows)]
     for name, value, origin, where in rows:
-        click.echo(f"{name:<{widths[0]}}  {_text(value):<{widths[1]}}  {printable(where) if where else origin}")
+        click.echo(
+            f"{name:<{widths[0]}}  {_text(value):<{widths[1]}}  {printable(where) if where else origin}"
+        )
 
 
 Row = tuple[str, Any, str, str | None]
@@ -175,7 +191,9 @@ def _rows(root: click.Context, group: click.Group, name: str) -> list[Row]:
             except click.BadParameter as error:
                 from . import EXIT_USAGE
 
-                raise Failure(f"${variable} is {raw!r}: {error.message} Correct it, or unset it.", EXIT_USAGE) from error
+                raise Failure(
+                    f"${variable} is {raw!r}: {error.message} Correct it, or unset it.", EXIT_USAGE
+                ) from error
         elif source == click.core.ParameterSource.DEFAULT_MAP:
             rows.append((label, _plain(raw), "file", root.default_map.path))  # type: ignore[union-attr]
         else:

@@ -1,4 +1,5 @@
-"""How shells ask for completions. The scripts are click's, but for what they would do to keys that hold special characters."""
+"""How shells ask for completions. The scripts are click's, but for what they would do to keys that hold
+special characters."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from click.shell_completion import BashComplete, FishComplete, add_completion_cl
 
 @add_completion_class
 class Bash(BashComplete):
-    """Asks with the line as it was typed, since bash cuts words at `:` and `=`, and quotes what it inserts."""
+    """Asks with the line as it was typed, since bash cuts words at `:` and `=`, and quotes what it
+    inserts."""
 
     source_template = """\
 %(complete_func)s() {

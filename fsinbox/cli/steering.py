@@ -1,4 +1,5 @@
-"""The commands by which people steer: failed, retry, discard, requeue, replay, purge, hold, release, pause, resume, wait."""
+"""The commands by which people steer: failed, retry, discard, requeue, replay, purge, hold, release, pause,
+resume, wait."""
 
 from __future__ import annotations
 
@@ -9,11 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import DURATION, Failure, chosen, inbox_option, json_option, keys_argument, printable, yes_option
+from .options import (
+    DURATION,
+    Failure,
+    chosen,
+    inbox_option,
+    json_option,
+    keys_argument,
+    printable,
+    yes_option,
+)
 
 if TYPE_CHECKING:
-    from ..steering import Steering
-    from ..survey import Row
+    from ..operate.steering import Steering
+    from ..operate.survey import Row
 
 _TIME_IS_UP = 124
 """Exit status of `wait` when its time is up: as timeout(1) has it."""
@@ -28,8 +38,8 @@ all_option = click.option("--all", "everything", is_flag=True, help="All there a
 
 
 def keys_of(words: tuple[str, ...]) -> list[str]:
-    """Return the keys a line names, each once. "-" stands for standard input: a key a line, or an object with a member `key`
-    (what `fsinbox ls --json` prints). Raises click.UsageError.
+    """Return the keys a line names, each once. "-" stands for standard input: a key a line, or an object with
+    a member `key` (what `fsinbox ls --json` prints). Raises click.UsageError.
     """
     found: dict[str, None] = {}
     for word in words:
@@ -61,7 +71,9 @@ def confirm(question: str, words: tuple[str, ...], *, yes: bool) -> None:
     if yes:
         return
     if "-" in words or not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to be asked (standard input is no terminal, or has the keys): add --yes")
+        raise click.UsageError(
+            "nobody is there to be asked (standard input is no terminal, or has the keys): add --yes"
+        )
     click.confirm(question, abort=True, err=True)
 
 
@@ -71,7 +83,7 @@ def selected(words: tuple[str, ...], *, everything: bool) -> list[str] | None:
         raise click.UsageError("name keys (- reads them from standard input), or give --all")
     if everything:
         return None
-    from ..names import encode_key
+    from ..store.names import encode_key
 
     keys = keys_of(words)
     for key in keys:
@@ -115,8 +127,9 @@ def _change(
     json: bool,
     ask: bool = False,
 ) -> None:
-    """Do something to each element that was named; print what became of it; end with 1 if any was not done."""
-    from ..steering import Steering
+    """Do something to each element that was named; print what became of it; end with 1 if any was not
+    done."""
+    from ..operate.steering import Steering
     from .text import say
 
     keys = selected(words, everything=everything)
@@ -133,7 +146,10 @@ def _change(
     with Steering(chosen(inbox)) as steering:
         rows = list(steering.rows(states, keys))
         if rows and (everything or ask):
-            what = f"{len(rows)} element{'' if len(rows) == 1 else 's'} in {' and '.join(sorted({row.folder for row in rows}))}"
+            what = (
+                f"{len(rows)} element{'' if len(rows) == 1 else 's'} in "
+                f"{' and '.join(sorted({row.folder for row in rows}))}"
+            )
             confirm(f"{verb} {what} of {steering.layout.path}?", words, yes=yes)
         with progress(rows, verb.lower()) as bar:
             for row in bar:
@@ -154,8 +170,8 @@ def _change(
 @keys_argument
 def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]) -> None:
     """List what has failed, the oldest first, and why: all, or the elements of KEY."""
-    from .. import survey
-    from ..steering import Steering, size_and_time
+    from ..operate import survey
+    from ..operate.steering import Steering, size_and_time
     from .text import age, say, when
 
     with Steering(chosen(inbox)) as steering:
@@ -189,8 +205,8 @@ def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]
 def retry(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """Queue what has failed again: it goes back to its place, its attempts count from one.
 
-    An element stays in failed/ if a newer value of its key waits or is being worked on: `fsinbox discard` it then.
-    Exit status 1 if any was not queued.
+    An element stays in failed/ if a newer value of its key waits or is being worked on: `fsinbox discard` it
+    then. Exit status 1 if any was not queued.
     """
     _change("Retry", inbox, keys, ("failed",), lambda steering, row: steering.retry(row), **how)
 
@@ -223,7 +239,13 @@ def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
 def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], **how: bool) -> None:
     """Remove elements for good: what has failed, unless told otherwise. Asks first."""
     _change(
-        "Discard", inbox, keys, states, lambda steering, row: "discarded" if steering.discard(row) else "gone", ask=True, **how
+        "Discard",
+        inbox,
+        keys,
+        states,
+        lambda steering, row: "discarded" if steering.discard(row) else "gone",
+        ask=True,
+        **how,
     )
 
 
@@ -239,13 +261,19 @@ def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], *
     show_default=True,
     help="What to remove; may be repeated.",
 )
-@click.option("--older-than", type=DURATION, default=0.0, metavar="TIME", help="Only what is there for so long: 90, 15m, 2h, 7d.")
+@click.option(
+    "--older-than",
+    type=DURATION,
+    default=0.0,
+    metavar="TIME",
+    help="Only what is there for so long: 90, 15m, 2h, 7d.",
+)
 @yes_option
 def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: float, yes: bool) -> None:
     """Remove all that has failed, and all that is kept in done/; or what is in other states. Asks first."""
     from time import time_ns
 
-    from ..steering import Steering, size_and_time
+    from ..operate.steering import Steering, size_and_time
     from .text import say
 
     with Steering(chosen(inbox)) as steering:
@@ -276,13 +304,14 @@ def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: fl
 @json_option
 @keys_argument
 def hold(inbox: str | None, json: bool, keys: tuple[str, ...]) -> None:
-    """Have the consumer leave KEY alone until it is released. Adds for it go on, and replace; what is out is finished.
+    """Have the consumer leave KEY alone until it is released. Adds for it go on, and replace; what is out is
+    finished.
 
     Without KEY, list the keys on hold.
     """
-    from .. import control
-    from ..names import decode_key, encode_key
-    from ..steering import Steering
+    from ..operate.steering import Steering
+    from ..store import control
+    from ..store.names import decode_key, encode_key
     from .text import say
 
     with Steering(chosen(inbox)) as steering:
@@ -300,16 +329,18 @@ def hold(inbox: str | None, json: bool, keys: tuple[str, ...]) -> None:
 @_steers
 def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
     """End the hold of KEY: it is taken at its place, within a second."""
-    from .. import control
-    from ..names import decode_key, encode_key
-    from ..steering import Steering
+    from ..operate.steering import Steering
+    from ..store import control
+    from ..store.names import decode_key, encode_key
     from .text import say
 
     wanted = selected(keys, everything=everything)
     left = 0
     with Steering(chosen(inbox)) as steering:
         if wanted is None:
-            wanted = [decode_key(encoded) or encoded for encoded in sorted(control.wishes(steering.layout).held)]
+            wanted = [
+                decode_key(encoded) or encoded for encoded in sorted(control.wishes(steering.layout).held)
+            ]
             if wanted:
                 confirm(f"Release {len(wanted)} keys of {steering.layout.path}?", keys, yes=yes)
         for key in wanted:
@@ -327,14 +358,18 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
 @inbox_option
 @json_option
 @click.option(
-    "--for", "length", type=DURATION, metavar="TIME", help="Resume by itself after so long: 90, 15m, 2h.  [default: never]"
+    "--for",
+    "length",
+    type=DURATION,
+    metavar="TIME",
+    help="Resume by itself after so long: 90, 15m, 2h.  [default: never]",
 )
 def pause(inbox: str | None, json: bool, length: float | None) -> None:
     """Have the consumer take nothing more, now and after a restart. What is out is finished; adds go on."""
     from time import time_ns
 
-    from .. import control
-    from ..steering import Steering
+    from ..operate.steering import Steering
+    from ..store import control
     from .text import say, when
 
     until = 0 if length is None else time_ns() + int(length * 1e9)
@@ -343,7 +378,10 @@ def pause(inbox: str | None, json: bool, length: float | None) -> None:
         if json:
             say(paused=True, until=when(until) if until else None)
         else:
-            click.echo(f"paused {steering.layout.path}{f' until {when(until)}' if until else ': `fsinbox resume` ends it'}")
+            click.echo(
+                "paused "
+                f"{steering.layout.path}{f' until {when(until)}' if until else ': `fsinbox resume` ends it'}"
+            )
 
 
 @click.command()
@@ -351,8 +389,8 @@ def pause(inbox: str | None, json: bool, length: float | None) -> None:
 @json_option
 def resume(inbox: str | None, json: bool) -> None:
     """End a pause: the consumer goes on within a second."""
-    from .. import control
-    from ..steering import Steering
+    from ..operate.steering import Steering
+    from ..store import control
     from .text import say
 
     with Steering(chosen(inbox)) as steering:
@@ -366,15 +404,18 @@ def resume(inbox: str | None, json: bool) -> None:
 @click.command()
 @inbox_option
 @json_option
-@click.option("--timeout", type=DURATION, metavar="TIME", help="Give up after so long: 90, 15m, 2h.  [default: never]")
+@click.option(
+    "--timeout", type=DURATION, metavar="TIME", help="Give up after so long: 90, 15m, 2h.  [default: never]"
+)
 @keys_argument
 def wait(inbox: str | None, json: bool, timeout: float | None, keys: tuple[str, ...]) -> None:
-    """Wait until KEY is done: it does not wait, is not out, and waits for no other try. Without KEY, until nothing does.
+    """Wait until KEY is done: it does not wait, is not out, and waits for no other try. Without KEY, until
+    nothing does.
 
     Exit status: 0 done; 1 one of them has failed; 124 the time is up.
     """
-    from ..steering import Steering
-    from ..waiting import wait_for
+    from ..operate.steering import Steering
+    from ..operate.waiting import wait_for
     from .text import say
 
     wanted = keys_of(keys) if keys else None
@@ -387,4 +428,6 @@ def wait(inbox: str | None, json: bool, timeout: float | None, keys: tuple[str, 
         gone_wrong = sorted({row.key for row in steering.rows(("failed",), wanted)} if wanted else ())
         say(done=True, failed=gone_wrong) if json else None
     if gone_wrong:
-        raise Failure(f"in failed/: {', '.join(map(printable, gone_wrong[:3]))}: `fsinbox failed` says why", 1)
+        raise Failure(
+            f"in failed/: {', '.join(map(printable, gone_wrong[:3]))}: `fsinbox failed` says why", 1
+        )

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from ..layout import Layout
-    from ..record import Record
-    from ..survey import Summary
+    from ..operate.stats import Record
+    from ..operate.survey import Summary
+    from ..store.layout import Layout
     from .seeing import Limits
 
 HISTORY = 60
@@ -26,7 +26,8 @@ LISTED = 10
 """Elements at work that are shown, and failures."""
 
 _SHARE = 5
-"""A look takes one part in so many of the time at most: with millions waiting the view is renewed less often than asked."""
+"""A look takes one part in so many of the time at most: with millions waiting the view is renewed less often
+than asked."""
 
 _BARS, _PLAIN = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
@@ -37,26 +38,33 @@ _STYLES = {"OK": "bold green", "WARNING": "bold yellow", "CRITICAL": "bold red"}
 @inbox_option
 @limit_options
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds from one look to the next."
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds from one look to the next.",
 )
-def top(inbox: str | None, max_age: float | None, max_pending: int | None, max_failed: int | None, interval: float) -> None:
+def top(
+    inbox: str | None, max_age: float | None, max_pending: int | None, max_failed: int | None, interval: float
+) -> None:
     """Watch the inbox: how it stands, how quickly the work goes, what is being handled, what failed last.
 
-    The plots are of the last hour, a column a minute, and of what waited since this was started, a column a look. q or Ctrl-C
-    quits. For scripts there is `fsinbox status --json`.
+    The plots are of the last hour, a column a minute, and of what waited since this was started, a column a
+    look. q or Ctrl-C quits. For scripts there is `fsinbox status --json`.
     """
     import sys
 
     from rich.console import Console
 
-    from ..layout import Layout
+    from ..store.layout import Layout
     from .seeing import Limits
 
     layout = Layout(chosen(inbox), create=False)
     console = Console()
     if not (sys.stdin and sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
         raise click.UsageError(
-            "top needs a terminal to draw on: for scripts, pipes and plain terminals there is `fsinbox status`"
+            "top needs a terminal to draw on: for scripts, pipes and plain terminals there is `fsinbox "
+            "status`"
         )
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key may have characters this terminal has not
     try:
@@ -66,7 +74,8 @@ def top(inbox: str | None, max_age: float | None, max_pending: int | None, max_f
 
 
 def watch(layout: Layout, limits: Limits, interval: float, console: Console) -> None:
-    """Show the view until q is pressed. Raises KeyboardInterrupt; UnusableInbox, OSError if the inbox can no longer be seen."""
+    """Show the view until q is pressed. Raises KeyboardInterrupt; UnusableInbox, OSError if the inbox can no
+    longer be seen."""
     from time import monotonic
 
     from rich.live import Live
@@ -81,9 +90,11 @@ def watch(layout: Layout, limits: Limits, interval: float, console: Console) -> 
 
 
 def keyboard() -> AbstractContextManager[Callable[[float], bool]]:
-    """Read single keys of the terminal, without echo, as long as this lasts; then it is as it was, also after SIGTERM or SIGHUP.
+    """Read single keys of the terminal, without echo, as long as this lasts; then it is as it was, also after
+    SIGTERM or SIGHUP.
 
-    Gives a function that waits so many seconds, less if a key is pressed, and tells whether it was one to quit.
+    Gives a function that waits so many seconds, less if a key is pressed, and tells whether it was one to
+    quit.
     """
     import os
     import select
@@ -138,12 +149,13 @@ class View:
         self._depth: deque[int] = deque(maxlen=HISTORY)
 
     def look(self, width: int) -> RenderableType:
-        """Look at the inbox and return what is to be shown, `width` columns wide. Raises UnusableInbox, OSError."""
+        """Look at the inbox and return what is to be shown, `width` columns wide. Raises UnusableInbox,
+        OSError."""
         from rich.console import Group
 
-        from .. import survey
-        from ..errors import UnusableInbox
-        from ..record import records
+        from ..operate import survey
+        from ..operate.stats import records
+        from ..store.errors import UnusableInbox
 
         if gone := self._layout.where_it_went():
             raise UnusableInbox(f"inbox {self._layout.path} {gone} while it was being watched")
@@ -161,11 +173,21 @@ class View:
         from rich.text import Text
 
         columns = max(10, min(HISTORY, width - 20))
-        lines: list[RenderableType] = [Text(""), Text(f"{'last hour':<13}{'':<{columns}}  peak", style="bold")]
-        series = {name: by_minute(accounts, column) for column, name in enumerate(("acknowledged", "failed", "arrived"), 1)}
+        lines: list[RenderableType] = [
+            Text(""),
+            Text(f"{'last hour':<13}{'':<{columns}}  peak", style="bold"),
+        ]
+        series = {
+            name: by_minute(accounts, column)
+            for column, name in enumerate(("acknowledged", "failed", "arrived"), 1)
+        }
         for name, values in {**series, "waiting": list(self._depth)}.items():
             shown = bars(values[-columns:], self._bars)
-            lines.append(Text.assemble(f"{name:<13}", (f"{shown:>{columns}}", "cyan"), f" {short(max(values)):>5}", no_wrap=True))
+            lines.append(
+                Text.assemble(
+                    f"{name:<13}", (f"{shown:>{columns}}", "cyan"), f" {short(max(values)):>5}", no_wrap=True
+                )
+            )
         return lines
 
 
@@ -175,7 +197,7 @@ def head(found: Summary, accounts: list[Record], limits: Limits) -> list[Rendera
 
     from rich.text import Text
 
-    from ..survey import account_of
+    from ..operate.survey import account_of
     from .seeing import length, rate, verdict
     from .text import seconds
 
@@ -198,17 +220,31 @@ def head(found: Summary, accounts: list[Record], limits: Limits) -> list[Rendera
     ages = {"waiting": found.oldest_waiting, "out": found.oldest_out, "deferred": found.oldest_deferred}
     for state in ("waiting", "out", "deferred", "failed", "dropped"):
         age = ages.get(state)
-        counts += [(f"{state} ", "bold"), f"{getattr(found, state)}{'' if age is None else f' ({seconds(age)})'}   "]
+        counts += [
+            (f"{state} ", "bold"),
+            f"{getattr(found, state)}{'' if age is None else f' ({seconds(age)})'}   ",
+        ]
     counts += [("on hold ", "bold"), str(len(found.held))]
-    ends = found.pace.why if found.pace.to_empty is None else f"about {length(found.pace.to_empty)}" if found.waiting else "now"
-    return [*lines, Text(""), line(*counts), line(("rate ", "bold"), f"{rate(found)}   ", ("empty ", "bold"), ends)]
+    ends = (
+        found.pace.why
+        if found.pace.to_empty is None
+        else f"about {length(found.pace.to_empty)}"
+        if found.waiting
+        else "now"
+    )
+    return [
+        *lines,
+        Text(""),
+        line(*counts),
+        line(("rate ", "bold"), f"{rate(found)}   ", ("empty ", "bold"), ends),
+    ]
 
 
 def at_work(found: Summary, accounts: list[Record]) -> list[RenderableType]:
     """Return the lines of what is being handled, the longest first."""
     from time import time
 
-    from ..survey import account_of
+    from ..operate.survey import account_of
     from .seeing import length
 
     now = time()
@@ -225,9 +261,15 @@ def failures(accounts: list[Record]) -> list[RenderableType]:
     from .seeing import length
 
     now = time()
-    newest = sorted((one for account in accounts for one in account.failures), key=lambda one: one.at, reverse=True)
+    newest = sorted(
+        (one for account in accounts for one in account.failures), key=lambda one: one.at, reverse=True
+    )
     rows = [
-        (length(now - one.at), "given up" if one.last else "tried again", f"{printable(one.key)}: {printable(one.summary)}")
+        (
+            length(now - one.at),
+            "given up" if one.last else "tried again",
+            f"{printable(one.key)}: {printable(one.summary)}",
+        )
         for one in newest
     ]
     return listing("newest failures" if rows else "no failures", rows)

@@ -1,11 +1,12 @@
 """Looks at an inbox, and finds what is wrong with it. Changes nothing; producers and a consumer may run.
 
-A look goes through the folders and notes each *sign* that something may be wrong: its kind (kinds.py says what that means),
-where, and what was seen there. Much of what one look sees is only on its way: an element that moves while the
-folders are listed is seen in two of them, or in none. So `examine` looks twice, and believes what it saw both times.
+A look goes through the folders and notes each *sign* that something may be wrong: its kind (kinds.py says
+what that means), where, and what was seen there. Much of what one look sees is only on its way: an element
+that moves while the folders are listed is seen in two of them, or in none. So `examine` looks twice, and
+believes what it saw both times.
 
-The order within a look matters where two things are compared: elements are listed before the index is read, for
-what it says only grows.
+The order within a look matters where two things are compared: elements are listed before the index is read,
+for what it says only grows.
 """
 
 from __future__ import annotations
@@ -19,16 +20,27 @@ from datetime import UTC, datetime
 from time import sleep, time_ns
 from typing import NamedTuple
 
-from ..consumer import LITTER_AGE, MAX_DELAY
-from ..dropped import DRAFTS, has_writer, open_drop
-from ..errors import InvalidKey, UnusableInbox
-from ..hosts import sharing_of
-from ..index import FUTURE, HEADER, LINE, Index, open_index, read_header
-from ..layout import FILES, FOLDERS, OPTIONAL, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER, VERSION, Layout, mount_of
-from ..lock import read_holder, shard_of_lock
-from ..names import REASON, element_name, encode_key, is_element, parse_deferred, parse_element
-from ..sections import read_words
-from ..survey import consumers, share_lock
+from ..consumer.consumer import LITTER_AGE, MAX_DELAY
+from ..consumer.ownership import read_holder, shard_of_lock
+from ..operate.survey import consumers, share_lock
+from ..store.drops import DRAFTS, has_writer, open_drop
+from ..store.errors import InvalidKey, UnusableInbox
+from ..store.index import FUTURE, HEADER, LINE, Index, open_index, read_header
+from ..store.layout import (
+    FILES,
+    FOLDERS,
+    OPTIONAL,
+    PRIVATE_FILE,
+    PRIVATE_FOLDER,
+    SHARED_FILE,
+    SHARED_FOLDER,
+    VERSION,
+    Layout,
+    mount_of,
+)
+from ..store.names import REASON, element_name, encode_key, is_element, parse_deferred, parse_element
+from ..store.network.sections import read_words
+from ..store.network.sharing import sharing_of
 from .filesystem import SCRATCH
 from .kinds import KINDS
 
@@ -93,7 +105,8 @@ class Report:
 
 
 def examine(path: str, pause: float = PAUSE) -> Report:
-    """Look at the inbox at `path` and tell what is wrong. Raises UnusableInbox if it is none, or cannot be looked at."""
+    """Look at the inbox at `path` and tell what is wrong. Raises UnusableInbox if it is none, or cannot be
+    looked at."""
     first = Look(path)
     if not first.signs:
         return Report(first.layout.path, first.facts(), ())
@@ -105,15 +118,21 @@ def examine(path: str, pause: float = PAUSE) -> Report:
 
 def group(signs: set[Sign]) -> tuple[Finding, ...]:
     """Sort signs into findings: what needs a person first, then what needs a repair."""
-    kinds = sorted({sign.kind for sign in signs}, key=lambda kind: (("person", "repair", "note").index(KINDS[kind].level), kind))
-    return tuple(Finding(kind, KINDS[kind].level, tuple(sorted(s for s in signs if s.kind == kind))) for kind in kinds)
+    kinds = sorted(
+        {sign.kind for sign in signs},
+        key=lambda kind: (("person", "repair", "note").index(KINDS[kind].level), kind),
+    )
+    return tuple(
+        Finding(kind, KINDS[kind].level, tuple(sorted(s for s in signs if s.kind == kind))) for kind in kinds
+    )
 
 
 class Look:
     """One look at an inbox."""
 
     def __init__(self, path: str) -> None:
-        """Look. Raises UnusableInbox if there is no inbox, or it is of another version, or cannot be looked at."""
+        """Look. Raises UnusableInbox if there is no inbox, or it is of another version, or cannot be looked
+        at."""
         self.signs: set[Sign] = set()
         self.count: dict[str, int] = {}
         self.folders: list[str] = []  # those that could be opened
@@ -125,14 +144,18 @@ class Look:
         self._places: dict[str, list[int]] = {}
         self._elements: set[str] = set()  # names of all that wait, are in flight or are deferred
         self._numbers: list[tuple[str, int]] = []  # where, number: of what is in flight or deferred
-        self._elsewhere: dict[str, int] = {}  # encoded key -> the highest number that is in flight or deferred
+        self._elsewhere: dict[
+            str, int
+        ] = {}  # encoded key -> the highest number that is in flight or deferred
         self._later: dict[str, list[tuple[int, str]]] = {}  # encoded key -> number, name: of what is deferred
         self.layout = Layout.as_found(path)
         try:
             self._frame()
             self._folders()
         except OSError as error:
-            raise UnusableInbox(f"cannot look at inbox {self.layout.path}: {error.strerror} ({error.filename})") from error
+            raise UnusableInbox(
+                f"cannot look at inbox {self.layout.path}: {error.strerror} ({error.filename})"
+            ) from error
         finally:
             self.layout.close()
 
@@ -141,16 +164,21 @@ class Look:
         last = f"last number given out {_when(self.last)}" if self.last else "no number given out yet"
         count = self.count
         return (
-            f"format {VERSION}, {self.scope}, {'shared with the group' if self.shared else 'private'}; {last}",
-            f"{len(self._places)} wait, {count['inflight']} in flight, {count['deferred']} deferred, {count['failed']} failed, "
+            f"format {VERSION}, {self.scope}, {'shared with the group' if self.shared else 'private'}; "
+            f"{last}",
+            f"{len(self._places)} wait, {count['inflight']} in flight, {count['deferred']} deferred, "
+            f"{count['failed']} failed, "
             f"{count['drop']} in drop/; {count['tmp']} being written",
-            f"consumer: {self.holder or 'it left no word of itself'}" if self.consumed else "no consumer runs",
+            f"consumer: {self.holder or 'it left no word of itself'}"
+            if self.consumed
+            else "no consumer runs",
         )
 
     def _see(self, kind: str, where: str, seen: object = "") -> None:
         self.signs.add(Sign(kind, where, str(seen)))
 
-    # --- the frame: format, folders, modes -------------------------------------------------------------------------
+    # --- the frame: format, folders, modes
+    # -------------------------------------------------------------------------
 
     def _frame(self) -> None:
         layout = self.layout
@@ -160,7 +188,11 @@ class Look:
         status = {name: os.lstat(name, dir_fd=layout.root) for name in (*FOLDERS, *FILES) if name in entries}
         ours = [name for name in FOLDERS if name in status and stat.S_ISDIR(status[name].st_mode)]
         known = {*FOLDERS, *FILES, *OPTIONAL}
-        foreign = [name for name in entries if name not in known and not name.startswith(".") and not shard_of_lock(name)]
+        foreign = [
+            name
+            for name in entries
+            if name not in known and not name.startswith(".") and not shard_of_lock(name)
+        ]
         self._format(status.get("format"), plain=len(ours) >= _MOST_OF or bool(ours and not foreign))
         for name in foreign:
             self._see("foreign-root", name)
@@ -189,19 +221,29 @@ class Look:
         self._mode(".", root, SHARED_FOLDER if self.shared else PRIVATE_FOLDER)
 
     def _format(self, status: os.stat_result | None, *, plain: bool) -> None:
-        """Read `format`; raise UnusableInbox if the directory is no inbox, or one that this version must leave alone."""
+        """Read `format`; raise UnusableInbox if the directory is no inbox, or one that this version must
+        leave alone."""
         path = self.layout.path
         words: list[bytes] = []
         if status and stat.S_ISREG(status.st_mode):
-            fd = os.open("format", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.layout.root)
+            fd = os.open(
+                "format", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.layout.root
+            )
             try:
                 words = os.read(fd, 100).split()
             finally:
                 os.close(fd)
-        if len(words) == 3 and words[0] == b"fsinbox" and words[1].isdigit() and words[1] != str(VERSION).encode():
+        if (
+            len(words) == 3
+            and words[0] == b"fsinbox"
+            and words[1].isdigit()
+            and words[1] != str(VERSION).encode()
+        ):
             raise UnusableInbox(
-                f"{path} has format {words[1].decode()}, this fsinbox knows {VERSION}: use the version of fsinbox that "
-                "made it; to move what waits, `fsinbox export` it with that version, and `fsinbox import` it into a new "
+                f"{path} has format {words[1].decode()}, this fsinbox knows {VERSION}: use the version of "
+                "fsinbox that "
+                "made it; to move what waits, `fsinbox export` it with that version, and `fsinbox import` it "
+                "into a new "
                 "inbox with this one"
             )
         here = self.layout.scope
@@ -247,7 +289,8 @@ class Look:
         if not self.shared and status.st_uid != root.st_uid:
             self._see("owner", name, status.st_uid)
 
-    # --- the folders -------------------------------------------------------------------------------------------------
+    # --- the folders
+    # -------------------------------------------------------------------------------------------------
 
     def _folders(self) -> None:
         layout = self.layout
@@ -307,7 +350,9 @@ class Look:
         return parse_element(inner)
 
     def _inflight(self, names: list[str]) -> None:
-        for folder, name in self.layout.out() if self.layout.sharing else [("inflight", name) for name in _visible(names)]:
+        for folder, name in (
+            self.layout.out() if self.layout.sharing else [("inflight", name) for name in _visible(names)]
+        ):
             parsed = self._element(folder, name, name)
             if parsed:
                 self._holds(f"{folder}/{name}", *parsed)
@@ -431,7 +476,8 @@ class Look:
             elif not self.consumed or self._older("drop", name, _MOMENT):
                 self._see("drop-waits", where)
 
-    # --- the index ---------------------------------------------------------------------------------------------------
+    # --- the index
+    # ---------------------------------------------------------------------------------------------------
 
     def _index(self) -> None:
         """Compare the elements with the index. Read last: its last number only grows."""
@@ -454,12 +500,15 @@ class Look:
                 self._see("index-behind", where)
 
     def _header(self, index: Index) -> tuple[bool, bool]:
-        """Read the header; return whether the last number is good, and whether the table's lines are believed.
+        """Read the header; return whether the last number is good, and whether the table's lines are
+        believed.
 
         Tells of a lock that is held for long.
         """
         try:
-            fd = os.open("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.layout.root)
+            fd = os.open(
+                "index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.layout.root
+            )
         except OSError:
             return False, False
         try:
@@ -489,7 +538,9 @@ class Look:
         if 0 < place < newest:
             where = "pending/" if newest in self._places[encoded] else "in flight or deferred: "
             self._see(
-                "index-low", f"pending/{element_name(place, encoded)}", f"the newest is {where}{element_name(newest, encoded)}"
+                "index-low",
+                f"pending/{element_name(place, encoded)}",
+                f"the newest is {where}{element_name(newest, encoded)}",
             )
 
 

@@ -1,8 +1,8 @@
 """What this file system does, measured where the inbox lies.
 
-`measure` does on it what fsinbox relies on and notes the facts; words.py says of each what follows. The facts are measured
-in a hidden folder of their own, which is removed again, so an inbox may be in use meanwhile. Nothing is taken from a
-table that can be tried.
+`measure` does on it what fsinbox relies on and notes the facts; words.py says of each what follows. The facts
+are measured in a hidden folder of their own, which is removed again, so an inbox may be in use meanwhile.
+Nothing is taken from a table that can be tried.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic, perf_counter_ns, sleep, time_ns
 
-from ..dropped import has_writer, renamed_in
-from ..errors import InboxError, UnusableInbox
-from ..hosts import sharing_of
-from ..index import boot_tag
-from ..layout import Layout, file_system_type, is_network, mount_of
-from ..watch import Waker, make_source, probe
+from ..consumer.watch import Waker, make_source, probe
+from ..store.drops import has_writer, renamed_in
+from ..store.errors import InboxError, UnusableInbox
+from ..store.index import boot_tag
+from ..store.layout import Layout, file_system_type, is_network, mount_of
+from ..store.network.sharing import sharing_of
 
 SCRATCH = ".doctor-"
 """How the name of the folder begins that the measurements are made in."""
 
 _NAME_MAX = 255
-_RACES = 300  # renames that a reader races with at least, and more until it has read half as often, for a second at most
+# renames that a reader races with at least, and more until it has read half as often, for a second at most
+_RACES = 300
 _FLUSHES = 20
 _BUDGET = 0.5  # seconds that the flushes of one kind may take, on a slow disk
 
 
 @dataclass(frozen=True)
 class Race:
-    """A reader raced with replacing renames: how many there were of each, and how often it found nothing, or a part."""
+    """A reader raced with replacing renames: how many there were of each, and how often it found nothing, or
+    a part."""
 
     renames: int
     reads: int
@@ -57,7 +59,8 @@ class Cost:
 
 @dataclass
 class Facts:
-    """What was measured. None: it could not be, and `errors` says why. Times in nanoseconds unless said otherwise."""
+    """What was measured. None: it could not be, and `errors` says why. Times in nanoseconds unless said
+    otherwise."""
 
     path: str
     kind: str
@@ -90,10 +93,15 @@ class Facts:
 
 
 def measure(path: str) -> Facts:
-    """Measure the file system at `path`: an inbox, an empty directory, or one yet to be made. Raises UnusableInbox, OSError."""
+    """Measure the file system at `path`: an inbox, an empty directory, or one yet to be made. Raises
+    UnusableInbox, OSError."""
     path = os.path.abspath(path)
     tmp = os.path.join(path, "tmp")  # nobody minds another name there
-    places = [place for place in (tmp, path, os.path.dirname(path)) if os.path.isdir(place) and not os.path.islink(place)]
+    places = [
+        place
+        for place in (tmp, path, os.path.dirname(path))
+        if os.path.isdir(place) and not os.path.islink(place)
+    ]
     if not places:
         raise UnusableInbox(f"there is no {path}, nor the directory it would be in: create that first")
     place = places[0]
@@ -135,7 +143,8 @@ def _create(path: str | bytes, data: bytes = b"") -> None:
         os.close(fd)
 
 
-# --- names and places ---------------------------------------------------------------------------------------------
+# --- names and places
+# ---------------------------------------------------------------------------------------------
 
 
 def _race(folder: str) -> tuple[Race]:
@@ -152,7 +161,9 @@ def _race(folder: str) -> tuple[Race]:
             try:
                 with open(target, "rb", buffering=0) as file:
                     count["torn"] += file.read(5000) not in contents
-            except OSError:  # ENOENT; or ESTALE, from a file system that no longer knows what it has just shown
+            except (
+                OSError
+            ):  # ENOENT; or ESTALE, from a file system that no longer knows what it has just shown
                 count["missing"] += 1
             count["reads"] += 1
             begun.set()
@@ -238,13 +249,17 @@ def _any_bytes(folder: str) -> tuple[bool]:
     return (name in os.listdir(os.fsencode(folder)),)
 
 
-# --- locks, events, leases ----------------------------------------------------------------------------------------
+# --- locks, events, leases
+# ----------------------------------------------------------------------------------------
 
-_TRY = "import fcntl, sys\ntry: fcntl.flock(sys.stdin, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept BlockingIOError: sys.exit(9)"
+_TRY = """import fcntl, sys
+try: fcntl.flock(sys.stdin, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError: sys.exit(9)"""
 
 
 def _flock(folder: str) -> tuple[bool, bool]:
-    """Whether a lock excludes another descriptor, and another process; and whether it ends when it is left."""
+    """Whether a lock excludes another descriptor, and another process; and whether it ends when it is
+    left."""
     path = f"{folder}/lock"
     _create(path)
     with open(path, "r+b") as one, open(path, "r+b") as other:
@@ -257,7 +272,9 @@ def _flock(folder: str) -> tuple[bool, bool]:
 
         def elsewhere() -> int:
             with open(path, "r+b") as theirs:
-                return subprocess.run([sys.executable, "-S", "-E", "-c", _TRY], stdin=theirs, timeout=10).returncode
+                return subprocess.run(
+                    [sys.executable, "-S", "-E", "-c", _TRY], stdin=theirs, timeout=10
+                ).returncode
 
         refused = elsewhere()
         fcntl.flock(one, fcntl.LOCK_UN)
@@ -266,7 +283,8 @@ def _flock(folder: str) -> tuple[bool, bool]:
 
 
 def _events(folder: str) -> tuple[float]:
-    """How many seconds until our own rename is seen, as a consumer tries it at its start; in an inbox of our own."""
+    """How many seconds until our own rename is seen, as a consumer tries it at its start; in an inbox of our
+    own."""
     layout = Layout(f"{folder}/inbox")
     try:
         waker = Waker()
@@ -291,7 +309,8 @@ def _leases(folder: str) -> tuple[bool]:
         return ((while_open, has_writer(reader.fileno())) == (True, False),)
 
 
-# --- disk and clock -----------------------------------------------------------------------------------------------
+# --- disk and clock
+# -----------------------------------------------------------------------------------------------
 
 
 def _costs(flush: Callable[[], None]) -> Cost:
@@ -347,7 +366,8 @@ def _flush_all(folder: str) -> tuple[float]:
 
 
 def _clock(folder: str) -> tuple[float, float, bool]:
-    """How far its clock is ahead of ours (seconds), in which steps it goes, and whether renaming shows in a file's status."""
+    """How far its clock is ahead of ours (seconds), in which steps it goes, and whether renaming shows in a
+    file's status."""
     path = f"{folder}/clock"
     before = time_ns()
     _create(path, b"1")

@@ -1,4 +1,5 @@
-"""Everything that can be wrong with an inbox, in plain words: what it means, what becomes of it, and what a repair does."""
+"""Everything that can be wrong with an inbox, in plain words: what it means, what becomes of it, and what a
+repair does."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ KINDS: dict[str, Kind] = {
         "",
         "put the folder itself there, or take this away and run --repair",
     ),
-    "folder-closed": Kind("person", "this user cannot open it", "", "run the doctor as the user whose inbox it is"),
+    "folder-closed": Kind(
+        "person", "this user cannot open it", "", "run the doctor as the user whose inbox it is"
+    ),
     "other-device": Kind(
         "person",
         "it is on another file system than the inbox: elements cannot be renamed in or out",
@@ -83,7 +86,10 @@ KINDS: dict[str, Kind] = {
         "mode set",
     ),
     "open": Kind(
-        "note", "other users may enter it", "", "if they should not: `chmod o-rwx` it (drop/ may be meant to be open to all)"
+        "note",
+        "other users may enter it",
+        "",
+        "if they should not: `chmod o-rwx` it (drop/ may be meant to be open to all)",
     ),
     "owner": Kind(
         "person",
@@ -94,7 +100,8 @@ KINDS: dict[str, Kind] = {
     "foreign-root": Kind("note", "it is not part of the inbox, and left alone"),
     "file-linked": Kind(
         "person",
-        "it has another name (a hard link, as `cp -al` makes them): what is written to it would be written there, so "
+        "it has another name (a hard link, as `cp -al` makes them): what is written to it would be written "
+        "there, so "
         "nothing can be added, or no consumer start",
         "",
         "remove the other name",
@@ -109,14 +116,16 @@ KINDS: dict[str, Kind] = {
     ),
     "index-future": Kind(
         "person",
-        "the last number given out is over a day ahead of the clock: order is kept, but ages are wrong, and --max-settle does "
+        "the last number given out is over a day ahead of the clock: order is kept, but ages are wrong, and "
+        "--max-settle does "
         "not end a wait. Either the clock is wrong now, or it was when an element was added",
         "",
         "set the clock; or stop all that use the inbox, and remove the file",
     ),
     "index-behind": Kind(
         "repair",
-        "its number is above the last one given out: a newer value for its key could be given a lower one, and lose to it",
+        "its number is above the last one given out: a newer value for its key could be given a lower one, "
+        "and lose to it",
         "",
         "makes the index anew: the highest number in use is the last one then",
         "the index was made anew: its last number is the highest in use",
@@ -137,13 +146,15 @@ KINDS: dict[str, Kind] = {
     ),
     "number-absurd": Kind(
         "person",
-        "its number is over a day ahead of the clock, and nobody gave it out: a newer value for its key could lose to it",
+        "its number is over a day ahead of the clock, and nobody gave it out: a newer value for its key "
+        "could lose to it",
         "",
         "if it is wanted, `mv` it to drop/ under its plain key",
     ),
     "admission-held": Kind(
         "person",
-        "somebody has held the lock for over a second: all adds wait for it, and all that goes back to pending/; "
+        "somebody has held the lock for over a second: all adds wait for it, and all that goes back to "
+        "pending/; "
         "taking and acknowledging go on",
         "it goes on when that process does, or dies",
         "continue that process if it is stopped (`kill -CONT`), else end it: nothing that was added is lost",
@@ -186,7 +197,8 @@ KINDS: dict[str, Kind] = {
     "deferred-absurd": Kind(
         "note",
         "it is due more than 7 days from now, so the clock has been set back since",
-        "the next consumer waits no longer than its back-off was, or takes it at once if that was more than 7 days",
+        "the next consumer waits no longer than its back-off was, or takes it at once if that was more than "
+        "7 days",
     ),
     "deferred-superseded": Kind(
         "note",
@@ -212,7 +224,9 @@ KINDS: dict[str, Kind] = {
         "removes it, unless a consumer runs",
         "removed",
     ),
-    "note-foreign": Kind("note", "it is no note of the consumer's", "", f"{_ASIDE}, unless a consumer runs", _WAS_ASIDE),
+    "note-foreign": Kind(
+        "note", "it is no note of the consumer's", "", f"{_ASIDE}, unless a consumer runs", _WAS_ASIDE
+    ),
     "litter": Kind(
         "note",
         "its writer has not touched it for a day, and is dead",
@@ -222,9 +236,13 @@ KINDS: dict[str, Kind] = {
     ),
     "litter-odd": Kind("repair", "it is not a regular file, and nothing sweeps it", "", _ASIDE, _WAS_ASIDE),
     "leftover": Kind("note", "a process that was killed has left it behind", "", "removes it", "removed"),
-    "leftover-folder": Kind("note", "a doctor that was killed has left it behind", "", "removes it", "removed"),
+    "leftover-folder": Kind(
+        "note", "a doctor that was killed has left it behind", "", "removes it", "removed"
+    ),
     "drop-draft": Kind("note", "it is somebody's draft, by its name: it is left alone until it is renamed"),
-    "drop-open": Kind("note", "some process has it open for writing", "the consumer ingests it when that is closed"),
+    "drop-open": Kind(
+        "note", "some process has it open for writing", "the consumer ingests it when that is closed"
+    ),
     "drop-bad": Kind(
         "note",
         "it cannot become an element",
@@ -235,7 +253,8 @@ KINDS: dict[str, Kind] = {
     "drop-waits": Kind("note", "it has not been ingested", "the consumer ingests it"),
     "holder-gone": Kind(
         "note",
-        "the consumer's lock is held, but the process that took it is not to be seen: a child of it holds on, or it runs in "
+        "the consumer's lock is held, but the process that took it is not to be seen: a child of it holds "
+        "on, or it runs in "
         "another container",
     ),
 }

@@ -1,17 +1,18 @@
 """Mends an inbox while producers run, and a consumer too, if it must be.
 
-Everything that is done here is done as producers and the consumer do it, by the steps of protocol.py, so a crash in the
-middle leaves what one of theirs could leave, and the next repair goes on from there:
+Everything that is done here is done as producers and the consumer do it, by the steps of transitions.py, so a
+crash in the middle leaves what one of theirs could leave, and the next repair goes on from there:
 
  1. the frame: missing folders and files are made, `format` last, each durably, as for a new inbox;
  2. litter is removed, which needs no lock;
- 3. under the admission lock, which every producer respects: the index is made anew if there is a sign that it is
-    wrong, as an add does after a boot (a key that is not known in it is always safe);
- 4. with the consumer's lock, if no consumer runs: a consumer is started, which requeues what a dead one had in
-    flight, sets aside what is no element, and coalesces; and then leaves. If one runs, it does all that by itself,
-    in time.
+ 3. under the admission lock, which every producer respects: the index is made anew if there is a sign that it
+    is wrong, as an add does after a boot (a key that is not known in it is always safe);
+ 4. with the consumer's lock, if no consumer runs: a consumer is started, which requeues what a dead one had
+    in flight, sets aside what is no element, and coalesces; and then leaves. If one runs, it does all that by
+    itself, in time.
 
-No element is ever deleted, but under a newer value of its key, as a consumer does. What is none goes to failed/.
+No element is ever deleted, but under a newer value of its key, as a consumer does. What is none goes to
+failed/.
 """
 
 from __future__ import annotations
@@ -23,24 +24,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import sleep
 
-from .. import layout as frame
-from .. import protocol
-from ..consumer import Consumer, Settings
-from ..errors import InboxBusy, UnusableInbox
-from ..files import flush, remove
-from ..index import Busy, Index, open_index
-from ..layout import FOLDERS, Layout
-from ..names import REASON, parse_element
+from ..consumer.consumer import Consumer, Settings
+from ..store import layout as frame
+from ..store import transitions
+from ..store.errors import InboxBusy, UnusableInbox
+from ..store.files import flush, remove
+from ..store.index import Busy, Index, open_index
+from ..store.layout import FOLDERS, Layout
+from ..store.names import REASON, parse_element
 from .examination import PAUSE, Finding, Look, Sign, group
 from .kinds import KINDS
 
 _PATIENCE = 5.0
-"""Seconds to wait for the admission lock. A producer that is stopped inside it must not stop the doctor, too."""
+"""Seconds to wait for the admission lock. A producer that is stopped inside it must not stop the doctor,
+too."""
 
 _OF_THE_INDEX = frozenset("index-damaged index-low index-behind".split())
 
 _FOR_THE_CONSUMER = frozenset(
-    "orphan foreign-name not-regular several-places number-forged deferred-superseded note-alone note-foreign reason-alone "
+    "orphan foreign-name not-regular several-places number-forged deferred-superseded note-alone "
+    "note-foreign reason-alone "
     "drop-bad".split()
 )
 """What only the consumer may mend: whoever holds its lock."""
@@ -49,8 +52,8 @@ _FOR_THE_CONSUMER = frozenset(
 def repair(path: str, pause: float = PAUSE) -> list[str]:
     """Mend the inbox at `path`; return what was done, and what was left and why, a line each.
 
-    Looks twice, `pause` seconds apart, as `examine` does. 0: only once; that is as safe, but may tell of what was on its way.
-    Raises UnusableInbox if there is no inbox, or what is there cannot be mended.
+    Looks twice, `pause` seconds apart, as `examine` does. 0: only once; that is as safe, but may tell of what
+    was on its way. Raises UnusableInbox if there is no inbox, or what is there cannot be mended.
     """
     return _Repair(path).run(pause)
 
@@ -69,7 +72,9 @@ class _Repair:
             self._mend_rest(signs)
             after = Look(self._path).signs
         except OSError as error:
-            raise UnusableInbox(f"cannot go on with the repair of {self._path}: {error.strerror or error}") from error
+            raise UnusableInbox(
+                f"cannot go on with the repair of {self._path}: {error.strerror or error}"
+            ) from error
         return self._lines(signs, after)
 
     def _look(self, pause: float) -> Look:
@@ -111,9 +116,10 @@ class _Repair:
     def _set_aside(self, layout: Layout, sign: Sign) -> None:
         folder, _, name = sign.where.rpartition("/")
         reason = f"{sign.where} was set aside by the doctor: {KINDS[sign.kind].means}\n"
-        protocol.set_aside(layout, folder or ".", name, reason)
+        transitions.set_aside(layout, folder or ".", name, reason)
 
-    # --- 1. the frame ------------------------------------------------------------------------------------------------
+    # --- 1. the frame
+    # ------------------------------------------------------------------------------------------------
 
     def _mend_frame(self, look: Look) -> bool:
         """Make what is missing of folders and files, and set modes; tell whether there was anything to do."""
@@ -121,7 +127,8 @@ class _Repair:
         try:
             if not look.shared and look.owner != os.geteuid():
                 raise UnusableInbox(
-                    f"inbox {found.path} is private to user {look.owner}, and what this user ({os.geteuid()}) makes there would "
+                    f"inbox {found.path} is private to user {look.owner}, and what this user "
+                    f"({os.geteuid()}) makes there would "
                     "be of no use to them: run the doctor as that user"
                 )
             kinds: dict[str, list[Sign]] = {}
@@ -132,7 +139,9 @@ class _Repair:
             for sign in kinds.get("mode", ()):
                 with self._trying(sign):
                     self._set_mode(found, sign.where, shared=look.shared)
-            missing = {sign.where for kind in ("folder-missing", "file-missing") for sign in kinds.get(kind, ())}
+            missing = {
+                sign.where for kind in ("folder-missing", "file-missing") for sign in kinds.get(kind, ())
+            }
             for name in FOLDERS:
                 if name in missing:
                     frame.make_folder(found.root, name, shared=look.shared)
@@ -158,10 +167,12 @@ class _Repair:
             mode = frame.SHARED_FOLDER if shared else frame.PRIVATE_FOLDER
         else:
             mode = frame.SHARED_FILE if shared else frame.PRIVATE_FILE
-        # What is allowed beyond that may be meant so (drop/); but the mode of tmp/ says what mode payloads get.
+        # What is allowed beyond that may be meant so (drop/); but the mode of tmp/ says what mode payloads
+        # get.
         frame.set_mode(found.root, name, mode if name == "tmp" else mode | status.st_mode & 0o7777)
 
-    # --- 2. to 4. ----------------------------------------------------------------------------------------------------
+    # --- 2. to 4.
+    # ----------------------------------------------------------------------------------------------------
 
     def _mend_rest(self, signs: set[Sign]) -> None:
         layout = Layout(self._path, create=False)
@@ -169,7 +180,8 @@ class _Repair:
         kinds = {sign.kind for sign in signs}
         try:
             self._remove_litter(layout, signs)
-            # A forged number must not be believed: what is only behind waits until the consumer has renumbered it.
+            # A forged number must not be believed: what is only behind waits until the consumer has
+            # renumbered it.
             later = "number-forged" in kinds and kinds & _OF_THE_INDEX == {"index-behind"}
             wrong = bool(kinds & _OF_THE_INDEX) and not later
             if not self._mend_index(index, signs, anew=wrong):
@@ -185,7 +197,10 @@ class _Repair:
         try:
             index.try_locked(index.make_anew if anew else index.last_number, patience=_PATIENCE)
         except Busy:
-            why = f"the admission lock has been held for {_PATIENCE:.0f} s: see what holds it, then repair again"
+            why = (
+                f"the admission lock has been held for {_PATIENCE:.0f} s: see what holds it, then repair "
+                "again"
+            )
             self._why |= dict.fromkeys((s for s in signs if s.kind in _OF_THE_INDEX | _FOR_THE_CONSUMER), why)
             return False
         return True
@@ -207,7 +222,8 @@ class _Repair:
             consumer = Consumer(layout, index, Settings())  # which requeues, drops and sets aside
         except InboxBusy as error:
             why = (
-                f"a consumer runs ({error.holder or 'it left no word of itself'}), and does it by itself, or when it next starts"
+                f"a consumer runs ({error.holder or 'it left no word of itself'}), and does it by itself, or "
+                "when it next starts"
             )
             self._why |= dict.fromkeys((sign for sign in signs if sign.kind in _FOR_THE_CONSUMER), why)
             return False
@@ -218,7 +234,9 @@ class _Repair:
                 with self._trying(sign):
                     if sign.kind == "note-foreign":
                         self._set_aside(layout, sign)
-                    elif sign.kind == "reason-alone" and not layout.exists("failed", name.removesuffix(REASON)):
+                    elif sign.kind == "reason-alone" and not layout.exists(
+                        "failed", name.removesuffix(REASON)
+                    ):
                         remove(layout, folder, name)
         finally:
             consumer.close()
@@ -227,7 +245,11 @@ class _Repair:
 
 def _doubtful(signs: set[Sign]) -> list[str]:
     """Return the names in pending/ that a consumer only looks at closely when it takes them."""
-    names = [sign.where.removeprefix("pending/") for sign in sorted(signs) if sign.kind in ("not-regular", "foreign-name")]
+    names = [
+        sign.where.removeprefix("pending/")
+        for sign in sorted(signs)
+        if sign.kind in ("not-regular", "foreign-name")
+    ]
     return [name for name in names if "/" not in name and parse_element(name)]
 
 

@@ -1,11 +1,12 @@
-"""What the doctor says: a line for each fact of the file system, in plain words, and what was chosen because of it."""
+"""What the doctor says: a line for each fact of the file system, in plain words, and what was chosen because
+of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..names import DIGITS, MAX_ENCODED
+from ..store.names import DIGITS, MAX_ENCODED
 from .filesystem import Facts
 
 LONGEST = 2 * (DIGITS + 1) + MAX_ENCODED
@@ -19,7 +20,8 @@ _FEW_INODES = 1000
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was measured. `level`: "ok"; "note", to know; "person", when fsinbox cannot do its work here."""
+    """One thing that was measured. `level`: "ok"; "note", to know; "person", when fsinbox cannot do its work
+    here."""
 
     name: str
     level: str
@@ -34,7 +36,14 @@ def words(facts: Facts) -> list[Line]:
         failed = [facts.errors[name] for name in needs if name in facts.errors]
         name = say.__name__.removeprefix("_")
         if failed:
-            lines.append(Line(name, "person", f"could not be measured: {failed[0]}", "fsinbox relies on it: see to that first"))
+            lines.append(
+                Line(
+                    name,
+                    "person",
+                    f"could not be measured: {failed[0]}",
+                    "fsinbox relies on it: see to that first",
+                )
+            )
         else:
             lines.append(Line(name, *say(facts)))
     return lines
@@ -42,7 +51,12 @@ def words(facts: Facts) -> list[Line]:
 
 def unwritable(error: OSError) -> Line:
     """Return the one line for a place where nothing can be written, so nothing measured."""
-    return Line("write", "person", f"nothing can be written here: {error.strerror or error}", "nothing can be added, or taken")
+    return Line(
+        "write",
+        "person",
+        f"nothing can be written here: {error.strerror or error}",
+        "nothing can be added, or taken",
+    )
 
 
 Said = tuple[str, str, str]  # level, found, chosen
@@ -51,19 +65,28 @@ Said = tuple[str, str, str]  # level, found, chosen
 def _kind(facts: Facts) -> Said:
     kind = facts.kind or "unknown"
     if facts.refused:
-        return "person", f"{kind}, which other hosts change too, mounted in a way that an inbox is not safe on", facts.refused
+        return (
+            "person",
+            f"{kind}, which other hosts change too, mounted in a way that an inbox is not safe on",
+            facts.refused,
+        )
     if facts.network:
         return (
             "note",
             f"{kind}, which other hosts change too",
-            "the index survives what a host that was cut off does late; the consumer holds a lease, and polls while it is idle",
+            "the index survives what a host that was cut off does late; the consumer holds a lease, and "
+            "polls while it is idle",
         )
     return "ok", f"{kind}, local", "after each boot the index is made anew from what lies in the folders"
 
 
 def _boot(facts: Facts) -> Said:
     if facts.network:
-        return "ok", f"this boot is {facts.boot}", "not used here: what a server has acknowledged survives our power cuts"
+        return (
+            "ok",
+            f"this boot is {facts.boot}",
+            "not used here: what a server has acknowledged survives our power cuts",
+        )
     return "ok", f"this boot is {facts.boot}", "the index counts for this boot only"
 
 
@@ -79,13 +102,21 @@ def _rename(facts: Facts) -> Said:
 
 def _between(facts: Facts) -> Said:
     if not facts.between:
-        return "person", "a file cannot be renamed from folder to folder", "elements cannot be taken: use another file system"
+        return (
+            "person",
+            "a file cannot be renamed from folder to folder",
+            "elements cannot be taken: use another file system",
+        )
     return "ok", "a file can be renamed from folder to folder", "an element's folder is its state"
 
 
 def _symlink(facts: Facts) -> Said:
     if facts.symlink:
-        return "ok", "symbolic links work", "the attempts at an element, and what people ask of the consumer, are kept in them"
+        return (
+            "ok",
+            "symbolic links work",
+            "the attempts at an element, and what people ask of the consumer, are kept in them",
+        )
     return (
         "person",
         "no symbolic links",
@@ -96,12 +127,20 @@ def _symlink(facts: Facts) -> Said:
 def _exclusive(facts: Facts) -> Said:
     if facts.exclusive:
         return "ok", "only one of two creates a file", "two producers never write to the same file in tmp/"
-    return "person", "two can create the same file", "two producers could write to the same file: use another file system"
+    return (
+        "person",
+        "two can create the same file",
+        "two producers could write to the same file: use another file system",
+    )
 
 
 def _flock(facts: Facts) -> Said:
     if facts.flock and facts.flock_elsewhere:
-        return "ok", "a lock excludes other descriptors and other processes", "flock guards the index, and the one consumer"
+        return (
+            "ok",
+            "a lock excludes other descriptors and other processes",
+            "flock guards the index, and the one consumer",
+        )
     return (
         "person",
         "flock does not exclude",
@@ -127,7 +166,11 @@ def _names(facts: Facts) -> Said:
     longest = facts.longest or 0
     if longest < LONGEST:
         fits = max(0, longest - (LONGEST - MAX_ENCODED))
-        return "person", f"the longest name is {longest} bytes", f"keep keys within {fits} bytes once encoded, or adds fail"
+        return (
+            "person",
+            f"the longest name is {longest} bytes",
+            f"keep keys within {fits} bytes once encoded, or adds fail",
+        )
     return "ok", f"the longest name is {longest} bytes", f"a key may have {MAX_ENCODED} bytes, once encoded"
 
 
@@ -137,7 +180,8 @@ def _case(facts: Facts) -> Said:
     return (
         "person",
         "`a` and `A` are the same file",
-        "keys that differ only in case would replace each other, so write all keys in one case, or use another file system",
+        "keys that differ only in case would replace each other, so write all keys in one case, or use "
+        "another file system",
     )
 
 
@@ -149,7 +193,11 @@ def _unicode(facts: Facts) -> Said:
             "keys are not affected, for they are encoded in ASCII; files in drop/ may be: drop ASCII names",
         )
     if not facts.any_bytes:
-        return "note", "names must be text", "keys are not affected, for they are encoded in ASCII; files in drop/ are"
+        return (
+            "note",
+            "names must be text",
+            "keys are not affected, for they are encoded in ASCII; files in drop/ are",
+        )
     return "ok", "names are bytes, kept as they are", "a dropped file's name is its key, byte for byte"
 
 
@@ -163,20 +211,36 @@ def _flush(facts: Facts) -> Said:
     if facts.kind in _MEMORY:
         return "note", cost, f"{facts.kind} is memory: nothing here survives a power cut, durable or not"
     if file.median < _QUICK:
-        return "note", cost, "no disk is that quick: does it flush at all? Ask whoever runs it, or trust it with nothing dear"
+        return (
+            "note",
+            cost,
+            "no disk is that quick: does it flush at all? Ask whoever runs it, or trust it with nothing dear",
+        )
     rate = _rounded(1e9 / (file.median + folder.median))
-    return "ok", cost, f"about {rate:,} durable adds a second from one producer; add_many shares two flushes among 1,000"
+    return (
+        "ok",
+        cost,
+        f"about {rate:,} durable adds a second from one producer; add_many shares two flushes among 1,000",
+    )
 
 
 def _syncfs(facts: Facts) -> Said:
     if facts.flush_all is None:
         return "note", f"no syncfs: {facts.errors.get('flush_all')}", "add_many flushes file by file"
-    return "ok", f"syncfs works ({_time(facts.flush_all)})", "add_many, and the consumer for drop/, flush many files at once"
+    return (
+        "ok",
+        f"syncfs works ({_time(facts.flush_all)})",
+        "add_many, and the consumer for drop/, flush many files at once",
+    )
 
 
 def _leases(facts: Facts) -> Said:
     if facts.leases:
-        return "ok", "the kernel tells whether a file is being written", "a file in drop/ is left alone while somebody writes it"
+        return (
+            "ok",
+            "the kernel tells whether a file is being written",
+            "a file in drop/ is left alone while somebody writes it",
+        )
     return (
         "note",
         "the kernel does not tell whether a file is being written",
@@ -197,7 +261,8 @@ def _clock(facts: Facts) -> Said:
         return (
             "note",
             f"its clock is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours, in {steps}",
-            f"order does not depend on it, but settle times and the age of litter do: set the clocks; {renamed}",
+            "order does not depend on it, but settle times and the age of litter do: set the clocks; "
+            f"{renamed}",
         )
     return "ok", f"its clock is ours, in {steps}", renamed
 
@@ -205,7 +270,9 @@ def _clock(facts: Facts) -> Said:
 def _room(facts: Facts) -> Said:
     free, inodes = facts.free, facts.inodes
     assert free is not None and inodes is not None
-    found = f"{_size(free)} free, " + ("and files without limit" if inodes < 0 else f"and {inodes:,} more files")
+    found = f"{_size(free)} free, " + (
+        "and files without limit" if inodes < 0 else f"and {inodes:,} more files"
+    )
     if free < _LITTLE_ROOM or 0 <= inodes < _FEW_INODES:
         return "person", found, "adds will soon fail; taking and acknowledging need no room: make some"
     return "ok", found, "an element takes a file; the index has its room already"

@@ -1,4 +1,5 @@
-"""The site: its pages, and what their forms do. Every page reads the inbox for itself; nothing is remembered of it."""
+"""The site: its pages, and what their forms do. Every page reads the inbox for itself; nothing is remembered
+of it."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from .. import control, files, survey
 from ..cli.seeing import Limits
 from ..cli.text import seconds, when
-from ..errors import UnusableInbox
-from ..layout import Layout
-from ..steering import Steering
+from ..operate import survey
+from ..operate.steering import Steering
+from ..store import control, files
+from ..store.errors import UnusableInbox
+from ..store.layout import Layout
 from . import look, payload
 from .guard import LOCKED, Guard, Keys, Rules, form
 from .odd import coded, marked, plain
@@ -93,7 +95,8 @@ class _Site:
         )
         self._pages.filters |= {
             "marked": marked,
-            "coded": coded, "seconds": seconds, "when": when, "size": _size, "quoted": _quoted, "query": urlencode,
+            "coded": coded, "seconds": seconds, "when": when, "size": _size, "quoted": _quoted,
+            "query": urlencode,
             "ago": look.ago, "until": lambda due: -look.ago(due),
         }  # fmt: skip
 
@@ -103,7 +106,10 @@ class _Site:
         """Answer what may not see anything, and whoever brings the token."""
         host = request.headers.get("host", "")
         if not self._keys.knows(host):
-            text = f"This site does not answer to {host or 'no name'}: if that is its name, start it with --allow-host"
+            text = (
+                f"This site does not answer to {host or 'no name'}: if that is its name, start it with "
+                "--allow-host"
+            )
             return self._message(request, 421, text)
         rules = self._keys.rules
         token = request.query_params.get("token")
@@ -112,7 +118,9 @@ class _Site:
             response: Response = RedirectResponse("/" + request.url.path.lstrip("/"), 303)
             if self._keys.admit(response, token):
                 return response
-            return self._message(request, 403, "This is not the token that was printed when the site was started")
+            return self._message(
+                request, 403, "This is not the token that was printed when the site was started"
+            )
         open_to_all = request.url.path == "/unlock" or request.url.path.startswith("/static/")
         if rules.private and not open_to_all and self._keys.session(request) is None:
             return self._message(request, 403, LOCKED)
@@ -141,7 +149,9 @@ class _Site:
             state = _state(layout, request)
             page = look.page(layout, state, text, number)
             rows = [(row, size) for row in page.rows if (size := row.size(layout)) is not None]
-            reasons = {row.file: self._reason(layout, row, _REASON_LISTED) for row, _ in rows if state == "failed"}
+            reasons = {
+                row.file: self._reason(layout, row, _REASON_LISTED) for row, _ in rows if state == "failed"
+            }
             return self._page(
                 request,
                 "elements.html",
@@ -166,7 +176,14 @@ class _Site:
                 shown, trouble = None, error.strerror or str(error)
             reason = self._reason(layout, row, _REASON_SHOWN) if row.state == "failed" else None
             return self._page(
-                request, "element.html", layout, row=row, payload=shown, trouble=trouble, reason=reason, as_stored=as_stored
+                request,
+                "element.html",
+                layout,
+                row=row,
+                payload=shown,
+                trouble=trouble,
+                reason=reason,
+                as_stored=as_stored,
             )
 
     def download(self, request: Request) -> Response:
@@ -203,7 +220,9 @@ class _Site:
         rows = [row for row in (look.row_of("failed", "failed", file) for file in files) if row]
         if not rows:
             raise HTTPException(
-                400, "No element was chosen, so nothing was changed: tick those that are meant, or choose all shown"
+                400,
+                "No element was chosen, so nothing was changed: tick those that are meant, or choose all "
+                "shown",
             )
         if values.get("do") == "retry":
             notice = await run_in_threadpool(self._retry, rows)
@@ -217,7 +236,9 @@ class _Site:
         """Have the consumers take nothing."""
         await self._keys.change(request)
         await run_in_threadpool(self._with_layout, control.pause)
-        return self._done(request, "/", "Paused: consumers take nothing until this is resumed; what is out is finished.")
+        return self._done(
+            request, "/", "Paused: consumers take nothing until this is resumed; what is out is finished."
+        )
 
     async def resume(self, request: Request) -> Response:
         """Have the consumers go on."""
@@ -238,7 +259,9 @@ class _Site:
             "foreign": "left alone, for it is no regular file",
             "gone": "gone meanwhile",
         }
-        return "; ".join(f"{outcomes.count(one)} {text}" for one, text in words.items() if one in outcomes) + "."
+        return (
+            "; ".join(f"{outcomes.count(one)} {text}" for one, text in words.items() if one in outcomes) + "."
+        )
 
     def _discard(self, rows: list[survey.Row]) -> str:
         with Steering(self._path) as steering:
@@ -260,7 +283,9 @@ class _Site:
 
     # --- parts ---
 
-    def _page(self, request: Request, template: str, layout: look.Glance | None, status: int = 200, **values: Any) -> Response:
+    def _page(
+        self, request: Request, template: str, layout: look.Glance | None, status: int = 200, **values: Any
+    ) -> Response:
         rules = self._keys.rules
         session = self._keys.session(request)
         notice = ""
@@ -280,7 +305,9 @@ class _Site:
         return HTMLResponse(text, status)
 
     def _message(self, request: Request, status: int, text: str, headers: Any = None) -> Response:
-        response = self._page(request, "message.html", None, status, text=text, locked=text == LOCKED, code=status)
+        response = self._page(
+            request, "message.html", None, status, text=text, locked=text == LOCKED, code=status
+        )
         response.headers.update(headers or {})
         return response
 
@@ -316,7 +343,9 @@ def _gone(layout: look.Glance, state: str, file: str) -> HTTPException:
     there = look.moved_to(layout, state, file)
     if there:
         return HTTPException(303, headers={"Location": f"/elements/{there.state}/{_quoted(there.file)}"})
-    return HTTPException(404, "This element is not here any more: it was acknowledged, discarded or replaced, or never was")
+    return HTTPException(
+        404, "This element is not here any more: it was acknowledged, discarded or replaced, or never was"
+    )
 
 
 def _pieces(fd: int) -> Iterator[bytes]:

@@ -1,11 +1,12 @@
-"""Charts, as numbers that a template draws: inline SVG needs no script, and no style that a policy would have to allow."""
+"""Charts, as numbers that a template draws: inline SVG needs no script, and no style that a policy would have
+to allow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..record import MINUTES, Record
+from ..operate.stats import MINUTES, Record
 
 HEIGHT = 100
 """Units of a chart from its foot to its top."""
@@ -63,7 +64,9 @@ def activity(records: Iterable[Record], now: float) -> Activity:
             if minute in sums:
                 sums[minute] = [before + more for before, more in zip(sums[minute], numbers, strict=True)]
     minutes = [Minute(this - minute, *numbers) for minute, numbers in sums.items()]
-    return Activity(minutes, _rounded(max(max(one.acknowledged + one.failures, one.arrived) for one in minutes)))
+    return Activity(
+        minutes, _rounded(max(max(one.acknowledged + one.failures, one.arrived) for one in minutes))
+    )
 
 
 def _rounded(number: int) -> int:

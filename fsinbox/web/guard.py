@@ -1,9 +1,10 @@
 """Who may see, and who may change: what is asked of each request, before and beside what it asks for.
 
-The site has no users. Whoever was given the token that was printed at the start gets a session, which a cookie names; changes
-need one, and so does seeing with --private. Everything else here keeps other sites' pages from acting through the browser of
-somebody who has one: the Host must be a name of ours (else a name of theirs could be made to mean this address), the Origin of a
-change must be this site, each form carries a secret of its session, and no page may be framed or load anything from elsewhere.
+The site has no users. Whoever was given the token that was printed at the start gets a session, which a
+cookie names; changes need one, and so does seeing with --private. Everything else here keeps other sites'
+pages from acting through the browser of somebody who has one: the Host must be a name of ours (else a name of
+theirs could be made to mean this address), the Origin of a change must be this site, each form carries a
+secret of its session, and no page may be framed or load anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _LARGEST_FORM = 1 << 20
 _MOST_SESSIONS = 100
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",  # (with `no-referrer`, browsers do not tell the Origin of a form)
@@ -61,7 +62,8 @@ class Rules:
 
 @dataclass(slots=True)
 class Session:
-    """Somebody who has given the token. `secret` is in each form; `notice` is what to say on the next page."""
+    """Somebody who has given the token. `secret` is in each form; `notice` is what to say on the next
+    page."""
 
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     notice: str = ""
@@ -90,7 +92,9 @@ class Keys:
 
     def __init__(self, rules: Rules, port: int) -> None:
         self.rules = rules
-        self._cookie = f"fsinbox-{port}"  # (cookies are a host's, whatever the port: another inbox's page has its own)
+        self._cookie = (
+            f"fsinbox-{port}"  # (cookies are a host's, whatever the port: another inbox's page has its own)
+        )
         self._sessions: dict[str, Session] = {}
 
     def session(self, request: Request) -> Session | None:
@@ -125,19 +129,27 @@ class Keys:
         """Return the fields of a form that may change something. Raises HTTPException."""
         self.check_origin(request)
         if not self.rules.changes:
-            raise HTTPException(403, "This site is read-only: to change something from here, start it with --allow-changes")
+            raise HTTPException(
+                403, "This site is read-only: to change something from here, start it with --allow-changes"
+            )
         session = self.session(request)
         if session is None:
             raise HTTPException(403, LOCKED)
         fields = await form(request)
-        if not secrets.compare_digest(dict(fields).get("secret", "").encode(errors="replace"), session.secret.encode()):
+        if not secrets.compare_digest(
+            dict(fields).get("secret", "").encode(errors="replace"), session.secret.encode()
+        ):
             raise HTTPException(
-                403, "This form is not of your session, so nothing was changed: load the page anew, and try again"
+                403,
+                "This form is not of your session, so nothing was changed: load the page anew, and try again",
             )
         return fields
 
 
-LOCKED = "This needs the token that was printed when the site was started: open the address that was printed with it, or unlock"
+LOCKED = (
+    "This needs the token that was printed when the site was started: "
+    "open the address that was printed with it, or unlock"
+)
 
 
 async def form(request: Request) -> list[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""What a page shows of the folders: read for that page, from names alone, and bounded however much lies there."""
+"""What a page shows of the folders: read for that page, from names alone, and bounded however much lies
+there."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from itertools import islice
 from time import time_ns
 from urllib.parse import unquote
 
-from ..layout import Layout
-from ..names import DIGITS, decode_key, parse_deferred, parse_element
-from ..survey import STATES, Row
+from ..operate.survey import STATES, Row
+from ..store.layout import Layout
+from ..store.names import DIGITS, decode_key, parse_deferred, parse_element
 
 MOST = 100_000
 """Names of one folder that are looked at: a tenth of a second."""
@@ -69,8 +70,13 @@ def folder_of(state: str) -> str:
 
 
 def places(layout: Glance, state: str) -> list[tuple[str, str]]:
-    """Return (folder, file name) of the elements in a state, and perhaps of some that only look like it, in no order."""
-    found = layout.out() if state == "out" else [(folder_of(state), name) for name in layout.names(folder_of(state))]
+    """Return (folder, file name) of the elements in a state, and perhaps of some that only look like it, in
+    no order."""
+    found = (
+        layout.out()
+        if state == "out"
+        else [(folder_of(state), name) for name in layout.names(folder_of(state))]
+    )
     start = DIGITS + 1 if state == "deferred" else 0
     # Cheap, for it is asked of each name; what a page shows is looked at closely (row_of).
     return [place for place in found if "~" not in place[1] and parse_element(place[1][start:])]
@@ -90,7 +96,11 @@ def page(layout: Glance, state: str, text: str, number: int) -> Page:
     if text:
         wanted = text.casefold()
         start = 2 * (DIGITS + 1) if state == "deferred" else DIGITS + 1
-        found = [place for place in found if wanted in unquote(place[1][start:], errors="surrogateescape").casefold()]
+        found = [
+            place
+            for place in found
+            if wanted in unquote(place[1][start:], errors="surrogateescape").casefold()
+        ]
     pages = max(1, -(-len(found) // PAGE))
     number = min(max(1, number), pages)
     shown = found[(number - 1) * PAGE : number * PAGE]
@@ -100,20 +110,26 @@ def page(layout: Glance, state: str, text: str, number: int) -> Page:
 def locate(layout: Glance, state: str, file: str) -> Row | None:
     """Return the element of this file name, if it is there now."""
     if state == "out":
-        return next((row for folder, name in layout.out() if name == file and (row := row_of(state, folder, name))), None)
+        return next(
+            (row for folder, name in layout.out() if name == file and (row := row_of(state, folder, name))),
+            None,
+        )
     row = row_of(state, folder_of(state), file)
     return row if row and layout.exists(row.folder, file) else None
 
 
 def moved_to(layout: Glance, state: str, file: str) -> Row | None:
-    """Return where an element is that was in `state` under this file name; None if it is nowhere to be seen."""
+    """Return where an element is that was in `state` under this file name; None if it is nowhere to be
+    seen."""
     before = row_of(state, folder_of(state), file)
     if before is None:
         return None
     name = before.file[DIGITS + 1 :] if state == "deferred" else file
     for other in layout.states():
         deferred = other == "deferred"
-        for there in [file for _, file in places(layout, other) if file.endswith(f"-{name}")] if deferred else [name]:
+        for there in (
+            [file for _, file in places(layout, other) if file.endswith(f"-{name}")] if deferred else [name]
+        ):
             row = locate(layout, other, there)
             if row and row.seq == before.seq:
                 return row
@@ -121,5 +137,6 @@ def moved_to(layout: Glance, state: str, file: str) -> Row | None:
 
 
 def ago(ns: int) -> float:
-    """Return how many seconds ago a time (nanoseconds since the epoch) is; less than nothing if it is to come."""
+    """Return how many seconds ago a time (nanoseconds since the epoch) is; less than nothing if it is to
+    come."""
     return (time_ns() - ns) / 1e9

@@ -7,11 +7,11 @@ from itertools import pairwise
 from time import time
 from urllib.parse import quote
 
-from .. import survey
 from ..cli.seeing import Limits, length, rate, verdict
-from ..errors import InvalidKey
-from ..names import element_name, encode_key
-from ..record import Failure, Record, Running, records
+from ..operate import survey
+from ..operate.stats import Failure, Record, Running, records
+from ..store.errors import InvalidKey
+from ..store.names import element_name, encode_key
 from . import charts, look
 
 _FAILURES = 8
@@ -42,7 +42,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """An element that is handled, or an attempt that failed: since when, or when, in seconds ago; and where it may be seen."""
+    """An element that is handled, or an attempt that failed: since when, or when, in seconds ago; and where
+    it may be seen."""
 
     key: str
     ago: float
@@ -81,10 +82,14 @@ def overview(layout: look.Glance, limits: Limits) -> Figures:
     kept = [record for record in records(layout) if _plausible(record)]
     now = time()
     accounts = {
-        str(one["shard"]): account for one in found.consumers if one["holder"] and (account := survey.account_of(one, kept))
+        str(one["shard"]): account
+        for one in found.consumers
+        if one["holder"] and (account := survey.account_of(one, kept))
     }
     running = [_running(one, now) for account in accounts.values() for one in account.running]
-    failures = sorted((one for record in kept for one in record.failures), key=lambda one: -one.at)[:_FAILURES]
+    failures = sorted((one for record in kept for one in record.failures), key=lambda one: -one.at)[
+        :_FAILURES
+    ]
     level, text = verdict(found, limits)
     cut = bool(layout.cut)
     return Figures(
@@ -110,7 +115,9 @@ def _cards(found: survey.Summary, cut: set[str]) -> list[Card]:
     return [
         Card("waiting", found.waiting, found.oldest_waiting, "pending" in cut, "Waiting"),
         Card("out", found.out, found.oldest_out, "inflight" in cut, "Being handled"),
-        Card("deferred", found.deferred, found.oldest_deferred, "deferred" in cut, "Waiting to be tried again"),
+        Card(
+            "deferred", found.deferred, found.oldest_deferred, "deferred" in cut, "Waiting to be tried again"
+        ),
         Card("failed", found.failed, None, "failed" in cut, "Failed"),
         Card("dropped", found.dropped, None, "drop" in cut, "In drop/, not adopted yet"),
     ]
@@ -121,7 +128,11 @@ def _to_empty(found: survey.Summary, *, cut: bool) -> str:
         return "nothing waits"
     if cut:
         return "unknown: there is more than is counted here"
-    return f"unknown: {found.pace.why}" if found.pace.to_empty is None else f"about {length(found.pace.to_empty)}"
+    return (
+        f"unknown: {found.pace.why}"
+        if found.pace.to_empty is None
+        else f"about {length(found.pace.to_empty)}"
+    )
 
 
 def _columns(ages: survey.Ages) -> list[Column]:
@@ -130,7 +141,10 @@ def _columns(ages: survey.Ages) -> list[Column]:
     labels += [f"{_minutes(low)} to {_minutes(high)}" for low, high in pairwise(minutes)]
     labels.append(f"over {_minutes(minutes[-1])}")
     most = max(*ages.total, 1)
-    return [Column(label, count, round(100 * count / most, 1)) for label, count in zip(labels, ages.total, strict=True)]
+    return [
+        Column(label, count, round(100 * count / most, 1))
+        for label, count in zip(labels, ages.total, strict=True)
+    ]
 
 
 def _minutes(number: int) -> str:
@@ -139,7 +153,8 @@ def _minutes(number: int) -> str:
 
 
 def _plausible(record: Record) -> bool:
-    """Tell whether the numbers of an account can be shown. Whoever may write to the inbox may have written it."""
+    """Tell whether the numbers of an account can be shown. Whoever may write to the inbox may have written
+    it."""
     numbers = [record.since, *(number for minute in record.minutes for number in minute)]
     numbers += [running.started for running in record.running] + [failure.at for failure in record.failures]
     return all(0 <= number <= _LARGEST for number in numbers)

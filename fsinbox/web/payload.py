@@ -7,9 +7,9 @@ import os
 from codecs import getincrementaldecoder
 from dataclasses import dataclass
 
-from ..files import open_for_reading
-from ..layout import Layout
-from ..survey import Row
+from ..operate.survey import Row
+from ..store.files import open_for_reading
+from ..store.layout import Layout
 
 SHOWN = 64 * 1024
 """Bytes of a text that are shown."""
@@ -18,7 +18,8 @@ _DUMPED = 1024
 """Bytes of anything else."""
 
 _WIDEST = 4 * SHOWN
-"""Characters that a payload of JSON may grow to by its indentation: deep nesting would make megabytes of a little."""
+"""Characters that a payload of JSON may grow to by its indentation: deep nesting would make megabytes of a
+little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,11 @@ def read(layout: Layout, row: Row, *, as_stored: bool = False) -> Payload:
     text = text.replace("\r\n", "\n")
     if indented is None:
         return Payload("text", text, size, len(data))
-    return Payload("JSON", text, size, len(data)) if as_stored else Payload("JSON", indented, size, len(data), indented=True)
+    return (
+        Payload("JSON", text, size, len(data))
+        if as_stored
+        else Payload("JSON", indented, size, len(data), indented=True)
+    )
 
 
 def _indented(text: str) -> str | None:

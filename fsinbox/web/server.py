@@ -17,7 +17,8 @@ _GRACE = 3
 
 
 def serve(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends what is being sent. `ready` is called when a signal would be heeded."""
+    """Serve until SIGTERM or SIGINT; a second one ends what is being sent. `ready` is called when a signal
+    would be heeded."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -7,7 +7,8 @@ from time import time
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential, with jitter: `first` seconds after the first failure, twice as long after each, up to `longest`."""
+    """Exponential, with jitter: `first` seconds after the first failure, twice as long after each, up to
+    `longest`."""
 
     first: float = 1.0
     longest: float = 3600.0
@@ -17,7 +18,8 @@ class Backoff:
         return self._jitter(self.first * 2.0 ** min(attempts - 1, 60))
 
     def by_age(self, added: float) -> float:
-        """Return the seconds to wait for what is not counted: as long as it is old (as Postfix does), within the bounds.
+        """Return the seconds to wait for what is not counted: as long as it is old (as Postfix does), within
+        the bounds.
 
         `added` is the time of its arrival, in seconds since the epoch.
         """

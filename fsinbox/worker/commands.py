@@ -1,9 +1,9 @@
 """Handlers in any language: `--exec 'command {}'`.
 
-The payload is the command's standard input, and `{}` among its words is replaced by the path of the file that holds it.
-Its environment has FSINBOX_KEY, FSINBOX_SEQ, FSINBOX_ATTEMPTS, FSINBOX_PATH and FSINBOX_INBOX. Exit status, after
-sysexits.h: 0 acknowledges; 75 (EX_TEMPFAIL) is tried again, uncounted; 64 (EX_USAGE), 65 (EX_DATAERR) and 78 (EX_CONFIG)
-go to failed/ at once; any other, or death by a signal, is a failed attempt.
+The payload is the command's standard input, and `{}` among its words is replaced by the path of the file that
+holds it. Its environment has FSINBOX_KEY, FSINBOX_SEQ, FSINBOX_ATTEMPTS, FSINBOX_PATH and FSINBOX_INBOX. Exit
+status, after sysexits.h: 0 acknowledges; 75 (EX_TEMPFAIL) is tried again, uncounted; 64 (EX_USAGE), 65
+(EX_DATAERR) and 78 (EX_CONFIG) go to failed/ at once; any other, or death by a signal, is a failed attempt.
 """
 
 import os
@@ -39,7 +39,9 @@ class CommandHandler:
         if not command.strip() or not self._words:
             raise HandlerError("--exec needs a command")
         if not shell and "{}" not in self._words[0] and not shutil.which(self._words[0]):
-            raise HandlerError(f"--exec: there is no command {self._words[0]!r} (for a line of shell add --shell)")
+            raise HandlerError(
+                f"--exec: there is no command {self._words[0]!r} (for a line of shell add --shell)"
+            )
         # So that a command does not go on beside its successor when the consumer is killed.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         self._guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
@@ -122,7 +124,8 @@ class _Tail:
                 continue  # nobody reads us any more; the command must not be held up by that
 
     def finish(self) -> str:
-        """Return the end of the output. A child that the command left behind may hold the pipe: it is not waited for."""
+        """Return the end of the output. A child that the command left behind may hold the pipe: it is not
+        waited for."""
         self._reader.join(0.2)
         if not self._reader.is_alive():
             self._pipe.close()

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import InvalidPayload, Reject, TryLater
 from ..inbox import Element
+from ..store.errors import InvalidPayload, Reject, TryLater
 from .outcome import DONE, HandlerError, Outcome
 
 
@@ -32,7 +32,9 @@ def load_function(spec: str) -> "FunctionHandler":
     except ImportError as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
         if missing and (module_name == missing or module_name.startswith(missing + ".")):
-            raise HandlerError(f"cannot import {module_name!r}: no such module in {os.getcwd()} or on sys.path") from error
+            raise HandlerError(
+                f"cannot import {module_name!r}: no such module in {os.getcwd()} or on sys.path"
+            ) from error
         raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
     except (Exception, SystemExit) as error:
         raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
@@ -78,7 +80,10 @@ class FunctionHandler:
         except OSError as error:
             return Outcome("retry", f"cannot read its payload: {error}", f"cannot read its payload: {error}")
         except MemoryError:
-            why = f"its payload, {element.size} bytes, is too large for the memory: take func(element), and read element.path"
+            why = (
+                f"its payload, {element.size} bytes, is too large for the memory: take func(element), and "
+                "read element.path"
+            )
             return Outcome("reject", why, why)
         try:
             result = self._function(*arguments)
@@ -120,7 +125,8 @@ async def _outcome_of(awaitable: Any) -> BaseException | None:
 
 
 def _positional(name: str, function: Callable[..., Any]) -> int:
-    """Return with how many arguments to call the function: 1 (element) or 2 (key, value). One it must be given decides."""
+    """Return with how many arguments to call the function: 1 (element) or 2 (key, value). One it must be
+    given decides."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

@@ -1,8 +1,10 @@
-"""Metrics, in Prometheus' form: served by a running consumer, kept in a file for node_exporter, or printed once.
+"""Metrics, in Prometheus' form: served by a running consumer, kept in a file for node_exporter, or printed
+once.
 
-Counters are those that consumers write down (see record), so they go on over a restart, and on another host. What
-lies in the folders is looked up when somebody asks, once a second at most: an idle consumer nobody asks does nothing. Each
-consumer tells of its own shard, so that sums over shards are right; while it stands by, it only says that it is not at work.
+Counters are those that consumers write down (see record), so they go on over a restart, and on another host.
+What lies in the folders is looked up when somebody asks, once a second at most: an idle consumer nobody asks
+does nothing. Each consumer tells of its own shard, so that sums over shards are right; while it stands by, it
+only says that it is not at work.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic, time, time_ns
 
-from ..errors import InboxError
+from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Element
-from ..layout import Layout
-from ..lock import Shard, parse_shard
-from ..record import Totals, records
-from ..survey import STATES, account_of, census, consumers, last_acknowledged
+from ..operate.stats import Totals, records
+from ..operate.survey import STATES, account_of, census, consumers, last_acknowledged
+from ..store.errors import InboxError
+from ..store.layout import Layout
 from .observer import Keeper, Observer
 from .outcome import Outcome
 
@@ -45,16 +47,35 @@ _LASTS = 1.0
 """Seconds for which a look into the folders is good enough."""
 
 _SHARE = 20
-"""A look takes one part in so many of the time at most: with millions waiting it takes seconds, in which handlers are slower."""
+"""A look takes one part in so many of the time at most: with millions waiting it takes seconds, in which
+handlers are slower."""
 
 _HANDLER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
-_WAKE_UP = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Buckets in seconds: a wake-up by inotify takes less than a millisecond, one by polling as long as a poll is away."""
+_WAKE_UP = (
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+"""Buckets in seconds: a wake-up by inotify takes less than a millisecond, one by polling as long as a poll is
+away."""
 
 COUNTERS = {
     "taken": "Elements handed to a handler: each attempt.",
     "arrived": "Elements taken for the first time.",
-    "replaced": "Of those that arrived, how many stood for several adds: a newer value had replaced one that waited.",
+    "replaced": "Elements that stood for several adds when first taken: a newer value had replaced one.",
     "acknowledged": "Elements whose handler is done with them.",
     "retried": "Attempts that failed, of which another follows.",
     "superseded": "Elements dropped because a newer value of their key waited.",
@@ -99,7 +120,7 @@ class Folders:
 
 def look(layout: Layout, shard: Shard) -> Folders:
     """Look into the folders for what is there of a shard. Raises InboxError, OSError."""
-    from ..control import wishes
+    from ..store.control import wishes
 
     asked = wishes(layout)
     found = census(layout, shard)
@@ -109,12 +130,18 @@ def look(layout: Layout, shard: Shard) -> Folders:
 def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
     """Give the metrics of an inbox, by its path, but for the histograms."""
     path = label(inbox)
-    counters = {name: CounterMetricFamily(f"fsinbox_{name}", text, labels=_LABELS) for name, text in COUNTERS.items()}
+    counters = {
+        name: CounterMetricFamily(f"fsinbox_{name}", text, labels=_LABELS) for name, text in COUNTERS.items()
+    }
     elements = GaugeMetricFamily(
-        "fsinbox_elements", "How many elements there are; dropped: files in drop/ not adopted yet.", labels=[*_LABELS, "state"]
+        "fsinbox_elements",
+        "How many elements there are; dropped: files in drop/ not adopted yet.",
+        labels=[*_LABELS, "state"],
     )
     oldest = GaugeMetricFamily(
-        "fsinbox_oldest_age_seconds", "Since the oldest element arrived; 0 if there is none.", labels=[*_LABELS, "state"]
+        "fsinbox_oldest_age_seconds",
+        "Since the oldest element arrived; 0 if there is none.",
+        labels=[*_LABELS, "state"],
     )
     gauges = {
         name: GaugeMetricFamily(f"fsinbox_{name}", text, labels=_LABELS)
@@ -125,7 +152,10 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
             ("last_success_timestamp_seconds", "When an element was last acknowledged, since the epoch."),
             ("held_keys", "Keys that people have put on hold."),
             ("paused", "Whether people have paused the consumer."),
-            ("folders_readable", "Whether the folders could be looked at: without, there is no word of what lies in them."),
+            (
+                "folders_readable",
+                "Whether the folders could be looked at: without, there is no word of what lies in them.",
+            ),
         )
     }
     for one in standings:
@@ -147,10 +177,14 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
         for name, value in values.items():
             if value is not None:
                 gauges[name].add_metric(labels, value)
-    yield from (metric for metric in (elements, oldest, *counters.values(), *gauges.values()) if metric.samples)
+    yield from (
+        metric for metric in (elements, oldest, *counters.values(), *gauges.values()) if metric.samples
+    )
 
 
-def _count(labels: tuple[str, str], found: Folders, elements: GaugeMetricFamily, oldest: GaugeMetricFamily) -> None:
+def _count(
+    labels: tuple[str, str], found: Folders, elements: GaugeMetricFamily, oldest: GaugeMetricFamily
+) -> None:
     now = time_ns()
     for state, count in found.count.items():
         elements.add_metric((*labels, state), count)
@@ -165,7 +199,8 @@ def label(text: str) -> str:
 
 
 class Metrics(Observer):
-    """What a consumer tells of itself: a collector of prometheus_client's, and what is counted while it runs."""
+    """What a consumer tells of itself: a collector of prometheus_client's, and what is counted while it
+    runs."""
 
     def __init__(self, path: str, shard: Shard, keeper: Keeper) -> None:
         """`keeper` counts, and is told of everything before this is. Raises UnusableInbox."""
@@ -184,11 +219,16 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self.registry.register(self)
         labels = (label(self._layout.path), str(shard))
-        self._duration = Histogram(*_DURATION, _LABELS, registry=self.registry, buckets=_HANDLER).labels(*labels)
-        self._latency = Histogram(*_LATENCY, _LABELS, registry=self.registry, buckets=_WAKE_UP).labels(*labels)
+        self._duration = Histogram(*_DURATION, _LABELS, registry=self.registry, buckets=_HANDLER).labels(
+            *labels
+        )
+        self._latency = Histogram(*_LATENCY, _LABELS, registry=self.registry, buckets=_WAKE_UP).labels(
+            *labels
+        )
 
     def serve(self, host: str, port: int) -> str:
-        """Serve them, and those of the handler (prometheus_client's own registry), by HTTP; return the URL. Raises OSError."""
+        """Serve them, and those of the handler (prometheus_client's own registry), by HTTP; return the URL.
+        Raises OSError."""
         served = CollectorRegistry()
         served.register(self.registry)
         served.register(REGISTRY)
@@ -197,7 +237,8 @@ class Metrics(Observer):
         return f"http://{f'[{name}]' if ':' in name else name}:{server.server_port}/metrics"
 
     def keep_file(self, path: str) -> None:
-        """Write them to a file, now, every FILE_INTERVAL seconds from when the run has begun, and at its end. Raises OSError."""
+        """Write them to a file, now, every FILE_INTERVAL seconds from when the run has begun, and at its end.
+        Raises OSError."""
         self._file = path
         self._write_file()
 
@@ -227,8 +268,8 @@ class Metrics(Observer):
         """Give the metrics as they are now. Called in any thread."""
         standing = Standing(str(self._shard), self._up)
         if self._began:
-            # As they were written down last: what is told must not go back if we are killed and another goes on from there,
-            # for Prometheus would take that for a counter that began anew.
+            # As they were written down last: what is told must not go back if we are killed and another goes
+            # on from there, for Prometheus would take that for a counter that began anew.
             standing.totals = self._totals()
             standing.last = self._last
             if standing.up:
@@ -251,7 +292,9 @@ class Metrics(Observer):
                     self._folders = look(self._layout, self._shard)
                 except (InboxError, OSError) as error:
                     self._folders = Folders()
-                    log.warning("metrics: cannot look into the folders: %s", error, extra={"event": "metrics_failed"})
+                    log.warning(
+                        "metrics: cannot look into the folders: %s", error, extra={"event": "metrics_failed"}
+                    )
                 self._stale_at = begun + max(_LASTS, (monotonic() - begun) * _SHARE)
             return self._folders
 
@@ -261,7 +304,9 @@ class Metrics(Observer):
         try:
             with open(draft, "wb") as file:
                 file.write(generate_latest(self.registry))
-                os.fchmod(file.fileno(), 0o644)  # for node_exporter to read, whatever the umask is for the inbox's sake
+                os.fchmod(
+                    file.fileno(), 0o644
+                )  # for node_exporter to read, whatever the umask is for the inbox's sake
             os.rename(draft, self._file)
         except OSError:
             try:
@@ -292,15 +337,19 @@ class Metrics(Observer):
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return (host, port) of "9469", "0.0.0.0:9469" or "[::1]:9469"; the loopback unless it names a host. Raises ValueError."""
+    """Return (host, port) of "9469", "0.0.0.0:9469" or "[::1]:9469"; the loopback unless it names a host.
+    Raises ValueError."""
     host, colon, port = text.rpartition(":")
     if not (port.isdecimal() and port.isascii() and int(port) < 1 << 16) or (colon and not host):
         raise ValueError(f"{text!r} is no address: give PORT, HOST:PORT or [IPV6]:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def observers(path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None) -> list[Observer]:
-    """Return what `consume` adds for --metrics ADDRESS and --metrics-file FILE. Raises ValueError, with a message for people."""
+def observers(
+    path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None
+) -> list[Observer]:
+    """Return what `consume` adds for --metrics ADDRESS and --metrics-file FILE. Raises ValueError, with a
+    message for people."""
     metrics = Metrics(path, shard, keeper)
     if address:
         host, port = parse_address(address)
@@ -316,13 +365,15 @@ def observers(path: str, shard: Shard, keeper: Keeper, address: str | None, file
             metrics.keep_file(os.path.abspath(file))
         except OSError as error:
             raise ValueError(
-                f"--metrics-file {file}: cannot write there: {error.strerror or error}: its folder must be there, and writable"
+                f"--metrics-file {file}: cannot write there: {error.strerror or error}: its folder must be "
+                "there, and writable"
             ) from error
     return [metrics]
 
 
 def once(layout: Layout) -> bytes:
-    """Return the metrics of an inbox as text, whoever consumes it: by its folders, and by the accounts of its consumers.
+    """Return the metrics of an inbox as text, whoever consumes it: by its folders, and by the accounts of its
+    consumers.
 
     Raises UnusableInbox, OSError.
     """
@@ -339,7 +390,9 @@ def once(layout: Layout) -> bytes:
     for shard, account in accounts.items():
         standings[shard].last = last_acknowledged([account])
     registry = CollectorRegistry()
-    registry.register(_Fixed([*families(layout.path, standings.values()), *_sums(layout.path, standings.values())]))
+    registry.register(
+        _Fixed([*families(layout.path, standings.values()), *_sums(layout.path, standings.values())])
+    )
     return generate_latest(registry)
 
 
@@ -355,7 +408,9 @@ class _Fixed:
 
 def _sums(inbox: str, standings: Iterable[Standing]) -> list[Metric]:
     """Return the histograms by their sums: into which buckets it fell, nobody remembers."""
-    duration, latency = (HistogramMetricFamily(name, text, labels=_LABELS) for name, text in (_DURATION, _LATENCY))
+    duration, latency = (
+        HistogramMetricFamily(name, text, labels=_LABELS) for name, text in (_DURATION, _LATENCY)
+    )
     for one in standings:
         if one.totals:
             labels, totals = (label(inbox), one.shard), one.totals

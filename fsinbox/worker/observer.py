@@ -7,9 +7,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..layout import Layout
-from ..lock import Shard
-from ..record import Account
+from ..consumer.ownership import Shard
+from ..operate.stats import Account
+from ..store.layout import Layout
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ class Observer:
         """This process is the consumer now."""
 
     def started(self, element: Element, latency: float | None) -> None:
-        """An element is handed to a handler. `latency`: seconds since it was queued, if it woke an idle consumer."""
+        """An element is handed to a handler. `latency`: seconds since it was queued, if it woke an idle
+        consumer."""
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
-        """It was handled, in `seconds`, and has become "acknowledged", "retried", "superseded" or "failed"."""
+        """It was handled, in `seconds`, and has become "acknowledged", "retried", "superseded" or
+        "failed"."""
 
     def due(self) -> float | None:
         """Return when (monotonic seconds) `tick` is to be called next; None if it need not be."""
@@ -59,11 +61,15 @@ class Keeper(Observer):
         self._dirty = False
 
     def began(self) -> None:
-        self.account = self._open()  # only now: a standby goes on from what the consumer before has left in the end
+        self.account = (
+            self._open()
+        )  # only now: a standby goes on from what the consumer before has left in the end
         self._dirty = True
 
     def started(self, element: Element, latency: float | None) -> None:
-        self.account.started(element.key, element.seq, element.attempts, replaced=element.replaced, latency=latency)
+        self.account.started(
+            element.key, element.seq, element.attempts, replaced=element.replaced, latency=latency
+        )
         self._dirty = True
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:

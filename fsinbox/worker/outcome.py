@@ -8,7 +8,8 @@ from ..inbox import Element
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`done`: acknowledge. `retry`: a failed attempt. `later`: try again, uncounted. `reject`: to failed/ at once."""
+    """`done`: acknowledge. `retry`: a failed attempt. `later`: try again, uncounted. `reject`: to failed/ at
+    once."""
 
     kind: Literal["done", "retry", "later", "reject"]
     summary: str = ""

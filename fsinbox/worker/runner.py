@@ -1,7 +1,8 @@
 """Takes elements, has them handled, several at once, and ends each as its handler says.
 
-The main thread owns the inbox: it takes, acknowledges and puts back, and handles signals. Each element is handled in one
-of `concurrency` threads, which only report. Both, and arrivals, wake the main thread through the inbox's waker.
+The main thread owns the inbox: it takes, acknowledges and puts back, and handles signals. Each element is
+handled in one of `concurrency` threads, which only report. Both, and arrivals, wake the main thread through
+the inbox's waker.
 """
 
 import logging
@@ -15,8 +16,8 @@ from queue import SimpleQueue
 from time import monotonic, sleep, time_ns
 from types import FrameType
 
-from ..errors import InboxBusy, LeaseLost
 from ..inbox import Element, Inbox
+from ..store.errors import InboxBusy, LeaseLost
 from .backoff import Backoff
 from .observer import Observer
 from .outcome import Handler, Outcome
@@ -93,12 +94,14 @@ class Runner:
     def run(self) -> Tally:
         """Work until told to stop by SIGTERM or SIGINT, or until drained. Call it in the main thread.
 
-        A first signal lets running handlers finish. A second gives back what they hold and ends the process at once.
-        Raises InboxBusy, LeaseLost, UnusableInbox.
+        A first signal lets running handlers finish. A second gives back what they hold and ends the process
+        at once. Raises InboxBusy, LeaseLost, UnusableInbox.
         """
         self.waker = self.inbox.waker
         end_wakeups = self._wake_at_signals()
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             if self.standby:
                 self._stand_by()
@@ -141,7 +144,11 @@ class Runner:
             except InboxBusy as error:
                 if not said:
                     holder = error.holder or "another one"
-                    log.info("standing by: %s is the consumer", holder, extra={"event": "standing_by", "holder": holder})
+                    log.info(
+                        "standing by: %s is the consumer",
+                        holder,
+                        extra={"event": "standing_by", "holder": holder},
+                    )
                 said = True
                 self._tell(lambda observer: observer.standing_by())
             self.waker.wait(_STANDBY)
@@ -149,8 +156,8 @@ class Runner:
     def _wake_at_signals(self) -> Callable[[], None]:
         """Have a thread set the waker at each signal; return what ends that.
 
-        Python's own handler runs in the main thread only between two bytecodes: a signal that comes just before the main
-        thread begins to wait would be handled when something else wakes it.
+        Python's own handler runs in the main thread only between two bytecodes: a signal that comes just
+        before the main thread begins to wait would be handled when something else wakes it.
         """
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -189,7 +196,8 @@ class Runner:
             self._end(*self._reports.get())
             busy = True
             if self._wants_more():
-                self._start_one()  # at once, not when all are ended: handlers that end together would all wait for the last
+                # at once, not when all are ended: handlers that end together would all wait for the last
+                self._start_one()
         while self._wants_more() and self._start_one():
             busy = True
         return busy
@@ -218,7 +226,8 @@ class Runner:
                 self._tell(lambda observer: observer.tick(), [observer])
 
     def _until_tick(self, limit: float | None) -> float | None:
-        """Return how long to sleep at most, given another limit (seconds): until an observer wants to be called."""
+        """Return how long to sleep at most, given another limit (seconds): until an observer wants to be
+        called."""
         times = [due for due in (observer.due() for observer in self.observers) if due is not None]
         if not times:
             return limit
@@ -249,7 +258,10 @@ class Runner:
         self._started += 1
         if element.culprit and element.attempts > self.max_attempts:
             died = element.attempts - 1
-            reason = f"a consumer died {died} times while it was being handled, the last time with nothing else out"
+            reason = (
+                f"a consumer died {died} times while it was being handled, the last time with nothing else "
+                "out"
+            )
             outcome = Outcome("reject", reason, reason)
             became = self._count_failure(element, outcome)
             self._tell(lambda observer: observer.ended(element, outcome, became, 0.0))
@@ -272,7 +284,9 @@ class Runner:
             started = monotonic()
             outcome = self.handler.handle(element)
             seconds = monotonic() - started
-            if log.isEnabledFor(logging.DEBUG):  # asked for each element: what a log would say of it is not for nothing
+            if log.isEnabledFor(
+                logging.DEBUG
+            ):  # asked for each element: what a log would say of it is not for nothing
                 log.debug(
                     "key %r: %s after %.3f s",
                     element.key,
@@ -341,12 +355,16 @@ class Runner:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals == 1 and self._running:
-            text = f"{signal.Signals(number).name}: waiting for {len(self._running)} running; again to give back at once"
+            text = (
+                f"{signal.Signals(number).name}: waiting for {len(self._running)} running; again to give "
+                "back at once"
+            )
             os.write(2, self.stop_notice(text).encode())
         self.waker.set()
 
     def _give_back(self) -> None:
-        """A second signal: end the commands, put back what is out, and leave without waiting for any thread."""
+        """A second signal: end the commands, put back what is out, and leave without waiting for any
+        thread."""
         while not self._reports.empty():
             self._end(*self._reports.get())  # what is done is done
         self.handler.stop_now()

@@ -1,4 +1,5 @@
-"""What the service manager is told: that the consumer is ready, what it does, that it lives, that it stops. See sd_notify(3)."""
+"""What the service manager is told: that the consumer is ready, what it does, that it lives, that it stops.
+See sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Service(Observer):
     """Tells the service manager."""
 
     def __init__(self, address: str, watchdog: float | None) -> None:
-        """`address`: a socket's path, or @name in the abstract name space. `watchdog`: seconds it waits for a sign of life."""
+        """`address`: a socket's path, or @name in the abstract name space. `watchdog`: seconds it waits for a
+        sign of life."""
         self._address = "\0" + address[1:] if address[0] == "@" else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(_PATIENCE)
@@ -60,7 +62,9 @@ class Service(Observer):
         self._running += 1
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
-        self._running = max(0, self._running - 1)  # (what has killed consumers is given up without being started)
+        self._running = max(
+            0, self._running - 1
+        )  # (what has killed consumers is given up without being started)
         self._became[became] += 1
 
     def due(self) -> float | None:

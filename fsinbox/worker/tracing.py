@@ -6,9 +6,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
-from ..errors import InboxError
 from ..inbox import Element
-from ..layout import let_go
+from ..store.errors import InboxError
+from ..store.layout import let_go
 from ..tracing import destination, here, producer_of, shown
 from .commands import CommandHandler
 from .outcome import Handler, Outcome
@@ -45,7 +45,7 @@ class Traced:
                 "messaging.message.body.size": element.size,
                 "fsinbox.key": shown(element.key),
                 "fsinbox.seq": element.seq,
-                "fsinbox.attempts": element.attempts,
+                "fsinbox.consumer.attempts": element.attempts,
             },
         ) as span:
             outcome = self._handler.handle(element)

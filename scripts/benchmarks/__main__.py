@@ -17,16 +17,33 @@ PAGES = ROOT / "docs" / "performance"
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--only", type=click.IntRange(1, len(cases.CASES)), multiple=True, metavar="N", help="Only this case; may be repeated."
+    "--only",
+    type=click.IntRange(1, len(cases.CASES)),
+    multiple=True,
+    metavar="N",
+    help="Only this case; may be repeated.",
 )
 @click.option("--tiny", is_flag=True, help="A minute's worth: proves that everything runs, measures nothing.")
 @click.option("--rounds", type=click.IntRange(1), help="How often each is measured [default: 5].")
-@click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: a folder in .].")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to work [default: a folder in .].",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep figures and plots here.")
-@click.option("--docs", is_flag=True, help="Keep them in docs/performance/, and put them into docs/performance.md.")
+@click.option(
+    "--docs", is_flag=True, help="Keep them in docs/performance/, and put them into docs/performance.md."
+)
 @click.option("--redraw", is_flag=True, help="Measure nothing: draw and write what was kept anew.")
 def main(
-    only: tuple[int, ...], tiny: bool, rounds: int | None, folder: Path | None, out: Path | None, docs: bool, redraw: bool
+    only: tuple[int, ...],
+    tiny: bool,
+    rounds: int | None,
+    folder: Path | None,
+    out: Path | None,
+    docs: bool,
+    redraw: bool,
 ) -> None:
     """Measure fsinbox beside what a user would pick instead, and beside the bare system calls.
 
@@ -35,7 +52,9 @@ def main(
     out = PAGES if docs else out
     if not redraw:
         scale = cases.TINY if tiny else cases.FULL
-        measure(only or tuple(cases.CASES), replace(scale, rounds=rounds or scale.rounds), folder or Path(), out)
+        measure(
+            only or tuple(cases.CASES), replace(scale, rounds=rounds or scale.rounds), folder or Path(), out
+        )
     if out and (out / "results.json").exists():
         about, kept = results.load(out / "results.json")
         for case in kept:

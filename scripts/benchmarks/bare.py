@@ -1,7 +1,7 @@
 """The limit: the system calls that fsinbox makes for an add, a take and an ack, in bare loops.
 
-What is not here is what fsinbox does beside them: checking names and states, errors, and the order of what waits. `calls`
-counts both with strace, so that nobody has to believe that they are the same calls.
+What is not here is what fsinbox does beside them: checking names and states, errors, and the order of what
+waits. `calls` counts both with strace, so that nobody has to believe that they are the same calls.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class BareCalls(Queue):
             if not number or not os.access(f"{number}-{key}", os.F_OK, dir_fd=pending, follow_symlinks=False):
                 number = f"{time_ns():019d}"
                 os.pwrite(self.index, f"{number} abcdefgh 0000004096".ljust(63).encode() + b"\n", 0)
-                os.pwrite(self.index, b"%010d %b \n" % (crc, number.encode()), home + max(at, bucket.find(b"\0")))
+                os.pwrite(
+                    self.index, b"%010d %b \n" % (crc, number.encode()), home + max(at, bucket.find(b"\0"))
+                )
             os.rename(name, f"{number}-{key}", src_dir_fd=tmp, dst_dir_fd=pending)
         fcntl.flock(self.index, fcntl.LOCK_UN)
 
@@ -134,17 +136,21 @@ def compiler() -> str | None:
 
 
 def in_c(path: Path, elements: int) -> dict[str, float]:
-    """Return the microseconds that a new add, and a take with its ack, take in C (bare.c). Needs a compiler."""
+    """Return the microseconds that a new add, and a take with its ack, take in C (bare.c). Needs a
+    compiler."""
     with tempfile.TemporaryDirectory() as built:
         program = f"{built}/bare"
-        subprocess.run([compiler() or "cc", "-O2", "-o", program, Path(__file__).with_name("bare.c")], check=True)
+        subprocess.run(
+            [compiler() or "cc", "-O2", "-o", program, Path(__file__).with_name("bare.c")], check=True
+        )
         done = subprocess.run([program, path, str(elements)], check=True, capture_output=True, text=True)
     add, take = done.stdout.split()
     return {"add": float(add), "take + ack": float(take)}
 
 
 def calls(kind: type[Queue], step: str, path: Path) -> dict[str, int]:
-    """Return how often which system call is made for one `step` ("add", "replace" or "take + ack"), as strace counts them."""
+    """Return how often which system call is made for one `step` ("add", "replace" or "take + ack"), as strace
+    counts them."""
     elements = 20
     program = (
         f"from {kind.__module__} import {kind.__name__}\n"
@@ -162,7 +168,9 @@ def calls(kind: type[Queue], step: str, path: Path) -> dict[str, int]:
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with tempfile.NamedTemporaryFile("r") as trace:
-        subprocess.run(["strace", "-o", trace.name, sys.executable, "-c", program], check=True, env=environment)
+        subprocess.run(
+            ["strace", "-o", trace.name, sys.executable, "-c", program], check=True, env=environment
+        )
         inside = trace.read().split("sched_yield()")[1]
     counted: dict[str, int] = {}
     for name in re.findall(r"^(\w+)\(", inside, re.MULTILINE):

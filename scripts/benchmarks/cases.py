@@ -15,7 +15,18 @@ from time import perf_counter
 from . import bare, consuming
 from .bare import BareCalls
 from .processes import Worked, adding, end_to_end, fill, rate, scratch, taking
-from .queues import DURABLE, QUICK, BareSQLite, BareSQLiteLazyConsumer, Draft, Fsinbox, PersistAck, Queue, make, peers
+from .queues import (
+    DURABLE,
+    QUICK,
+    BareSQLite,
+    BareSQLiteLazyConsumer,
+    Draft,
+    Fsinbox,
+    PersistAck,
+    Queue,
+    make,
+    peers,
+)
 from .results import Case, Group, Target
 
 SIZES = {"200 B": 200, "64 KiB": 65536}
@@ -77,7 +88,9 @@ def names(kinds: Iterable[type[Queue]]) -> list[str]:
 
 def libraries(kinds: list[type[Queue]]) -> list[str]:
     """Return the names of those that are more than bare calls: what a user would install, or write."""
-    return [kind.name for kind in kinds if kind not in (Fsinbox, BareCalls) and not issubclass(kind, BareSQLite)]
+    return [
+        kind.name for kind in kinds if kind not in (Fsinbox, BareCalls) and not issubclass(kind, BareSQLite)
+    ]
 
 
 def is_shared(kind: type[Queue]) -> bool:
@@ -98,7 +111,9 @@ def durable_add(bench: Bench) -> Case:
     kinds = [Fsinbox, BareCalls, *peers(DURABLE, is_shared)]
     for label, size in SIZES.items():
         for processes in bench.scale.producers:
-            targets = [Target("ahead of every library of the same promise", OURS, libraries(kinds), at_least=1)]
+            targets = [
+                Target("ahead of every library of the same promise", OURS, libraries(kinds), at_least=1)
+            ]
             if processes == 16 and size == 200:
                 targets.append(Target("4x bare SQLite FULL", OURS, [SQLITE], at_least=4))
             if processes == 1 and size == 200:
@@ -107,9 +122,20 @@ def durable_add(bench: Bench) -> Case:
             group = Group(f"{producers}, {label}", "adds/s", targets=targets)
 
             def add(kind: type[Queue], processes: int = processes, size: int = size) -> float:
-                return rate(adding(kind, DURABLE, bench.folder, processes=processes, seconds=bench.scale.seconds, size=size))
+                return rate(
+                    adding(
+                        kind,
+                        DURABLE,
+                        bench.folder,
+                        processes=processes,
+                        seconds=bench.scale.seconds,
+                        size=size,
+                    )
+                )
 
-            case.groups.append(bench.interleave(group, {kind.name: lambda kind=kind: add(kind) for kind in kinds}))
+            case.groups.append(
+                bench.interleave(group, {kind.name: lambda kind=kind: add(kind) for kind in kinds})
+            )
     return case
 
 
@@ -141,7 +167,9 @@ def durable_many(bench: Bench) -> Case:
     def one(kind: type[Queue]) -> float:
         return rate(adding(kind, DURABLE, bench.folder, seconds=bench.scale.seconds, size=200))
 
-    contenders: dict[str, Callable[[], float]] = {kind.name: lambda kind=kind: many(kind) for kind in (Fsinbox, BareCalls)}
+    contenders: dict[str, Callable[[], float]] = {
+        kind.name: lambda kind=kind: many(kind) for kind in (Fsinbox, BareCalls)
+    }
     contenders |= {in_one: lambda: many(BareSQLite), one_by_one: lambda: one(BareSQLite)}
     case.groups.append(bench.interleave(group, contenders))
     return case
@@ -162,9 +190,18 @@ def durable_take(bench: Bench) -> Case:
         )
 
         def take(kind: type[Queue], size: int = size) -> float:
-            return taking(kind, DURABLE, bench.folder, elements=bench.scale.elements, seconds=bench.scale.seconds, size=size)
+            return taking(
+                kind,
+                DURABLE,
+                bench.folder,
+                elements=bench.scale.elements,
+                seconds=bench.scale.seconds,
+                size=size,
+            )
 
-        case.groups.append(bench.interleave(group, {kind.name: lambda kind=kind: take(kind) for kind in kinds}))
+        case.groups.append(
+            bench.interleave(group, {kind.name: lambda kind=kind: take(kind) for kind in kinds})
+        )
     return case
 
 
@@ -175,10 +212,15 @@ def quick(bench: Bench) -> Case:
     elements, seconds = bench.scale.elements, bench.scale.seconds
     for label, size in SIZES.items():
         steps: dict[str, tuple[str, Callable[[type[Queue]], float]]] = {
-            "add": ("adds/s", lambda kind, size=size: rate(adding(kind, QUICK, bench.folder, seconds=seconds, size=size))),
+            "add": (
+                "adds/s",
+                lambda kind, size=size: rate(adding(kind, QUICK, bench.folder, seconds=seconds, size=size)),
+            ),
             "take + ack": (
                 "elements/s",
-                lambda kind, size=size: taking(kind, QUICK, bench.folder, elements=elements, seconds=seconds, size=size),
+                lambda kind, size=size: taking(
+                    kind, QUICK, bench.folder, elements=elements, seconds=seconds, size=size
+                ),
             ),
             "end to end": (
                 "elements/s",
@@ -229,7 +271,9 @@ def overhead(bench: Bench) -> Case:
             f"new {step}" if step == "add" else step,
             "us",
             more_is_better=False,
-            targets=[Target("1.25x of the bare calls", OURS, [BARE], at_most=1.25)] if step != "replace" else [],
+            targets=[Target("1.25x of the bare calls", OURS, [BARE], at_most=1.25)]
+            if step != "replace"
+            else [],
         )
         contenders: dict[str, Callable[[], float]] = {
             kind.name: lambda kind=kind, step=step: cost(kind, step) for kind in (Fsinbox, BareCalls)
@@ -273,14 +317,20 @@ def replace(bench: Bench) -> Case:
         for keys, among in ((1, 0), (100, crowd)):
             title = f"{durability}: " + ("one hot key" if keys == 1 else f"{keys} hot keys among {among:,}")
             group = Group(
-                title, "adds/s", targets=[Target("ahead of every peer that can replace", OURS, names(kinds[2:]), at_least=1)]
+                title,
+                "adds/s",
+                targets=[Target("ahead of every peer that can replace", OURS, names(kinds[2:]), at_least=1)],
             )
             contenders = {
-                kind.name: lambda kind=kind, durability=durability, keys=keys, among=among: hot(kind, durability, keys, among)
+                kind.name: lambda kind=kind, durability=durability, keys=keys, among=among: hot(
+                    kind, durability, keys, among
+                )
                 for kind in (kinds if keys == 1 else [kind for kind in kinds if kind is not Draft])
             }
             group.targets = [
-                Target(target.text, OURS, [name for name in target.theirs if name in contenders], target.at_least)
+                Target(
+                    target.text, OURS, [name for name in target.theirs if name in contenders], target.at_least
+                )
                 for target in group.targets
             ]
             case.groups.append(bench.interleave(group, contenders))
@@ -295,11 +345,15 @@ def depth(bench: Bench) -> Case:
     adds = Group("add", "us", more_is_better=False)
     takes = Group("take + ack", "us", more_is_better=False)
     opening = Group("open and first take, in a fresh process", "s", more_is_better=False)
-    memory = Group("memory of a consumer at its peak, for each element that waits", "bytes", more_is_better=False)
+    memory = Group(
+        "memory of a consumer at its peak, for each element that waits", "bytes", more_is_better=False
+    )
     producer = Group("memory of a producer", "MiB", more_is_better=False)
     for group, what in ((adds, "add"), (takes, "take")):
         group.targets.append(
-            Target(f"{what}: at a million at most 1.5x of a thousand's", labels[many], [labels[few]], at_most=1.5)
+            Target(
+                f"{what}: at a million at most 1.5x of a thousand's", labels[many], [labels[few]], at_most=1.5
+            )
         )
     opening.targets.append(Target("under 2 s at a million", labels[many], at_most=2))
     memory.targets.append(Target("under 150 bytes at a million", labels[many], at_most=150))
@@ -332,7 +386,10 @@ def depth(bench: Bench) -> Case:
 def wake_up(bench: Bench) -> Case:
     """8. From `mv` to the handler's first line, and what being ready for it costs."""
     case = Case(8, "Wake-up of an idle consumer, from mv to the handler's first line")
-    halves, ninety_nine = Group("median", "ms", more_is_better=False), Group("99th percentile", "ms", more_is_better=False)
+    halves, ninety_nine = (
+        Group("median", "ms", more_is_better=False),
+        Group("99th percentile", "ms", more_is_better=False),
+    )
     ways = {
         "fsinbox consume, mv into drop/": consuming.wakes_by_mv,
         "fsinbox consume, add": consuming.wakes_by_add,
@@ -346,16 +403,22 @@ def wake_up(bench: Bench) -> Case:
         for name in random.Random(turn).sample(list(ways), len(ways)):
             bench.say(f"{name}: round {turn + 1} of {bench.scale.rounds}")
             with scratch(bench.folder) as path:
-                latencies = sorted(ways[name](path, bench.root, max(2, bench.scale.wakes // bench.scale.rounds)))
+                latencies = sorted(
+                    ways[name](path, bench.root, max(2, bench.scale.wakes // bench.scale.rounds))
+                )
             halves.figures.setdefault(name, []).append(median(latencies) * 1e3)
-            ninety_nine.figures.setdefault(name, []).append(quantiles(latencies, n=100, method="inclusive")[98] * 1e3)
+            ninety_nine.figures.setdefault(name, []).append(
+                quantiles(latencies, n=100, method="inclusive")[98] * 1e3
+            )
     bench.say(f"an idle consumer, for {bench.scale.idle:g} s")
     idle = Group("context switches of an idle consumer", "a second", more_is_better=False)
     with scratch(bench.folder) as path:
         switches = consuming.switches_while_idle(path, bench.root, bench.scale.idle)
     idle.figures["fsinbox consume"] = [switches]
     # The stated rescan is every 30 s, and takes a few: it may fall into what is watched.
-    idle.targets.append(Target("0 a second, but for the rescan every 30 s", "fsinbox consume", at_most=10 / bench.scale.idle))
+    idle.targets.append(
+        Target("0 a second, but for the rescan every 30 s", "fsinbox consume", at_most=10 / bench.scale.idle)
+    )
     case.groups += [halves, ninety_nine, idle]
     return case
 
@@ -367,8 +430,12 @@ def fairness(bench: Bench) -> Case:
     ways = {"new keys": "p{}-{}".format, "the same keys": lambda _, number: f"key{number % 100}"}
     for durability in (DURABLE, QUICK):
         for title, keys in ways.items():
-            tail = Group(f"{durability}, {title}: p99 of add, in multiples of its p50", "x", more_is_better=False)
-            slowest = Group(f"{durability}, {title}: adds of the slowest producer, as a share of the mean", "%")
+            tail = Group(
+                f"{durability}, {title}: p99 of add, in multiples of its p50", "x", more_is_better=False
+            )
+            slowest = Group(
+                f"{durability}, {title}: adds of the slowest producer, as a share of the mean", "%"
+            )
             kinds: list[type[Queue]] = [Fsinbox, BareCalls, BareSQLite]
             if durability == DURABLE:
                 kinds += [Draft, PersistAck]
@@ -390,7 +457,9 @@ def fairness(bench: Bench) -> Case:
                     slowest.figures.setdefault(kind.name, []).append(share * 100)
             if durability == DURABLE:
                 tail.targets.append(Target("p99 at most 10x p50", OURS, at_most=10))
-            slowest.targets.append(Target("no producer starves: half of the mean at least", OURS, at_least=50))
+            slowest.targets.append(
+                Target("no producer starves: half of the mean at least", OURS, at_least=50)
+            )
             case.groups += [tail, slowest]
     return case
 
@@ -418,14 +487,16 @@ def cold(bench: Bench) -> Case:
         "python -c 'from fsinbox import Inbox; ...'": [
             sys.executable,
             "-c",
-            "import sys; from fsinbox import Inbox; Inbox('inbox', codec='text').add(sys.argv[1], sys.argv[2])",
+            "import sys; from fsinbox import Inbox; Inbox('inbox', codec='text').add(sys.argv[1], "
+            "sys.argv[2])",
             "{key}",
             "x" * 200,
         ],
         "python -c, sqlite3, WAL, FULL": [
             sys.executable,
             "-c",
-            "import sys, sqlite3; db = sqlite3.connect('q.db', isolation_level=None); db.execute('PRAGMA journal_mode=WAL'); "
+            "import sys, sqlite3; db = sqlite3.connect('q.db', isolation_level=None); db.execute('PRAGMA "
+            "journal_mode=WAL'); "
             "db.execute('CREATE TABLE IF NOT EXISTS q (key PRIMARY KEY, value)'); "
             "db.execute('INSERT OR REPLACE INTO q VALUES (?, ?)', sys.argv[1:])",
             "{key}",
@@ -511,8 +582,12 @@ def large(bench: Bench) -> Case:
             os.unlink(path / "copy")
             return seconds * 1e3
 
-        bench.interleave(group, {labels[size]: lambda size=size: hand_over(size) for size in sizes}, bench.scale.rounds * 4)
-        bench.interleave(copy, {labels[size]: lambda size=size: copied(size) for size in sizes}, min(3, bench.scale.rounds))
+        bench.interleave(
+            group, {labels[size]: lambda size=size: hand_over(size) for size in sizes}, bench.scale.rounds * 4
+        )
+        bench.interleave(
+            copy, {labels[size]: lambda size=size: copied(size) for size in sizes}, min(3, bench.scale.rounds)
+        )
         queue.close()
     case.groups += [group, copy]
     return case

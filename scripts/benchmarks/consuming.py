@@ -23,12 +23,16 @@ from fsinbox import Inbox
 
 
 def _memory() -> int:
-    """Return how many bytes this process has taken at most. (What getrusage tells counts what its parent took before exec.)"""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    """Return how many bytes this process has taken at most. (What getrusage tells counts what its parent took
+    before exec.)"""
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
+    ]
     return int(line.split()[1]) * 1024
 
 
-# --- programs of their own ----------------------------------------------------------------------------------------
+# --- programs of their own
+# ----------------------------------------------------------------------------------------
 
 
 def _first_take(path: str) -> tuple[float, int]:
@@ -116,27 +120,39 @@ def _command(program: str, *arguments: object) -> list[str]:
 
 
 def _environment(**also: object) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | {name: str(value) for name, value in also.items()}
+    return (
+        os.environ
+        | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        | {name: str(value) for name, value in also.items()}
+    )
 
 
 def _run(program: str, *arguments: object) -> Any:
     done = subprocess.run(
-        _command(program, *arguments), env=_environment(), check=True, stdout=subprocess.PIPE, text=True, timeout=600
+        _command(program, *arguments),
+        env=_environment(),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=600,
     )
     return json.loads(done.stdout)
 
 
-# --- depth --------------------------------------------------------------------------------------------------------
+# --- depth
+# --------------------------------------------------------------------------------------------------------
 
 
 def first_take(path: Path) -> tuple[float, int]:
-    """Return the seconds that opening and a first take need in a fresh process, and the bytes it takes for that."""
+    """Return the seconds that opening and a first take need in a fresh process, and the bytes it takes for
+    that."""
     seconds, peak = _run("first_take", path)
     return seconds, peak
 
 
 def added(path: Path, turn: int, operations: int) -> tuple[float, float]:
-    """Add so many new keys in a fresh process; return the microseconds of one, and the process's MiB at its peak."""
+    """Add so many new keys in a fresh process; return the microseconds of one, and the process's MiB at its
+    peak."""
     microseconds, memory = _run("added", path, turn, operations)
     return microseconds, memory
 
@@ -146,7 +162,8 @@ def taken(path: Path, operations: int) -> float:
     return float(_run("taken", path, operations))
 
 
-# --- wake-up ------------------------------------------------------------------------------------------------------
+# --- wake-up
+# ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -159,7 +176,9 @@ def _ears(path: Path) -> Iterator[socket.socket]:
 
 @contextmanager
 def _process(words: list[str], **also: object) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(words, env=_environment(**also), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        words, env=_environment(**also), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             yield process
         finally:
@@ -168,11 +187,20 @@ def _process(words: list[str], **also: object) -> Iterator[subprocess.Popen[byte
 
 def _consume(path: Path, root: Path, handler: str, *options: str) -> list[str]:
     command = os.path.join(os.path.dirname(sys.executable), "fsinbox")
-    return [command, "--inbox", str(path / "inbox"), "consume", "--handler", f"benchmarks.handlers:{handler}", *options]
+    return [
+        command,
+        "--inbox",
+        str(path / "inbox"),
+        "consume",
+        "--handler",
+        f"benchmarks.handlers:{handler}",
+        *options,
+    ]
 
 
 def _wakes(ears: socket.socket, drop: Callable[[int], object], times: int) -> list[float]:
-    """Return for each drop the seconds from its begin to the handler's first line. A first one sees that all is up."""
+    """Return for each drop the seconds from its begin to the handler's first line. A first one sees that all
+    is up."""
     latencies = []
     pause = random.Random(times)
     for number in range(times + 1):
@@ -203,7 +231,8 @@ def wakes_by_mv(path: Path, root: Path, times: int) -> list[float]:
 
 
 def wakes_by_add(path: Path, root: Path, times: int) -> list[float]:
-    """Return the seconds from the call of add (not durable) to the handler's first line, of an idle consumer."""
+    """Return the seconds from the call of add (not durable) to the handler's first line, of an idle
+    consumer."""
     with (
         Inbox(path / "inbox", codec="bytes", durable=False) as inbox,
         _ears(path) as ears,
@@ -237,7 +266,8 @@ def _wakes_of(program: str, path: Path, times: int) -> list[float]:
 
 
 def switches_while_idle(path: Path, root: Path, seconds: float) -> float:
-    """Return how often a second an idle consumer is woken, by what all its threads' context switches say (proc(5))."""
+    """Return how often a second an idle consumer is woken, by what all its threads' context switches say
+    (proc(5))."""
     Inbox(path / "inbox").close()
     with _ears(path) as ears, _process(_consume(path, root, "note"), BENCH_SOCKET=path / "socket") as process:
         _wakes(ears, _mover(path, path / "inbox" / "drop"), 1)
@@ -256,7 +286,8 @@ def _switches(pid: int) -> int:
     )
 
 
-# --- commands -----------------------------------------------------------------------------------------------------
+# --- commands
+# -----------------------------------------------------------------------------------------------------
 
 
 def whole_process(words: list[str], folder: Path) -> float:
@@ -270,7 +301,8 @@ def whole_process(words: list[str], folder: Path) -> float:
 
 
 def share_of_ideal(path: Path, root: Path, threads: int) -> float:
-    """Have a consumer with so many threads work off what waits, 10 ms each; return its part of the best possible rate."""
+    """Have a consumer with so many threads work off what waits, 10 ms each; return its part of the best
+    possible rate."""
     words = _consume(path, root, "wait", "--concurrency", str(threads), "--drain")
     subprocess.run(words, env=_environment(BENCH_TIMES=path / "times"), check=True, stderr=subprocess.DEVNULL)
     first, last, number = map(int, (path / "times").read_text().split())

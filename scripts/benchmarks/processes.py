@@ -1,7 +1,7 @@
 """Runs a contender in one process or many, for a slice of time, and brings back what they measured.
 
-Processes are forked from one that has no threads, open the queue each for itself, wait for each other, and work until the
-slice ends. What they bring back is plain figures.
+Processes are forked from one that has no threads, open the queue each for itself, wait for each other, and
+work until the slice ends. What they bring back is plain figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 class Worked(NamedTuple):
-    """What one process did: how many operations in how many seconds, and how long each took (nanoseconds), if asked for."""
+    """What one process did: how many operations in how many seconds, and how long each took (nanoseconds), if
+    asked for."""
 
     operations: int
     seconds: float
@@ -62,7 +63,8 @@ def adding(
     latencies: bool = False,
     prepare: Callable[[Queue], object] | None = None,
 ) -> list[Worked]:
-    """Have some processes add payloads of `size` bytes for some seconds. `keys` gives the key of (process, number)."""
+    """Have some processes add payloads of `size` bytes for some seconds. `keys` gives the key of (process,
+    number)."""
     with scratch(folder) as path:
         queue = make(kind, path, durability)
         if prepare:
@@ -92,8 +94,11 @@ def adding(
         return in_processes(processes, work)
 
 
-def taking(kind: type[Queue], durability: str, folder: Path, *, elements: int, seconds: float, size: int) -> float:
-    """Return how many elements a second are taken and acknowledged, of so many that wait, until they or the seconds end."""
+def taking(
+    kind: type[Queue], durability: str, folder: Path, *, elements: int, seconds: float, size: int
+) -> float:
+    """Return how many elements a second are taken and acknowledged, of so many that wait, until they or the
+    seconds end."""
     with scratch(folder) as path:
         fill(kind, durability, path, elements, size)
         queue = make(kind, path, durability)
@@ -161,7 +166,8 @@ def fill(kind: type[Queue], durability: str, path: Path, elements: int, size: in
 
 
 def in_processes(processes: int, work: Callable[[int, Callable[[], object]], Worked]) -> list[Worked]:
-    """Run `work(number, wait)` in so many processes, which all go on from `wait` at once; return what each returns."""
+    """Run `work(number, wait)` in so many processes, which all go on from `wait` at once; return what each
+    returns."""
     barrier = FORK.Barrier(processes)
 
     def run(number: int, sender: Any) -> None:
@@ -194,7 +200,10 @@ def _results(receivers: list[Any]) -> list[Worked]:
     while len(results) < len(receivers):
         ready = wait_for([receiver for receiver in receivers if receiver not in results], until - monotonic())
         if not ready:
-            raise TimeoutError(f"{len(receivers) - len(results)} of {len(receivers)} processes are not done after {PATIENCE} s")
+            raise TimeoutError(
+                f"{len(receivers) - len(results)} of {len(receivers)} processes are not done after "
+                f"{PATIENCE} s"
+            )
         for receiver in ready:
             try:
                 result = receiver.recv()

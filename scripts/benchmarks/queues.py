@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 DURABLE, QUICK = "durable", "quick"
 
 BUSY = 60
-"""Seconds that a database waits for another process's lock: with 16 writers some libraries' own default gives up."""
+"""Seconds that a database waits for another process's lock: with 16 writers some libraries' own default gives
+up."""
 
 
 class Queue:
@@ -98,28 +99,34 @@ class BareSQLite(Queue):
         db.execute(f"PRAGMA synchronous={'FULL' if durability == DURABLE else 'NORMAL'}")
         _retry(
             lambda: db.execute(
-                "CREATE TABLE IF NOT EXISTS queue (seq INTEGER PRIMARY KEY, key TEXT NOT NULL, data BLOB NOT NULL, out INTEGER)"
+                "CREATE TABLE IF NOT EXISTS queue (seq INTEGER PRIMARY KEY, key TEXT NOT NULL, data BLOB NOT "
+                "NULL, out INTEGER)"
             )
         )
-        _retry(lambda: db.execute("CREATE UNIQUE INDEX IF NOT EXISTS waiting ON queue (key) WHERE out IS NULL"))
+        _retry(
+            lambda: db.execute("CREATE UNIQUE INDEX IF NOT EXISTS waiting ON queue (key) WHERE out IS NULL")
+        )
 
     def add(self, key: str, data: bytes) -> None:
         self.db.execute(
-            "INSERT INTO queue (key, data) VALUES (?, ?) ON CONFLICT (key) WHERE out IS NULL DO UPDATE SET data = excluded.data",
+            "INSERT INTO queue (key, data) VALUES (?, ?) ON CONFLICT (key) WHERE out IS NULL DO UPDATE SET "
+            "data = excluded.data",
             (key, data),
         )
 
     def add_many(self, items: Iterable[tuple[str, bytes]]) -> None:
         self.db.execute("BEGIN IMMEDIATE")
         self.db.executemany(
-            "INSERT INTO queue (key, data) VALUES (?, ?) ON CONFLICT (key) WHERE out IS NULL DO UPDATE SET data = excluded.data",
+            "INSERT INTO queue (key, data) VALUES (?, ?) ON CONFLICT (key) WHERE out IS NULL DO UPDATE SET "
+            "data = excluded.data",
             items,
         )
         self.db.execute("COMMIT")
 
     def take(self) -> Any:
         return self.db.execute(
-            "UPDATE queue SET out = 1 WHERE seq = (SELECT seq FROM queue WHERE out IS NULL ORDER BY seq LIMIT 1) "
+            "UPDATE queue SET out = 1 WHERE seq = (SELECT seq FROM queue WHERE out IS NULL ORDER BY seq "
+            "LIMIT 1) "
             "RETURNING seq, data"
         ).fetchone()
 
@@ -131,7 +138,8 @@ class BareSQLite(Queue):
 
 
 class BareSQLiteLazyConsumer(BareSQLite):
-    """The same with a consumer that does not flush: what it took or acknowledged comes back after a power cut."""
+    """The same with a consumer that does not flush: what it took or acknowledged comes back after a power
+    cut."""
 
     name = "bare SQLite, consumer NORMAL"
     classes = (DURABLE,)
@@ -143,7 +151,8 @@ class BareSQLiteLazyConsumer(BareSQLite):
 
 
 class Draft(Queue):
-    """What many teams write first: SQLAlchemy's ORM, update or insert by key, a lock column, delete when done."""
+    """What many teams write first: SQLAlchemy's ORM, update or insert by key, a lock column, delete when
+    done."""
 
     name = "SQLAlchemy draft"
     replaces = True
@@ -173,7 +182,9 @@ class Draft(Queue):
         self.engine, self.item, self.select, self.session = engine, Item, select, Session
 
     def add(self, key: str, data: bytes) -> None:
-        _retry(lambda: self._add(key, data))  # what was read may be out of date by the time it is to be written
+        _retry(
+            lambda: self._add(key, data)
+        )  # what was read may be out of date by the time it is to be written
 
     def _add(self, key: str, data: bytes) -> None:
         with self.session(self.engine) as session:
@@ -263,7 +274,8 @@ class PersistUnique(PersistAck):
 
 
 class PersistFile(Queue):
-    """persist-queue, Queue: chunks of pickles in files. One process at a time; task_done() after each saves the position."""
+    """persist-queue, Queue: chunks of pickles in files. One process at a time; task_done() after each saves
+    the position."""
 
     name = "persist-queue Queue"
     classes = (QUICK,)
@@ -318,7 +330,9 @@ class HueySQLite(Queue):
     def __init__(self, path: str, durability: str) -> None:
         from huey.storage import SqliteStorage
 
-        self.queue = SqliteStorage("bench", filename=f"{path}/huey.db", fsync=durability == DURABLE, timeout=BUSY)
+        self.queue = SqliteStorage(
+            "bench", filename=f"{path}/huey.db", fsync=durability == DURABLE, timeout=BUSY
+        )
 
     def add(self, key: str, data: bytes) -> None:
         self.queue.enqueue(data)
@@ -379,7 +393,8 @@ class DirQ(Queue):
 
 
 class DiskcacheDeque(Queue):
-    """diskcache, Deque. No acknowledgement. Above 32 KiB a value is a file of its own, unless it is told otherwise."""
+    """diskcache, Deque. No acknowledgement. Above 32 KiB a value is a file of its own, unless it is told
+    otherwise."""
 
     name = "diskcache Deque"
     acknowledges = False
@@ -436,7 +451,8 @@ def make(kind: type[Queue], path: Path, durability: str) -> Queue:
 
 
 def _retry(step: Callable[[], Any]) -> Any:
-    """Do `step` again while the database is locked: opening a database in many processes at once is not what is measured."""
+    """Do `step` again while the database is locked: opening a database in many processes at once is not what
+    is measured."""
     deadline = time.monotonic() + BUSY
     while True:
         try:

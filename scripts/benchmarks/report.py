@@ -39,7 +39,9 @@ def summary(cases: list[Case]) -> str:
         for group in case.groups:
             for target in group.targets:
                 word = {True: "reached", False: "**missed**", None: ""}[group.is_met(target)]
-                lines.append(f"| {case.number} | {group.title}: {target.text} | {reached(group, target)} | {word} |")
+                lines.append(
+                    f"| {case.number} | {group.title}: {target.text} | {reached(group, target)} | {word} |"
+                )
     return "\n".join(lines)
 
 
@@ -49,7 +51,9 @@ def table(case: Case) -> Iterator[str]:
     yield "| | " + " | ".join(f"{group.title} ({group.unit})" for group in case.groups) + " |"
     yield "|---" * (len(case.groups) + 1) + "|"
     for name in names:
-        cells = [number(median(group.figures[name])) if name in group.figures else "" for group in case.groups]
+        cells = [
+            number(median(group.figures[name])) if name in group.figures else "" for group in case.groups
+        ]
         label = f"**{name}**" if name.startswith(Fsinbox.name) else name
         yield f"| {label} | " + " | ".join(cells) + " |"
 
@@ -64,7 +68,8 @@ def section(case: Case, plots: str) -> str:
 
 
 def fill_page(page: Path, about: dict[str, str], cases: list[Case], plots: str) -> None:
-    """Put what was measured between its marks in a page: <!-- case 1 --> ... <!-- /case 1 -->, and machine, and summary."""
+    """Put what was measured between its marks in a page: <!-- case 1 --> ... <!-- /case 1 -->, and machine,
+    and summary."""
     parts = {f"case {case.number}": section(case, plots) for case in cases}
     parts["machine"] = "Measured on: " + ", ".join(f"{name} {value}" for name, value in about.items()) + "."
     parts["summary"] = summary(cases)
@@ -88,12 +93,18 @@ def plot(case: Case, folder: Path) -> None:
     rows = -(-len(case.groups) // columns)
     bars = max(len(group.figures) for group in case.groups)
     figure, panels = pyplot.subplots(
-        rows, columns, figsize=(4.3 * columns, rows * (0.9 + 0.24 * bars)), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(4.3 * columns, rows * (0.9 + 0.24 * bars)),
+        squeeze=False,
+        layout="constrained",
     )
     for panel in panels.flat[len(case.groups) :]:
         panel.set_visible(False)
     for panel, group in zip(panels.flat, case.groups, strict=False):
-        names = sorted(group.figures, key=lambda name: median(group.figures[name]), reverse=not group.more_is_better)
+        names = sorted(
+            group.figures, key=lambda name: median(group.figures[name]), reverse=not group.more_is_better
+        )
         if case.number == 7:
             names = list(reversed(group.figures))
         middles = [median(group.figures[name]) for name in names]

@@ -14,7 +14,8 @@ from typing import Any
 
 @dataclass
 class Target:
-    """What a group is to reach: its `ours` divided by `theirs`, round by round; or its figure itself, if `theirs` is empty."""
+    """What a group is to reach: its `ours` divided by `theirs`, round by round; or its figure itself, if
+    `theirs` is empty."""
 
     text: str
     ours: str
@@ -43,7 +44,9 @@ class Group:
         if not target.theirs:
             return median(ours)
         best = max if self.more_is_better else min
-        against = [best(values) for values in zip(*(self.figures[name] for name in target.theirs), strict=True)]
+        against = [
+            best(values) for values in zip(*(self.figures[name] for name in target.theirs), strict=True)
+        ]
         return median(mine / other for mine, other in zip(ours, against, strict=True))
 
     def is_met(self, target: Target) -> bool | None:
@@ -51,7 +54,9 @@ class Group:
         reached = self.reached(target)
         if reached is None:
             return None
-        return (target.at_least is None or reached >= target.at_least) and (target.at_most is None or reached <= target.at_most)
+        return (target.at_least is None or reached >= target.at_least) and (
+            target.at_most is None or reached <= target.at_most
+        )
 
 
 @dataclass
@@ -65,7 +70,7 @@ class Case:
 
 def machine(folder: Path) -> dict[str, str]:
     """Return what the figures were measured on."""
-    from fsinbox.layout import file_system_type
+    from fsinbox.store.layout import file_system_type
 
     return {
         "system": f"{platform.system()} {platform.release()}",
@@ -81,7 +86,8 @@ def save(path: Path, about: dict[str, str], cases: list[Case]) -> None:
     kept = {case.number: case for case in load(path)[1]} if path.exists() else {}
     kept.update((case.number, case) for case in cases)
     rounded = json.loads(
-        json.dumps([asdict(kept[number]) for number in sorted(kept)]), parse_float=lambda text: float(f"{float(text):.5g}")
+        json.dumps([asdict(kept[number]) for number in sorted(kept)]),
+        parse_float=lambda text: float(f"{float(text):.5g}"),
     )
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": about, "cases": rounded}, indent=1) + "\n")
@@ -94,5 +100,8 @@ def load(path: Path) -> tuple[dict[str, str], list[Case]]:
 
 
 def _case(kept: dict[str, Any]) -> Case:
-    groups = [Group(**(group | {"targets": [Target(**target) for target in group["targets"]]})) for group in kept["groups"]]
+    groups = [
+        Group(**(group | {"targets": [Target(**target) for target in group["targets"]]}))
+        for group in kept["groups"]
+    ]
     return Case(kept["number"], kept["title"], groups)

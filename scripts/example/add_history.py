@@ -1,6 +1,8 @@
-"""add_history.py REPOSITORY: queue an event for each file of each commit, oldest commit first, into $FSINBOX_DIR.
+"""add_history.py REPOSITORY: queue an event for each file of each commit, oldest commit first, into
+$FSINBOX_DIR.
 
-A key is `commit.<path>`; its value tells of the last commit that touched it. A later commit replaces one that waits.
+A key is `commit.<path>`; its value tells of the last commit that touched it. A later commit replaces one that
+waits.
 """
 
 import os
@@ -12,7 +14,8 @@ from fsinbox import Inbox
 
 
 def commits(repository: str):
-    """Yield (commit, date, paths), oldest first; nothing if this is not a git checkout (an unpacked archive)."""
+    """Yield (commit, date, paths), oldest first; nothing if this is not a git checkout (an unpacked
+    archive)."""
     command = ["git", "-C", repository, "log", "--reverse", "--name-only", "--format=%x00%H %cI"]
     log = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     for entry in log.split("\0")[1:]:

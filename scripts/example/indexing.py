@@ -1,7 +1,8 @@
 """The consumer's side of the demo: `fsinbox consume --handler indexing:index`.
 
-For each event one file in index/, named like the key: for a module what it defines, for a commit what it says. Doing it
-twice gives the same file, as it should be in a handler: an element may be delivered more than once.
+For each event one file in index/, named like the key: for a module what it defines, for a commit what it
+says. Doing it twice gives the same file, as it should be in a handler: an element may be delivered more than
+once.
 """
 
 import ast
@@ -45,7 +46,10 @@ def summary() -> str:
     functions = sum(entry["functions"] for entry in modules)
     classes = sum(entry["classes"] for entry in modules)
     files = len(entries) - len(modules)
-    return f"{len(modules)} modules with {functions} functions and {classes} classes; {files} files of the history"
+    return (
+        f"{len(modules)} modules with {functions} functions and {classes} classes; {files} files of the "
+        "history"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Traces workloads, builds the states that a power cut may leave, lets a consumer recover each, and has the oracle judge."""
+"""Traces workloads, builds the states that a power cut may leave, lets a consumer recover each, and has the
+oracle judge."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from time import time_ns
 from typing import NamedTuple
 from unittest import mock
 
-import fsinbox.index
+import fsinbox.store.index
 from fsinbox import Inbox
-from fsinbox.index import HEADER, read_header
-from fsinbox.layout import FOLDERS
+from fsinbox.store.index import HEADER, read_header
+from fsinbox.store.layout import FOLDERS
 from tests.driver import TORN, WAYS, aftermath, all_died, value_of
 from tests.oracle import Event, judge
 
@@ -35,18 +36,20 @@ ENOUGH_WRONG = 20
 """Bad states after which no more are looked at."""
 
 RECOVERY, REPAIR = AGAIN = (" >> recovery", " >> repair")
-"""At the end of a name: of what a recovery, or the doctor's repair, did with the state that is named before it."""
+"""At the end of a name: of what a recovery, or the doctor's repair, did with the state that is named before
+it."""
 
 HOUR = 3600 * 10**9
 
 
 @contextmanager
 def scratch(fallback: Path) -> Iterator[Path]:
-    """A folder in memory, if there is a file system in memory: what a power cut leaves is worked out, not tried."""
+    """A folder in memory, if there is a file system in memory: what a power cut leaves is worked out, not
+    tried."""
     folder = tempfile.mkdtemp(prefix="crash-", dir=MEMORY if os.access(MEMORY, os.W_OK) else fallback)
     logging.disable()
     try:
-        with mock.patch.object(fsinbox.index, "FEWEST_LINES", LINES):
+        with mock.patch.object(fsinbox.store.index, "FEWEST_LINES", LINES):
             yield Path(folder)
     finally:
         logging.disable(logging.NOTSET)
@@ -54,7 +57,8 @@ def scratch(fallback: Path) -> Iterator[Path]:
 
 
 class Trace(NamedTuple):
-    """A recording, what it is of, and from how many items on the power is cut: earlier cuts are those of a shorter workload."""
+    """A recording, what it is of, and from how many items on the power is cut: earlier cuts are those of a
+    shorter workload."""
 
     name: str
     recording: Recording
@@ -98,7 +102,9 @@ def trace(workloads: list[Workload], folder: Path) -> list[Trace]:
 
 def _last_mark(recording: Recording) -> int:
     """Return where the last word begins. (The very last mark is the end.)"""
-    marks = [index for index, item in enumerate(recording.items) if isinstance(item, Event) and item.what == "mark"]
+    marks = [
+        index for index, item in enumerate(recording.items) if isinstance(item, Event) and item.what == "mark"
+    ]
     return marks[-2]
 
 
@@ -107,7 +113,8 @@ def announced(recording: Recording, state: State) -> list[Event]:
     return [*recording.before, *(item for item in recording.items[: state.done] if isinstance(item, Event))]
 
 
-# --- judging ------------------------------------------------------------------------------------------------------
+# --- judging
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -146,22 +153,32 @@ class Checker:
         for state in chosen:
             if len(self.result.wrong) >= ENOUGH_WRONG:
                 return
-            self.check_state(state, announced(recording, state), f"{model}:{state.done}:{state.choice}:{traced.name}")
+            self.check_state(
+                state, announced(recording, state), f"{model}:{state.done}:{state.choice}:{traced.name}"
+            )
         self.result.states += len(chosen)
 
     def check_state(self, state: State, events: list[Event], name: str) -> None:
-        """Recover one state, and judge. A newer value hides that an older one was lost, so each is just drained once; of
-        every other one also another way is tried. Which, and with what clock, depends on its name."""
+        """Recover one state, and judge. A newer value hides that an older one was lost, so each is just
+        drained once; of every other one also another way is tried. Which, and with what clock, depends on its
+        name."""
         draw = zlib.crc32(name.encode())
         for way in ("drain", WAYS[1 + draw % 2])[: 1 + (draw >> 1) % 2]:
             # (Of the index, all else is there: the boot is the same, and so is the clock.)
             killed = name.startswith("index:")
-            wrong = self.recover(state.tree, events, way, clock_back=bool(draw & 64) and not killed, boot=not killed)
+            wrong = self.recover(
+                state.tree, events, way, clock_back=bool(draw & 64) and not killed, boot=not killed
+            )
             if wrong:
-                self.result.wrong.append(f"{way}: {'; '.join(wrong)}\n    FSINBOX_CUT='{name}' pytest tests/crash -k replay -rP")
+                self.result.wrong.append(
+                    f"{way}: {'; '.join(wrong)}\n    FSINBOX_CUT='{name}' pytest tests/crash -k replay -rP"
+                )
 
-    def recover(self, tree: Tree, events: list[Event], way: str, *, clock_back: bool, boot: bool = True) -> list[str]:
-        """Lay a state out, and let a producer and a consumer work with it; return what is wrong. `boot`: in another boot."""
+    def recover(
+        self, tree: Tree, events: list[Event], way: str, *, clock_back: bool, boot: bool = True
+    ) -> list[str]:
+        """Lay a state out, and let a producer and a consumer work with it; return what is wrong. `boot`: in
+        another boot."""
         self.lay(tree)
         keys = sorted({event.key for event in events if event.what == "add_start"})
         clock = self._now - HOUR if clock_back else None
@@ -181,7 +198,8 @@ class Checker:
         return wrong + ([f"left over: {', '.join(left)}"] if left else [])
 
     def check_again(self, traced: Trace, model: str, then: str, *, samples: int, most: int) -> None:
-        """Of some states, record a recovery or a repair, cut the power at any point of that, and recover from what it leaves."""
+        """Of some states, record a recovery or a repair, cut the power at any point of that, and recover from
+        what it leaves."""
         recording = traced.recording
         several = list(states(recording, model, traced.first))
         for state in random.Random(traced.name).sample(several, min(samples, len(several))):
@@ -189,12 +207,16 @@ class Checker:
             self.check(Trace(f"{model}:{state.done}:{state.choice}:{traced.name}{then}", second), model, most)
 
     def record(self, then: str, tree: Tree, events: list[Event]) -> Recording:
-        """Record what is done with a state: RECOVERY, take and acknowledge what is there; or REPAIR, call the doctor."""
+        """Record what is done with a state: RECOVERY, take and acknowledge what is there; or REPAIR, call the
+        doctor."""
         self.lay(tree)
         recording = Recording(read_tree(self.top))
         recording.before = all_died(event for event in events if _counts(event))
         path = f"{self.top}/inbox"
-        with mock.patch.object(fsinbox.index, "boot_tag", lambda: "recovery"), in_process(recording, self.top):
+        with (
+            mock.patch.object(fsinbox.store.index, "boot_tag", lambda: "recovery"),
+            in_process(recording, self.top),
+        ):
             if then == REPAIR:
                 from fsinbox.doctor import repair
 
@@ -221,14 +243,19 @@ class Checker:
 
 
 def _counts(event: Event) -> bool:
-    """Tell whether an event counts when the power is cut: an unflushed add (its value begins with q) promises nothing."""
+    """Tell whether an event counts when the power is cut: an unflushed add (its value begins with q) promises
+    nothing."""
     return event.what != "mark" and not (event.what == "add_end" and event.value.startswith("q"))
 
 
 def _essence(tree: Tree, model: str) -> tuple[tuple[str, bytes | tuple[str] | None], ...]:
-    """Return of a tree what matters: what is in tmp/, the word that a consumer left of itself, and, after a boot, what is in
-    the index but its last number, do not."""
-    matters = {path: what for path, what in tree.items() if not path.startswith("inbox/tmp/") and path != "inbox/consumer.lock"}
+    """Return of a tree what matters: what is in tmp/, the word that a consumer left of itself, and, after a
+    boot, what is in the index but its last number, do not."""
+    matters = {
+        path: what
+        for path, what in tree.items()
+        if not path.startswith("inbox/tmp/") and path != "inbox/consumer.lock"
+    }
     index = matters.get("inbox/index")
     if isinstance(index, bytes) and model != "index":
         matters["inbox/index"] = read_header(index[:HEADER])[0].to_bytes(8, "big")

@@ -1,8 +1,9 @@
-"""Two programs at once, call by call in an order of our choice, recorded: what a power cut may leave in the middle of both.
+"""Two programs at once, call by call in an order of our choice, recorded: what a power cut may leave in the
+middle of both.
 
-Each is a driver (tests/driver.py) with an Inbox of its own, in a greenlet of this process: before every call that the package
-makes, the other may have its turn. A plan (n, m) lets the first make n calls, then the second m, then the first run to its
-end, then the second.
+Each is a driver (tests/driver.py) with an Inbox of its own, in a greenlet of this process: before every call
+that the package makes, the other may have its turn. A plan (n, m) lets the first make n calls, then the
+second m, then the first run to its end, then the second.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from unittest import mock
 
 from greenlet import getcurrent, greenlet
 
-import fsinbox.index
+import fsinbox.store.index
 from tests.driver import Driver, Log
 
 from .recording import MODELS, Recording, Told, in_process, read_tree
@@ -38,10 +39,11 @@ class Race(NamedTuple):
     def models(self) -> tuple[str, ...]:
         """What a power cut may leave of it: the models of recording.py in which it must be right.
 
-        Not `halves` where an add moves a dropped file to its place and its own over it: nothing waits for a disk inside the
-        section, so drop/ is flushed after it, and after pending/. If flushing pending/ kept only the half of that first
-        rename which is in pending/, the older value would be in drop/ again once the newer has been taken and acknowledged.
-        On Btrfs, of which `halves` tells, a flush is a commit of the whole file system, and keeps both halves.
+        Not `halves` where an add moves a dropped file to its place and its own over it: nothing waits for a
+        disk inside the section, so drop/ is flushed after it, and after pending/. If flushing pending/ kept
+        only the half of that first rename which is in pending/, the older value would be in drop/ again once
+        the newer has been taken and acknowledged. On Btrfs, of which `halves` tells, a flush is a commit of
+        the whole file system, and keeps both halves.
         """
         return tuple(model for model in MODELS if model != "halves" or "mv:" not in self.before)
 
@@ -74,7 +76,9 @@ class Turns:
         self._blocked = False
         self.calls = [0, 0]
 
-    def hook(self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+    def hook(
+        self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]
+    ) -> Any:
         """Wait for the caller's turn, then make its call."""
         self._main.switch()
         if name != "flock" or arguments[1] & (fcntl.LOCK_NB | fcntl.LOCK_UN):
@@ -98,7 +102,8 @@ class Turns:
 
 
 def run(race: Race, top: str, n: int, m: int) -> tuple[Recording, list[int]]:
-    """Run a race by the plan (n, m) in the folder `top`, which is empty; return what was recorded, and the calls of each."""
+    """Run a race by the plan (n, m) in the folder `top`, which is empty; return what was recorded, and the
+    calls of each."""
     path = f"{top}/inbox"
     log = Log("two")
     second = Driver(path, log, max_inflight=MAX_OUT)
@@ -115,9 +120,9 @@ def run(race: Race, top: str, n: int, m: int) -> tuple[Recording, list[int]]:
         with (
             in_process(recording, top, turns.hook),
             # To the package they are two threads; and who tries for the lock a while does not try for long.
-            mock.patch.object(fsinbox.index, "get_ident", lambda: id(getcurrent())),
-            mock.patch.object(fsinbox.index, "monotonic", lambda: next(clock)),
-            mock.patch.object(fsinbox.index, "sleep", lambda seconds: None),
+            mock.patch.object(fsinbox.store.index, "get_ident", lambda: id(getcurrent())),
+            mock.patch.object(fsinbox.store.index, "monotonic", lambda: next(clock)),
+            mock.patch.object(fsinbox.store.index, "sleep", lambda seconds: None),
         ):
             turns.run(n, m)
         # (Before they are closed: what could not be requeued for want of the lock goes back then.)

@@ -1,26 +1,28 @@
-"""What a program did to a directory tree, one operation after the other, and what of it a power cut may leave.
+"""What a program did to a directory tree, one operation after the other, and what of it a power cut may
+leave.
 
-A Recording is told each operation as it is done (by trace.py, from strace; or by in_process below, from this process's own
-calls). It keeps inodes and directory entries apart, as a file system does: an *entry operation* (create, rename, link,
-unlink, symlink, mkdir) sets or removes names; a *data operation* changes the content of an inode; a *sync* makes some of what
-was done before it certain.
+A Recording is told each operation as it is done (by trace.py, from strace; or by in_process below, from this
+process's own calls). It keeps inodes and directory entries apart, as a file system does: an *entry operation*
+(create, rename, link, unlink, symlink, mkdir) sets or removes names; a *data operation* changes the content
+of an inode; a *sync* makes some of what was done before it certain.
 
 What is not certain may be missing. Three models say what that means:
 
- ordered   entry operations reach the disk in their order, so a prefix of them is there; any sync makes all earlier ones
-           certain, wherever they were done (ext4 and XFS: one journal)
- posix     any subset of them is there; a sync of a folder makes those certain that touch this folder. (An operation is
-           there whole or not at all: a rename never leaves both names, or neither.)
+ ordered   entry operations reach the disk in their order, so a prefix of them is there; any sync makes all
+           earlier ones certain, wherever they were done (ext4 and XFS: one journal)
+ posix     any subset of them is there; a sync of a folder makes those certain that touch this folder. (An
+           operation is there whole or not at all: a rename never leaves both names, or neither.)
 
- halves    the same, but of a rename whose file has been replaced or removed since, a sync of one folder makes only this
-           folder's half certain: what had been moved may be back where it came from (Btrfs)
+ halves    the same, but of a rename whose file has been replaced or removed since, a sync of one folder makes
+           only this folder's half certain: what had been moved may be back where it came from (Btrfs)
 
-In all of them, content that was not synced is missing, half there, all zeros, or whole, whatever became of its name; what is
-written over bytes that were there before is old or new. A sync that failed makes nothing certain.
+In all of them, content that was not synced is missing, half there, all zeros, or whole, whatever became of
+its name; what is written over bytes that were there before is old or new. A sync that failed makes nothing
+certain.
 
-The file `index` is never flushed, and nothing rests on it. So it is not combined with all else: each state is given one of
-the things that may have become of it (INDEXES), by chance. A fourth model, `index`, is of no power cut: whoever did it is
-killed, all else is there, the boot is the same, and each of them is tried.
+The file `index` is never flushed, and nothing rests on it. So it is not combined with all else: each state is
+given one of the things that may have become of it (INDEXES), by chance. A fourth model, `index`, is of no
+power cut: whoever did it is killed, all else is there, the boot is the same, and each of them is tried.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsinbox.index import BUCKET, HEADER, LINE
+from fsinbox.store.index import BUCKET, HEADER, LINE
 from tests.driver import Log
 from tests.oracle import Event
 from tests.shim import Hook, intercepted
@@ -60,11 +62,12 @@ INDEXES = (
     "foreign",
     "rubbish",
 )
-"""What may have become of `index`. "foreign": full of the lines of another inbox, or of this one at another time."""
+"""What may have become of `index`. "foreign": full of the lines of another inbox, or of this one at another
+time."""
 
 MOST = 512
-"""Combinations that are all built, at one point of a recording; of more, each operation missing alone and there alone, and
-as many more by chance."""
+"""Combinations that are all built, at one point of a recording; of more, each operation missing alone and
+there alone, and as many more by chance."""
 
 BY_CHANCE = 96
 
@@ -113,13 +116,15 @@ class Recording:
         self.settle()
 
     def settle(self) -> None:
-        """All that was done so far is certain: recording begins anew. What was announced is kept, in `before`."""
+        """All that was done so far is certain: recording begins anew. What was announced is kept, in
+        `before`."""
         self.before += [item for item in self.items if isinstance(item, Event)]
         self.items = []
         self.first_entries = dict(self.entries)
         self.first_content = dict(self.content)
 
-    # --- what is done ------------------------------------------------------------------------------------------
+    # --- what is done
+    # ------------------------------------------------------------------------------------------
 
     def _new(self, what: bytes | tuple[str] | None) -> int:
         self._inodes += 1
@@ -226,7 +231,9 @@ class Recording:
             self._after[inode] = done, content
         return self._after[inode][1]
 
-    def tree(self, entries: dict[tuple[int, str], int] | None = None, content: dict[int, bytes] | None = None) -> Tree:
+    def tree(
+        self, entries: dict[tuple[int, str], int] | None = None, content: dict[int, bytes] | None = None
+    ) -> Tree:
         """Return the tree as it is now, or as these entries and contents make it."""
         entries = self.entries if entries is None else entries
         content = self.content if content is None else content
@@ -262,11 +269,13 @@ def _written(content: bytes, offset: int, data: bytes) -> bytes:
     return content[:offset].ljust(offset, b"\0") + data + content[offset + len(data) :]
 
 
-# --- what a power cut may leave -----------------------------------------------------------------------------------
+# --- what a power cut may leave
+# -----------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
-    """What may be on the disk after a power cut when `done` items had been done; `choice` tells it from others there."""
+    """What may be on the disk after a power cut when `done` items had been done; `choice` tells it from
+    others there."""
 
     done: int
     choice: int
@@ -287,7 +296,8 @@ def states(recording: Recording, model: str, first: int = 0) -> Iterator[State]:
 
 
 Part = tuple[int, int]
-"""A change of an entry operation, or a data operation: the number of its item, and which of the item's changes it is."""
+"""A change of an entry operation, or a data operation: the number of its item, and which of the item's
+changes it is."""
 
 
 def _certain_from(recording: Recording, model: str) -> dict[Part, float]:
@@ -296,18 +306,25 @@ def _certain_from(recording: Recording, model: str) -> dict[Part, float]:
     certain: dict[Part, float] = {}
     for index, item in enumerate(items):
         if isinstance(item, (Entry, Data)):
-            certain.update(((index, part), inf) for part in range(len(item.changes) if isinstance(item, Entry) else 1))
+            certain.update(
+                ((index, part), inf) for part in range(len(item.changes) if isinstance(item, Entry) else 1)
+            )
     for position, sync in enumerate(items):
         if isinstance(sync, Sync):
             named = set(recording.entries_after(sync.begun).values())
             for index, part in certain:
-                if index < sync.begun and certain[index, part] > position and _covers(items, sync, index, part, model, named):
+                if (
+                    index < sync.begun
+                    and certain[index, part] > position
+                    and _covers(items, sync, index, part, model, named)
+                ):
                     certain[index, part] = position + 1
     return certain
 
 
 def _covers(items: list[Any], sync: Sync, index: int, part: int, model: str, named: set[int]) -> bool:
-    """Tell whether a flush makes a part certain that had been done when it began. `named`: inodes that had a name then."""
+    """Tell whether a flush makes a part certain that had been done when it began. `named`: inodes that had a
+    name then."""
     item = items[index]
     if sync.inode is None:
         return True
@@ -334,7 +351,9 @@ def _states_at(recording: Recording, model: str, done: int, certain: dict[Part, 
     for index, parts in doubtful.items():
         if isinstance(items[index], Entry):
             together = len(parts) == len(items[index].changes)
-            units += [tuple((index, part) for part in parts)] if together else [((index, part),) for part in parts]
+            units += (
+                [tuple((index, part) for part in parts)] if together else [((index, part),) for part in parts]
+            )
     rng = random.Random(f"{model} {done} {len(units)}")
     choice = 0
     for chosen in _subsets(list(range(len(units))), model, rng):
@@ -365,12 +384,18 @@ def _states_at(recording: Recording, model: str, done: int, certain: dict[Part, 
 def _killed_at(recording: Recording, done: int) -> Iterator[State]:
     """The same where nothing is lost but `index`."""
     entries = recording.entries_after(done)
-    content = {inode: recording.content_after(inode, done) for inode in set(entries.values()) if inode in recording.content}
+    content = {
+        inode: recording.content_after(inode, done)
+        for inode in set(entries.values())
+        if inode in recording.content
+    }
     keys = [name[20:] for (_, name) in entries if re.match(r"\d{19}-", name)]
     for choice, how in enumerate(INDEXES):
         if how in ("old", "old lines", "torn lines") and len(set(keys)) < len(keys):
             continue  # they may say a lower place of a key that is at two: the one thing that no line may say
-        yield State(done, choice, _with_index(recording, entries, content, done, how, random.Random(f"{done} {how}")))
+        yield State(
+            done, choice, _with_index(recording, entries, content, done, how, random.Random(f"{done} {how}"))
+        )
 
 
 def _index_in(entries: dict[tuple[int, str], int]) -> int | None:
@@ -385,7 +410,8 @@ def _with_index(
     how: str,
     rng: random.Random,
 ) -> Tree:
-    """Return the tree that these entries and contents make, in which something (one of INDEXES) has become of `index`."""
+    """Return the tree that these entries and contents make, in which something (one of INDEXES) has become of
+    `index`."""
     inode = _index_in(entries)
     if inode is None:
         return recording.tree(entries, content)
@@ -397,8 +423,11 @@ def _with_index(
         at, so_far = whole.index(rng.choice(lines)), rng.randrange(LINE)  # (the first of some neighbours)
         whole = whole[: at + so_far].ljust(at + LINE, b"\0") + whole[at + LINE :]
     elif how == "foreign" and table:
-        # Lines with the CRCs of our keys, too, and with the numbers of our elements: but no lower place of a key that is at two.
-        highest = {name[20:]: name[:19] for name in sorted(name for _, name in entries) if re.match(r"\d{19}-", name)}
+        # Lines with the CRCs of our keys, too, and with the numbers of our elements: but no lower place of a
+        # key that is at two.
+        highest = {
+            name[20:]: name[:19] for name in sorted(name for _, name in entries) if re.match(r"\d{19}-", name)
+        }
         numbers = [*highest.values(), "0000000000000000007"]
         crcs = [line[:10] for line in lines[:8]] + [b"%010d" % rng.randrange(2**32) for _ in range(BUCKET)]
         bucket = [b"%b %b \n" % (rng.choice(crcs), rng.choice(numbers).encode()) for _ in range(BUCKET)]
@@ -448,7 +477,9 @@ def _combinations(variants: list[list[bytes]], rng: random.Random) -> Iterator[t
         yield tuple(rng.choice(several) for several in variants)
 
 
-def _contents(recording: Recording, inode: int, done: int, certain: dict[Part, float], doubtful: bool) -> list[bytes]:
+def _contents(
+    recording: Recording, inode: int, done: int, certain: dict[Part, float], doubtful: bool
+) -> list[bytes]:
     """Return what may be in a file."""
     sure = whole = recording.first_content.get(inode, b"")
     last: Data | None = None
@@ -474,7 +505,8 @@ def _done(content: bytes, item: Data) -> bytes:
     return _written(content, item.offset, item.data)
 
 
-# --- this process's own calls -------------------------------------------------------------------------------------
+# --- this process's own calls
+# -------------------------------------------------------------------------------------
 
 
 def _just_call(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
@@ -483,7 +515,8 @@ def _just_call(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], 
 
 @contextmanager
 def in_process(recording: Recording, top: str, inner: Hook = _just_call) -> Iterator[None]:
-    """While this lasts, what the package does below the folder `top` is recorded. `inner`: another hook, to make the calls."""
+    """While this lasts, what the package does below the folder `top` is recorded. `inner`: another hook, to
+    make the calls."""
 
     def path_of(path: str, dir_fd: int | None) -> str:
         if dir_fd is not None and not os.path.isabs(path):
@@ -503,7 +536,10 @@ def in_process(recording: Recording, top: str, inner: Hook = _just_call) -> Iter
                 recording.truncate(path_of(arguments[0], dir_fd))
             return result
         if name in ("rename", "link"):
-            old, new = path_of(arguments[0], more.get("src_dir_fd")), path_of(arguments[1], more.get("dst_dir_fd"))
+            old, new = (
+                path_of(arguments[0], more.get("src_dir_fd")),
+                path_of(arguments[1], more.get("dst_dir_fd")),
+            )
             call(*arguments, **more)
             if recording.find(old) is None:  # a draft that was written by nobody who is recorded
                 with open(f"{top}/{new}", "rb") as file:

@@ -1,10 +1,12 @@
-"""Proves that no power cut loses what an add had promised, tears a value, or delivers an older value after a newer one.
+"""Proves that no power cut loses what an add had promised, tears a value, or delivers an older value after a
+newer one.
 
-Real programs are traced (Python, scripts/fsinbox-add, `mv` into drop/, the consumer; two producers at once; the creation of
-the inbox itself). Every state of the disk that a power cut may leave of what they did is built, under three models of what a
-file system keeps (recording.py); a fresh producer and consumer work with it; and the oracle judges what was announced before
-and after the cut. So are the states that a power cut during the recovery leaves; and those that a kill leaves, with the index
-lost, old, torn or full of foreign lines.
+Real programs are traced (Python, scripts/fsinbox-add, `mv` into drop/, the consumer; two producers at once;
+the creation of the inbox itself). Every state of the disk that a power cut may leave of what they did is
+built, under three models of what a file system keeps (recording.py); a fresh producer and consumer work with
+it; and the oracle judges what was announced before and after the cut. So are the states that a power cut
+during the recovery leaves; and those that a kill leaves, with the index lost, old, torn or full of foreign
+lines.
 
     workloads.py    what is traced: every sequence of up to three queue operations, and longer stories
     races.py        a producer and a consumer, call by call in orders of our choice
@@ -16,8 +18,9 @@ A failure prints a line that replays it:
 
     FSINBOX_CUT='posix:27:65:create add:a=1 take | add:a=2 ack' pytest tests/crash -k replay -rP
 
-that is: model, how many recorded items had been done, which combination of what was not certain, workload. The states of a
-workload with two processes differ from run to run. `--long` goes through longer sequences, more races and more recoveries.
+that is: model, how many recorded items had been done, which combination of what was not certain, workload.
+The states of a workload with two processes differ from run to run. `--long` goes through longer sequences,
+more races and more recoveries.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ def report(checker: Checker, figure: Figure, least: int) -> None:
     """Say how much was tried; it must have been as much as promised, and all of it right."""
     result = checker.result
     figure(f"{result.states:,} different states after a power cut, {len(result.wrong)} bad")
-    assert not result.wrong, f"{len(result.wrong)} of {result.states} states are bad:\n" + "\n".join(result.wrong[:5])
+    assert not result.wrong, f"{len(result.wrong)} of {result.states} states are bad:\n" + "\n".join(
+        result.wrong[:5]
+    )
     assert result.states >= least
 
 
@@ -93,7 +98,8 @@ def test_longer_stories(folder: Path, figure: Figure) -> None:
 
 @pytest.mark.parametrize("half", [0, 1])
 def test_a_producer_and_a_consumer_at_once(half: int, folder: Path, figure: Figure) -> None:
-    """The producer is stopped at each of its calls, and the consumer does all it has to; then the producer goes on."""
+    """The producer is stopped at each of its calls, and the consumer does all it has to; then the producer
+    goes on."""
     checker = Checker(folder)
     for race in RACES[half::2]:
         for traced in _plans(race, folder):
@@ -207,4 +213,7 @@ def _find(text: str, checker: Checker, folder: Path) -> tuple[Recording, State]:
     for state in states(recording, model, int(done)):
         if (state.done, state.choice) == (int(done), int(choice)):
             return recording, state
-    raise LookupError(f"there is no state {model}:{done}:{choice} of this workload: has the code changed since it was named?")
+    raise LookupError(
+        f"there is no state {model}:{done}:{choice} of this workload: has the code changed since it was "
+        "named?"
+    )

@@ -18,14 +18,16 @@ from tests.oracle import Event
 from .recording import Recording
 
 CALLS = (
-    "open openat creat write pwrite64 writev fsync fdatasync syncfs sync rename renameat renameat2 unlink unlinkat link linkat "
+    "open openat creat write pwrite64 writev fsync fdatasync syncfs sync rename renameat renameat2 unlink "
+    "unlinkat link linkat "
     "symlink symlinkat mkdir mkdirat rmdir truncate ftruncate lseek copy_file_range sendfile splice fallocate"
 ).split()
 
 
 class Call(NamedTuple):
-    """A system call that succeeded: who made it, its name, arguments as strace prints them, result, and, if that is a
-    descriptor, its path. Of a flush that takes its time, its beginning is a call of its own, named "begin"."""
+    """A system call that succeeded: who made it, its name, arguments as strace prints them, result, and, if
+    that is a descriptor, its path. Of a flush that takes its time, its beginning is a call of its own, named
+    "begin"."""
 
     process: str
     name: str
@@ -75,7 +77,10 @@ def _calls(lines: Iterable[str]) -> Iterator[Call]:
 
 def _split(text: str) -> list[str]:
     """Split arguments at the commas between them."""
-    return [part.strip() for part in re.findall(r'((?:"(?:[^"\\]|\\.)*"|<[^>]*>|\[[^\]]*\]|[^,"<\[])+)(?:,|$)', text)]
+    return [
+        part.strip()
+        for part in re.findall(r'((?:"(?:[^"\\]|\\.)*"|<[^>]*>|\[[^\]]*\]|[^,"<\[])+)(?:,|$)', text)
+    ]
 
 
 def _text(argument: str) -> str:
@@ -95,7 +100,9 @@ class _Recorder:
         self._find = find
         self._announced = announced
         self._offsets: dict[tuple[int, int], int] = {}  # (recording, inode) -> where the next write goes
-        self._begun: dict[str, int] = {}  # process -> how many items there were when the flush began that it waits for
+        self._begun: dict[
+            str, int
+        ] = {}  # process -> how many items there were when the flush began that it waits for
 
     def tell(self, call: Call) -> None:
         name, arguments = call.name, call.arguments
@@ -108,7 +115,9 @@ class _Recorder:
             arguments = ["AT_FDCWD", *arguments]
         elif name == "symlink":
             arguments = [arguments[0], "AT_FDCWD", arguments[1]]
-        method = getattr(self, "_" + name.replace("renameat2", "renameat"), None) or getattr(self, f"_{name}at", None)
+        method = getattr(self, "_" + name.replace("renameat2", "renameat"), None) or getattr(
+            self, f"_{name}at", None
+        )
         if method is None:
             raise AssertionError(f"{name} is not recorded yet: add it")
         method(arguments, call)
@@ -120,7 +129,11 @@ class _Recorder:
         return self._find(os.path.normpath(path))
 
     def _openat(self, arguments: list[str], call: Call) -> None:
-        found = self._find(call.path) if "/proc/self/fd/" in arguments[1] else self._at(arguments[0], arguments[1])
+        found = (
+            self._find(call.path)
+            if "/proc/self/fd/" in arguments[1]
+            else self._at(arguments[0], arguments[1])
+        )
         if found is None:
             return
         recording, path = found

@@ -1,9 +1,11 @@
-"""What is traced: every sequence of up to three queue operations, and longer stories chosen by hand; as a program, runs them.
+"""What is traced: every sequence of up to three queue operations, and longer stories chosen by hand; as a
+program, runs them.
 
-    python -m tests.crash.workloads FOLDER     reads lines `<number> <words before> | <words>` from standard input
+    python -m tests.crash.workloads FOLDER     reads lines `<number> <words before> | <words>` from standard
+                                               input
 
-Each workload gets a folder of its own, FOLDER/<number>, with the inbox and drafts in it, and a log FOLDER/<number>/LOG.
-What the words before the bar did counts as settled: on the disk for good.
+Each workload gets a folder of its own, FOLDER/<number>, with the inbox and drafts in it, and a log
+FOLDER/<number>/LOG. What the words before the bar did counts as settled: on the disk for good.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
-import fsinbox.index
+import fsinbox.store.index
 from tests.driver import Driver, Log
 
 SETTLED = "settled"
@@ -58,7 +60,8 @@ CONSUMER = ("take", "ack", "nack", "defer", "fail")
 
 
 def sequences(base: str, length: int, producers: tuple[str, ...] = PRODUCERS) -> Iterator[Workload]:
-    """Go through all sequences of so many operations: all that can be done (nothing is ended that is not out).
+    """Go through all sequences of so many operations: all that can be done (nothing is ended that is not
+    out).
 
     Only what happens from the last operation on is new: the rest is a shorter sequence's.
     """
@@ -70,7 +73,11 @@ def sequences(base: str, length: int, producers: tuple[str, ...] = PRODUCERS) ->
             return
         out = _out(before + words)
         for word in producers + CONSUMER:
-            if word in producers or (word == "take" and out < MAX_OUT) or (word in ("ack", "nack", "defer", "fail") and out):
+            if (
+                word in producers
+                or (word == "take" and out < MAX_OUT)
+                or (word in ("ack", "nack", "defer", "fail") and out)
+            ):
                 yield from extend([*words, word])
 
     for words in extend([]):
@@ -165,7 +172,7 @@ STORIES = [
 def main() -> None:
     """Run the workloads that standard input names."""
     logging.disable()
-    fsinbox.index.FEWEST_LINES = LINES
+    fsinbox.store.index.FEWEST_LINES = LINES
     folder = sys.argv[1]
     for line in sys.stdin:
         number, _, text = line.strip().partition(" ")

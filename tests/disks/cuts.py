@@ -1,12 +1,13 @@
 """What may be on a disk after a power cut: the cuts of a recording.
 
-An epoch is what lies between two flushes of the disk's cache. All of the epochs before a cut is on the disk; of its own epoch
-anything may be: a prefix (`p`), a prefix and the first half of the write after it (`t`, torn), or a subset (`s`) of its blocks.
-A block has 4096 bytes: today's disks do not tear one.
+An epoch is what lies between two flushes of the disk's cache. All of the epochs before a cut is on the disk;
+of its own epoch anything may be: a prefix (`p`), a prefix and the first half of the write after it (`t`,
+torn), or a subset (`s`) of its blocks. A block has 4096 bytes: today's disks do not tear one.
 
-When a cut can be: after the last write that it holds came, and before the flush that ends its epoch was answered. So the
-events announced by then are at least those before that write, and at most those before that flush; a disk must be right
-with each number of events in between. (An add that returned before the flush cannot have relied on it.)
+When a cut can be: after the last write that it holds came, and before the flush that ends its epoch was
+answered. So the events announced by then are at least those before that write, and at most those before that
+flush; a disk must be right with each number of events in between. (An add that returned before the flush
+cannot have relied on it.)
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def _choices(number: int, epoch: Epoch) -> Iterator[tuple[str, list[Block]]]:
 
 
 def some(cuts: list[Cut], number: int, seed: int) -> list[Cut]:
-    """Return so many of the cuts, in their order, chosen by the seed: half of them at a flush, if there are so many."""
+    """Return so many of the cuts, in their order, chosen by the seed: half of them at a flush, if there are
+    so many."""
     chance = random.Random(seed)
     order = chance.sample(range(len(cuts)), len(cuts))
     order.sort(key=lambda index: cuts[index].name != "p0")
@@ -131,7 +133,8 @@ def some(cuts: list[Cut], number: int, seed: int) -> list[Cut]:
 
 
 def histories(cut: Cut, events: list[Event]) -> Iterator[list[Event]]:
-    """Yield each beginning of `events` (in the order of their times) that may have happened when the power was cut."""
+    """Yield each beginning of `events` (in the order of their times) that may have happened when the power
+    was cut."""
     times = [event.t for event in events]
     for count in range(bisect_left(times, cut.first), bisect_left(times, cut.last) + 1):
         yield events[:count]

@@ -1,4 +1,5 @@
-"""Images, loop devices and mounts, of which nothing is left: neither after a failure nor, at the next start, after a kill."""
+"""Images, loop devices and mounts, of which nothing is left: neither after a failure nor, at the next start,
+after a kill."""
 
 from __future__ import annotations
 
@@ -42,7 +43,13 @@ FILE_SYSTEMS = {
     each.name: each
     for each in (
         FileSystem("ext4", "ext4", 16 * MEGABYTE, ("mkfs.ext4", "-q", "-b", "4096"), "data=ordered"),
-        FileSystem("ext4-writeback", "ext4", 16 * MEGABYTE, ("mkfs.ext4", "-q", "-b", "4096"), "data=writeback,noauto_da_alloc"),
+        FileSystem(
+            "ext4-writeback",
+            "ext4",
+            16 * MEGABYTE,
+            ("mkfs.ext4", "-q", "-b", "4096"),
+            "data=writeback,noauto_da_alloc",
+        ),
         FileSystem("xfs", "xfs", 300 * MEGABYTE, ("mkfs.xfs", "-q", "-K"), "nouuid"),
         FileSystem("btrfs", "btrfs", 112 * MEGABYTE, ("mkfs.btrfs", "-q", "-K"), "commit=1"),
     )
@@ -135,7 +142,9 @@ def make(fs: FileSystem, image: Path) -> None:
 @contextmanager
 def attached(image: Path) -> Iterator[str]:
     """A loop device over an image, while this lasts."""
-    device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    device = subprocess.run(
+        ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True
+    ).stdout.strip()
     try:
         yield device
     finally:
@@ -157,7 +166,8 @@ def mounted(fs: FileSystem, device: str, folder: Path) -> Iterator[Path]:
 
 
 def _wait_until_free(device: str) -> None:
-    """Wait until no mount of a device is left: one may live on, unseen, in the mount namespace of some other program.
+    """Wait until no mount of a device is left: one may live on, unseen, in the mount namespace of some other
+    program.
 
     While one does, it would be mounted again as it was, whatever is on the device by then.
     """

@@ -1,4 +1,5 @@
-"""Records a workload on a real file system, builds the disks that power cuts leave, mounts each, recovers, and judges."""
+"""Records a workload on a real file system, builds the disks that power cuts leave, mounts each, recovers,
+and judges."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from queue import SimpleQueue
 from random import Random
 from time import monotonic_ns, time_ns
 
-from fsinbox.files import is_btrfs
+from fsinbox.store.files import is_btrfs
 from tests.driver import WAYS, Driver, Log, aftermath, all_died, read_log, spell
 from tests.oracle import Event, judge
 
@@ -36,11 +37,13 @@ BTRFS_START_SYNC = 0x80089418
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-# --- recording ----------------------------------------------------------------------------------------------------
+# --- recording
+# ----------------------------------------------------------------------------------------------------
 
 
 class Recorded:
-    """A recording: a folder with `base` (the image before), `log` (what was written to it), `events` and `about`."""
+    """A recording: a folder with `base` (the image before), `log` (what was written to it), `events` and
+    `about`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,7 +117,8 @@ def run(work: Workload, path: str, seed: int) -> list[Event]:
 
 
 def _write_back(path: str, chance: Random) -> None:
-    """As the kernel does at any moment: write everything to the disk; or, Btrfs, all names, and no content not flushed."""
+    """As the kernel does at any moment: write everything to the disk; or, Btrfs, all names, and no content
+    not flushed."""
     fd = os.open(path, os.O_RDONLY)
     try:
         if is_btrfs(fd) and chance.randrange(2):
@@ -125,7 +129,8 @@ def _write_back(path: str, chance: Random) -> None:
         os.close(fd)
 
 
-# --- cutting the power --------------------------------------------------------------------------------------------
+# --- cutting the power
+# --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,18 +183,24 @@ def _recover(recorded: Recorded, cut: Cut, device: str) -> Verdict:
 
 
 def judge_cut(before: list[Event], after: list[Event]) -> list[str]:
-    """Return what is wrong with a history in which the power was cut: key by key, since it may undo what nobody flushed.
+    """Return what is wrong with a history in which the power was cut: key by key, since it may undo what
+    nobody flushed.
 
-    A consumer takes what it sees, and that may be a value whose add is still busy flushing. If the power is cut then, this
-    value may be gone, and the one before it be there again: it had been added, and the other had not. So a value that
-    was delivered when its add had not returned is judged as delivered, or as if it never had been.
+    A consumer takes what it sees, and that may be a value whose add is still busy flushing. If the power is
+    cut then, this value may be gone, and the one before it be there again: it had been added, and the other
+    had not. So a value that was delivered when its add had not returned is judged as delivered, or as if it
+    never had been.
     """
     wrong = []
     for key in sorted({event.key for event in before + after if event.key}):
         mine = [event for event in before if event.key in (key, "")]
         ended = {event.value for event in mine if event.what == "add_end"}
         doubtful = {event.value for event in mine if event.what == "deliver"} - ended
-        undone = [set(chosen) for number in range(len(doubtful) + 1) for chosen in combinations(sorted(doubtful), number)]
+        undone = [
+            set(chosen)
+            for number in range(len(doubtful) + 1)
+            for chosen in combinations(sorted(doubtful), number)
+        ]
         rest = [event for event in after if event.key == key]
         verdicts = (judge([*all_died(_without(mine, values)), *rest]) for values in undone)
         wrong += min(verdicts, key=bool)

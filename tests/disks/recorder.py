@@ -2,13 +2,14 @@
 
     python -m tests.disks.recorder FOLDER IMAGE LOG
 
-mounts it on FOLDER and serves until it is unmounted. A loop device over FOLDER/disk is a block device with a volatile cache:
-what the kernel writes to it comes here as a write, and a barrier (REQ_PREFLUSH, REQ_FUA) as an fsync. Each becomes a record
-in LOG, with the time at which it came (the clock that tests/driver.py announces with), before it is answered. There is one
-thread, no write-back cache and one worker of the loop device, so that the order in LOG is what the disk saw.
+mounts it on FOLDER and serves until it is unmounted. A loop device over FOLDER/disk is a block device with a
+volatile cache: what the kernel writes to it comes here as a write, and a barrier (REQ_PREFLUSH, REQ_FUA) as
+an fsync. Each becomes a record in LOG, with the time at which it came (the clock that tests/driver.py
+announces with), before it is answered. There is one thread, no write-back cache and one worker of the loop
+device, so that the order in LOG is what the disk saw.
 
-The disk can be told to break: after `echo N >FOLDER/break` it does N more writes, then each write and flush fails with EIO;
-after `echo >FOLDER/break` it works again.
+The disk can be told to break: after `echo N >FOLDER/break` it does N more writes, then each write and flush
+fails with EIO; after `echo >FOLDER/break` it works again.
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
 """Proves, on real ext4, XFS and Btrfs, that a power cut loses nothing that was acknowledged.
 
-Real producers (Python, scripts/fsinbox-add, `mv` into drop/) and a consumer work in an inbox on a disk that notes each block
-that is written to it, and each flush of its cache (recorder.py). From that the disks are built that a power cut at any moment can
-leave behind (cuts.py); each is mounted, the kernel's file system recovers, then a fresh consumer does, after which nothing may be
-missing, old, torn or foreign (tests/oracle.py). Nothing is imitated but the disk.
+Real producers (Python, scripts/fsinbox-add, `mv` into drop/) and a consumer work in an inbox on a disk that
+notes each block that is written to it, and each flush of its cache (recorder.py). From that the disks are
+built that a power cut at any moment can leave behind (cuts.py); each is mounted, the kernel's file system
+recovers, then a fresh consumer does, after which nothing may be missing, old, torn or foreign
+(tests/oracle.py). Nothing is imitated but the disk.
 
-It also proves that the check can tell: with one kind of flush switched off it finds bad disks on each file system.
+It also proves that the check can tell: with one kind of flush switched off it finds bad disks on each file
+system.
 
 A failure prints a line that replays it, on the recording that it was found in:
 
     FSINBOX_CUT=ext4:drops:0:17p2 FSINBOX_RECORDING=/tmp/... pytest tests/disks -k replay -rP
 
-Without FSINBOX_RECORDING, it records the workload anew: the kernel does not do everything at the same moment again, and
-the disk may be another. `--long` cuts the power of ten times as many disks. What a machine cannot mount is skipped.
+Without FSINBOX_RECORDING, it records the workload anew: the kernel does not do everything at the same moment
+again, and the disk may be another. `--long` cuts the power of ten times as many disks. What a machine cannot
+mount is skipped.
 """
 
 from __future__ import annotations
@@ -29,12 +32,23 @@ from unittest import mock
 
 import pytest
 
-from fsinbox import AddFailed, Inbox, InboxError, files
+from fsinbox import AddFailed, Inbox, InboxError
+from fsinbox.store import files
 from tests.driver import SHELL_PRODUCER, Driver, Log, aftermath, all_died
 from tests.oracle import judge
 
 from .cuts import some
-from .disk import FILE_SYSTEMS, FileSystem, attached, break_after, make, mounted, recording, why_not, work_folder
+from .disk import (
+    FILE_SYSTEMS,
+    FileSystem,
+    attached,
+    break_after,
+    make,
+    mounted,
+    recording,
+    why_not,
+    work_folder,
+)
 from .power import BTRFS_START_SYNC, Recorded, Verdict, cut_power, record
 from .recorder import BREAK
 from .workloads import WORKLOADS, workload
@@ -42,7 +56,8 @@ from .workloads import WORKLOADS, workload
 pytestmark = pytest.mark.disk
 
 DISKS = {"ext4": 200, "ext4-writeback": 75, "xfs": 90, "btrfs": 500}
-"""How many disks of each workload are mounted: with all workloads 5,190. Most on Btrfs: it kept halves of renames, but seldom."""
+"""How many disks of each workload are mounted: with all workloads 5,190. Most on Btrfs: it kept halves of
+renames, but seldom."""
 
 LONG_SEEDS = range(1, 11)
 
@@ -54,7 +69,11 @@ CUT = os.environ.get("FSINBOX_CUT", "ext4:two-producers:0:")
 @pytest.fixture
 def can_mount(request: pytest.FixtureRequest) -> None:
     """Skips the test if its file system cannot be mounted here."""
-    fs = request.node.callspec.params["fs"] if hasattr(request.node, "callspec") else FILE_SYSTEMS[CUT.partition(":")[0]]
+    fs = (
+        request.node.callspec.params["fs"]
+        if hasattr(request.node, "callspec")
+        else FILE_SYSTEMS[CUT.partition(":")[0]]
+    )
     if reason := why_not(fs):
         pytest.skip(f"no power is cut on {fs.name}: {reason}")
 
@@ -74,7 +93,9 @@ def test_every_disk_recovers(
     check(folder, fs, name, seed, figure, tmp_path / "recording")
 
 
-def check(folder: Path, fs: FileSystem, name: str, seed: int, figure: Callable[[str], None], keep: Path) -> None:
+def check(
+    folder: Path, fs: FileSystem, name: str, seed: int, figure: Callable[[str], None], keep: Path
+) -> None:
     began = monotonic()
     recorded = record(fs, workload(name, seed), folder, seed)
     cuts = some(recorded.cuts, DISKS[fs.name], seed)
@@ -85,7 +106,8 @@ def check(folder: Path, fs: FileSystem, name: str, seed: int, figure: Callable[[
             pytest.fail(f"disk {number} of {len(cuts)}\n{report(verdict, f'{fs.name}:{name}:{seed}', keep)}")
     flushes = sum(cut.name == "p0" for cut in cuts)
     figure(
-        f"{fs.name}: {len(cuts):,} disks mounted, 0 bad; {flushes} cuts at a flush, {len(cuts) - flushes} in the midst of what "
+        f"{fs.name}: {len(cuts):,} disks mounted, 0 bad; {flushes} cuts at a flush, {len(cuts) - flushes} in "
+        "the midst of what "
         f"lies between; {monotonic() - began:.1f} s"
     )
 
@@ -96,7 +118,8 @@ def report(verdict: Verdict, name: str, recording: Path) -> str:
         [
             *verdict.wrong,
             *(f"    {event.what} {event.who} {event.key} {event.value}" for event in verdict.history),
-            f"FSINBOX_CUT={name}:{verdict.cut} FSINBOX_RECORDING={recording} pytest tests/disks -k replay -rP",
+            f"FSINBOX_CUT={name}:{verdict.cut} FSINBOX_RECORDING={recording} pytest tests/disks -k replay "
+            "-rP",
         ]
     )
 
@@ -118,7 +141,8 @@ def test_replay(folder: Path) -> None:
         assert not verdict.wrong, verdict.wrong
 
 
-# --- the check can tell -------------------------------------------------------------------------------------------
+# --- the check can tell
+# -------------------------------------------------------------------------------------------
 
 
 BTRFS_WAIT_SYNC = 0x40089416
@@ -151,7 +175,11 @@ def _commit_nothing(fd: int) -> None:
 )
 @pytest.mark.parametrize("fs", EVERY_FS)
 def test_a_missing_flush_is_found(
-    folder: Path, fs: FileSystem, flush: Callable[[int], None], commit: Callable[[int], None], figure: Callable[[str], None]
+    folder: Path,
+    fs: FileSystem,
+    flush: Callable[[int], None],
+    commit: Callable[[int], None],
+    figure: Callable[[str], None],
 ) -> None:
     with mock.patch.object(files, "flush", flush), mock.patch.object(files, "commit", commit):
         recorded = record(fs, workload("one-producer", 0), folder)
@@ -165,8 +193,9 @@ def test_a_missing_flush_is_found(
 
 @pytest.mark.parametrize("fs", [pytest.param(FILE_SYSTEMS["btrfs"], id="btrfs")])
 def test_a_commit_is_needed_on_btrfs(folder: Path, fs: FileSystem, figure: Callable[[str], None]) -> None:
-    """With fsync of the folders instead, as on any other file system, a rename is kept by half at times: about once in
-    three recordings. Skipped if none of thirty has one: some later Linux may keep every rename whole."""
+    """With fsync of the folders instead, as on any other file system, a rename is kept by half at times:
+    about once in three recordings. Skipped if none of thirty has one: some later Linux may keep every rename
+    whole."""
     disks = 0
     for seed in range(15):
         for name in ("all-at-once", "drops"):
@@ -180,7 +209,9 @@ def test_a_commit_is_needed_on_btrfs(folder: Path, fs: FileSystem, figure: Calla
                     figure(f"without a commit: found in disk {disks} ({verdict.wrong[0]})")
                     return
             shutil.rmtree(top)
-    pytest.skip(f"{disks} disks without a commit, and none is bad: this Linux keeps every rename whole, it seems")
+    pytest.skip(
+        f"{disks} disks without a commit, and none is bad: this Linux keeps every rename whole, it seems"
+    )
 
 
 @pytest.mark.parametrize("fs", EVERY_FS)
@@ -209,16 +240,23 @@ def _wrapped_sync(folder: Path, line: str) -> str:
 
 def _shell_add(inbox: Path, path: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [SHELL_PRODUCER, "--inbox", inbox, "a", "3"], env=os.environ | {"PATH": path}, capture_output=True, check=False
+        [SHELL_PRODUCER, "--inbox", inbox, "a", "3"],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        check=False,
     )
 
 
-# --- a disk that fails, and heals ---------------------------------------------------------------------------------
+# --- a disk that fails, and heals
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fs", EVERY_FS)
-def test_a_failing_disk_makes_add_raise_and_loses_nothing(folder: Path, fs: FileSystem, figure: Callable[[str], None]) -> None:
-    """It fails in the middle of some add, at its first block or a later one, and works again when it is mounted anew."""
+def test_a_failing_disk_makes_add_raise_and_loses_nothing(
+    folder: Path, fs: FileSystem, figure: Callable[[str], None]
+) -> None:
+    """It fails in the middle of some add, at its first block or a later one, and works again when it is
+    mounted anew."""
     raised = 0
     for writes in range(6):
         top = folder / f"after-{writes}"
@@ -247,7 +285,9 @@ def test_a_failing_disk_makes_add_raise_and_loses_nothing(folder: Path, fs: File
                 driver.close()
                 wrong = judge([*all_died(log.events), *aftermath(str(mount / "inbox"), "drain")])
         assert not wrong, f"{fs.name}, broken after {writes} writes: {wrong}"
-    figure(f"{fs.name}: the disk broke {raised} times in the middle of an add; each add raised, nothing was lost")
+    figure(
+        f"{fs.name}: the disk broke {raised} times in the middle of an add; each add raised, nothing was lost"
+    )
 
 
 @pytest.mark.parametrize("fs", [pytest.param(FILE_SYSTEMS["btrfs"], id="btrfs")])

@@ -1,4 +1,5 @@
-"""What is running when the power is cut: a few programs in the words of tests/driver.py, chosen at random by a seed."""
+"""What is running when the power is cut: a few programs in the words of tests/driver.py, chosen at random by
+a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class Workload:
     def keys(self) -> set[str]:
         """All keys that are added."""
         words = [word for words in self.producers for word in words]
-        return {pair.partition("=")[0] for word in words for pair in word.partition(":")[2].split(",") if pair}
+        return {
+            pair.partition("=")[0] for word in words for pair in word.partition(":")[2].split(",") if pair
+        }
 
 
 def workload(name: str, seed: int) -> Workload:
@@ -41,7 +44,9 @@ def workload(name: str, seed: int) -> Workload:
     while len(consumer) < 1000:
         consumer += ["take"] * chance.choice((1, 1, 2)) + [chance.choice(ENDS)] * chance.choice((0, 1, 1, 2))
     if name == "creation":
-        return Workload([["create", *adds(PYTHON, 12)], ["create", *adds(NO_DRAFT, 12)]], consumer, creates=True)
+        return Workload(
+            [["create", *adds(PYTHON, 12)], ["create", *adds(NO_DRAFT, 12)]], consumer, creates=True
+        )
     if name == "one-producer":
         return Workload([adds(PYTHON, 40)], consumer)
     if name == "two-producers":
@@ -51,7 +56,10 @@ def workload(name: str, seed: int) -> Workload:
     if name == "drops":
         return Workload([adds(DROPS, 40)], consumer)
     if name == "all-at-once":
-        return Workload([adds(NO_DRAFT, 25, "abcdefgh"), adds(("sh",), 10, "abcdefgh"), adds(DROPS, 25, "abcdefgh")], consumer)
+        return Workload(
+            [adds(NO_DRAFT, 25, "abcdefgh"), adds(("sh",), 10, "abcdefgh"), adds(DROPS, 25, "abcdefgh")],
+            consumer,
+        )
     raise ValueError(f"there is no workload {name!r}")
 
 

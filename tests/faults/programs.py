@@ -1,20 +1,26 @@
 """The programs whose every system call is failed or is the last one, and what must hold after each.
 
-A scenario is a list of words of tests/driver.py: some that prepare an inbox in peace, and those that are put to the test. The
-words of `Program` beside the driver's own:
+A scenario is a list of words of tests/driver.py: some that prepare an inbox in peace, and those that are put
+to the test. The words of `Program` beside the driver's own:
 
     die               stop being the consumer as a dead one does: what is in flight stays in inflight/
-    reboot            make the index one of an earlier boot            tableless     say in it that there is no table, as sh does
+    reboot            make the index one of an earlier boot            tableless     say in it that there is
+                      no table, as sh does
     stash             requeue by hand what is in flight, and leave it there too: in inflight/ and in pending/
     locked            somebody else has the lock                       unlocked      and has it no more
-    later             defer what is in flight for an hour              hurry         make every back-off end now
-    drop:KEY=VALUE    like `mv`, by the program itself                        forge:KEY=VALUE   copy a file to a made-up number
+    later             defer what is in flight for an hour              hurry         make every back-off end
+                      now
+    drop:KEY=VALUE    like `mv`, by the program itself                        forge:KEY=VALUE   copy a file to
+                      a made-up number
     big:KEY=VALUE     like `add`, a megabyte
-    stream:KEY=VALUE  Inbox.add_stream                                        across:KEY=VALUE  `move` from another file system
-    litter            put into drop/ and pending/ what cannot be an element   look     peek, iterate, count and find
+    stream:KEY=VALUE  Inbox.add_stream                                        across:KEY=VALUE  `move` from
+                      another file system
+    litter            put into drop/ and pending/ what cannot be an element   look     peek, iterate, count
+                      and find
     wait              wait a moment for an element, as an idle consumer does
     share             make an inbox for a group
-    warm              open the inbox and become the consumer; last in a setup: what follows is done with this very Inbox
+    warm              open the inbox and become the consumer; last in a setup: what follows is done with this
+                      very Inbox
 """
 
 from __future__ import annotations
@@ -73,7 +79,11 @@ SCENARIOS = {
         Scenario("move", "move:a=1 move:a=2", "create"),
         Scenario("across", "across:a=1 across:a=2", "create"),
         Scenario("stream", "stream:a=1 stream:a=2", "create"),
-        Scenario("boot", "add:a=3 add:d=1 take ack", "create add:a=1 add:b=1 forget add:a=2 add:c=1 take later reboot"),
+        Scenario(
+            "boot",
+            "add:a=3 add:d=1 take ack",
+            "create add:a=1 add:b=1 forget add:a=2 add:c=1 take later reboot",
+        ),
         Scenario("boot-take", "take ack take ack", "create add:a=1 add:b=1 forget add:a=2 reboot"),
         Scenario("ack", "take ack take ack", "create add:a=1 add:b=1"),
         Scenario("nack", "take nack take nack take ack take ack", "create add:a=1 add:b=1 warm"),
@@ -84,13 +94,27 @@ SCENARIOS = {
         Scenario("superseded-defer", "take add:a=2 defer take ack", "create add:a=1 warm"),
         Scenario("superseded-fail", "take add:a=2 fail take ack", "create add:a=1 warm"),
         Scenario(
-            "superseded-deferred", "take add:b=2 take ack take ack", "create add:a=1 add:b=1 take later take later add:a=2 warm"
+            "superseded-deferred",
+            "take add:b=2 take ack take ack",
+            "create add:a=1 add:b=1 take later take later add:a=2 warm",
         ),
         Scenario("newer-after", "take add:a=2 take ack take ack restart take ack", "create add:a=1 warm"),
-        Scenario("deferred", "take take ack add:a=2 take ack take ack", "create add:a=1 take later hurry warm"),
+        Scenario(
+            "deferred", "take take ack add:a=2 take ack take ack", "create add:a=1 take later hurry warm"
+        ),
         Scenario("deferred-newer", "add:a=2 take take ack", "create add:a=1 take later warm"),
-        Scenario("several", "take take ack nack take take ack ack", "create add:a=1 add:b=1 add:c=1 warm", inflight=2),
-        Scenario("blocked", "take add:a=2 take ack nack take take ack ack", "create add:a=1 add:b=1 warm", inflight=2),
+        Scenario(
+            "several",
+            "take take ack nack take take ack ack",
+            "create add:a=1 add:b=1 add:c=1 warm",
+            inflight=2,
+        ),
+        Scenario(
+            "blocked",
+            "take add:a=2 take ack nack take take ack ack",
+            "create add:a=1 add:b=1 warm",
+            inflight=2,
+        ),
         Scenario("restart", "take restart take ack", "create add:a=1"),
         Scenario("recover", "take ack take ack", "create add:a=1 take die"),
         Scenario("recover-newer", "take add:a=2 ack take ack restart take ack", "create add:a=1 take die"),
@@ -103,7 +127,10 @@ SCENARIOS = {
         Scenario("index-unknown", "forget add:a=2 take ack take ack", "create add:a=1 warm"),
         Scenario("no-table", "add:a=2 add:b=1 take ack", "create add:a=1 tableless"),
         Scenario(
-            "somebody-has-the-lock", "take locked nack take ack take unlocked take ack", "create add:a=1 add:b=1 warm", timed=True
+            "somebody-has-the-lock",
+            "take locked nack take ack take unlocked take ack",
+            "create add:a=1 add:b=1 warm",
+            timed=True,
         ),
         Scenario("drop", "take ack take ack", "create drop:a=1 drop:b=1"),
         Scenario("drop-replacing", "take ack take ack", "create add:a=1 add:b=1 drop:b=2 warm"),
@@ -137,7 +164,8 @@ class Program(Driver):
             self.refused.append((word, error))
             if isinstance(error, AddFailed) and not error.maybe_added:
                 self.not_added += [
-                    (key, value) for key, _, value in (p.partition("=") for p in word.partition(":")[2].split(","))
+                    (key, value)
+                    for key, _, value in (p.partition("=") for p in word.partition(":")[2].split(","))
                 ]
         except Exception as error:
             self.wrong.append(f"{word} let a bare {type(error).__name__} escape: {error}")
@@ -183,14 +211,17 @@ class Program(Driver):
         self._hand_over(pair, draft)
 
     def _hand_over(self, pair: tuple[str, str], draft: str) -> None:
-        """The file that is handed over must not be lost: it is queued, or where it was, or the error says where it is."""
+        """The file that is handed over must not be lost: it is queued, or where it was, or the error says
+        where it is."""
         try:
             self.inbox.add_file(pair[0], draft, move=True)
         except AddFailed as error:
             if not error.maybe_added and not os.path.exists(draft):
                 found = re.search(r"(tmp/[\w.]+) in (\S+) now", str(error))
                 if not found or value_of(Path(found[2], found[1]).read_bytes()) != pair[1]:
-                    self.wrong.append(f"the file that was handed over is gone, and the error does not say where: {error}")
+                    self.wrong.append(
+                        f"the file that was handed over is gone, and the error does not say where: {error}"
+                    )
             raise
 
     def _stream(self, pair: tuple[str, str]) -> None:
@@ -283,9 +314,11 @@ def hurry(path: str) -> None:
 
 
 def excused(events: list[Event], path: str) -> list[Event]:
-    """Return the events without the ends of adds whose file was set aside: it lies in failed/, whole, with a reason beside it.
+    """Return the events without the ends of adds whose file was set aside: it lies in failed/, whole, with a
+    reason beside it.
 
-    That is the rule for a dropped file that cannot be read, or be flushed: people are told, and nothing is lost.
+    That is the rule for a dropped file that cannot be read, or be flushed: people are told, and nothing is
+    lost.
     """
     aside = set()
     failed = Path(path, "failed")

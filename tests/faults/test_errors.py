@@ -1,16 +1,19 @@
-"""Proves that a system call that fails loses nothing: each of the package's file operations is refused in turn.
+"""Proves that a system call that fails loses nothing: each of the package's file operations is refused in
+turn.
 
-Every scenario of programs.py is run once for each of its calls and each error (ENOSPC, EIO, EDQUOT, EMFILE, EINTR, EACCES, EROFS;
-and a write that does only a part); with two errors, the second one or more calls after the first, which meets the clean-up;
-and with errors from one call on, until the program is done (a full disk that is emptied later). Then, of each run:
+Every scenario of programs.py is run once for each of its calls and each error (ENOSPC, EIO, EDQUOT, EMFILE,
+EINTR, EACCES, EROFS; and a write that does only a part); with two errors, the second one or more calls after
+the first, which meets the clean-up; and with errors from one call on, until the program is done (a full disk
+that is emptied later). Then, of each run:
 
  - every fault hit;
- - what was raised is an InboxError that names the inbox, the reason and the way out; an add that says it was not added is
-   not delivered; an add whose flush failed has raised;
+ - what was raised is an InboxError that names the inbox, the reason and the way out; an add that says it was
+   not added is not delivered; an add whose flush failed has raised;
  - the same open Inbox goes on adding, and taking; no descriptor and no lock is left behind;
  - what was added is delivered, the latest of each key, none torn, none older after a newer (tests/oracle.py).
 
-The calls are made by the real system, in this process; tests/shim.py stands between. A failure prints a line that replays it:
+The calls are made by the real system, in this process; tests/shim.py stands between. A failure prints a line
+that replays it:
 
     FSINBOX_FAULT=ack:17=EIO,18=EIO pytest tests/faults -k replay -rP
     (a call's number = its error; `17-=ENOSPC`: every call from this one on)
@@ -32,7 +35,7 @@ from typing import Any
 
 import pytest
 
-import fsinbox.consumer
+import fsinbox.consumer.consumer
 from fsinbox import AddFailed, Inbox
 from tests.driver import WAYS, Log, aftermath, all_died
 from tests.oracle import judge
@@ -45,11 +48,17 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EMFILE", "EINTR", "EACCES", "EROFS")
 
 RETRIED = frozenset(
-    "open read pread write pwrite fsync fstat fchmod ftruncate fcntl flock copy_file_range lock_descriptor".split()
+    (
+        "open read pread write pwrite fsync fstat fchmod ftruncate fcntl flock copy_file_range "
+        "lock_descriptor"
+    ).split()
 )
-"""Calls that Python itself repeats after EINTR (PEP 475), or, of copy_file_range and the lock, that do not give it here."""
+"""Calls that Python itself repeats after EINTR (PEP 475), or, of copy_file_range and the lock, that do not
+give it here."""
 
-REASONS = {how: os.strerror(getattr(errno, how)) for how in ERRORS} | {"short": "only a part could be written"}
+REASONS = {how: os.strerror(getattr(errno, how)) for how in ERRORS} | {
+    "short": "only a part could be written"
+}
 
 PARTIAL = frozenset(("write", "pwrite", "copy_file_range"))
 """Calls that may do only a part of what they were asked for."""
@@ -57,12 +66,14 @@ PARTIAL = frozenset(("write", "pwrite", "copy_file_range"))
 MEMORY = "/dev/shm"
 
 
-# --- the fault ----------------------------------------------------------------------------------------------------
+# --- the fault
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which calls go wrong, and how: an error's name, or "short" for a write that does half. `last`: for ever from there on."""
+    """Which calls go wrong, and how: an error's name, or "short" for a write that does half. `last`: for ever
+    from there on."""
 
     faults: tuple[tuple[int, str], ...]
     onwards: bool = False
@@ -73,7 +84,9 @@ class Plan:
 
 def plan_of(text: str) -> Plan:
     """Return the plan that a text stands for."""
-    faults = tuple((int(call.rstrip("-")), how) for call, _, how in (fault.partition("=") for fault in text.split(",")))
+    faults = tuple(
+        (int(call.rstrip("-")), how) for call, _, how in (fault.partition("=") for fault in text.split(","))
+    )
     return Plan(faults, onwards="-=" in text)
 
 
@@ -89,7 +102,9 @@ class Faults:
         self._onwards = plan.faults[0] if plan.onwards else None
         self._now = now
 
-    def __call__(self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+    def __call__(
+        self, name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]
+    ) -> Any:
         number = len(self.calls)
         self.calls.append((name, arguments))
         how = self._plan.get(number)
@@ -114,11 +129,15 @@ def fits(name: str, how: str, arguments: tuple[Any, ...]) -> bool:
         return name in PARTIAL
     if how == "EINTR":
         return name not in RETRIED
-    # A producer that has no right to read a dropped file (it alone is opened by a key's name) cannot tell if it is finished.
-    return how != "EACCES" or not (name == "fstat" or (name == "open" and str(arguments[0]).isalpha() and len(arguments[0]) == 1))
+    # A producer that has no right to read a dropped file (it alone is opened by a key's name) cannot tell if
+    # it is finished.
+    return how != "EACCES" or not (
+        name == "fstat" or (name == "open" and str(arguments[0]).isalpha() and len(arguments[0]) == 1)
+    )
 
 
-# --- one run ------------------------------------------------------------------------------------------------------
+# --- one run
+# ------------------------------------------------------------------------------------------------------
 
 
 class World:
@@ -148,7 +167,11 @@ class World:
         wrong += wrong_words(program, faults, path)
         if scenario.setup:
             told = {word for word, _, _ in faults.hits}
-            wrong += [f"{word} was refused without a fault: {error}" for word, error in program.refused if word not in told]
+            wrong += [
+                f"{word} was refused without a fault: {error}"
+                for word, error in program.refused
+                if word not in told
+            ]
         if os.path.exists(f"{path}/format"):
             if not lock_is_free(path):
                 wrong.append("the admission lock was left held")
@@ -190,7 +213,9 @@ def wrong_words(program: Program, faults: Faults, path: str) -> list[str]:
     """Return what is wrong with what the program was told."""
     wrong = []
     for word, call, _ in faults.hits:
-        aside = os.path.isdir(f"{path}/failed") and os.listdir(f"{path}/failed")  # it was a dropped file's flush
+        aside = os.path.isdir(f"{path}/failed") and os.listdir(
+            f"{path}/failed"
+        )  # it was a dropped file's flush
         if call == "fsync" and word.partition(":")[0] in DURABLE and not aside and not program.refuses(word):
             wrong.append(f"{word} did not raise although its flush failed")
     for word, error in program.refused:
@@ -211,7 +236,8 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-# --- the sweep ----------------------------------------------------------------------------------------------------
+# --- the sweep
+# ----------------------------------------------------------------------------------------------------
 
 SHARDS = 6
 """Tests that the scenarios are dealt out to: for xdist."""
@@ -220,8 +246,8 @@ SHARDS = 6
 def plans(calls: list[tuple[str, tuple[Any, ...]]], *, every: bool) -> Iterator[Plan]:
     """Go through what is to be tried of a scenario that makes these calls.
 
-    Each call with each error that fits; each with the errors in turn, followed by another one or two calls later; each as the
-    first of many. `every`: with every error, and at any distance.
+    Each call with each error that fits; each with the errors in turn, followed by another one or two calls
+    later; each as the first of many. `every`: with every error, and at any distance.
     """
     hows = (*ERRORS, "short")
     for call, (name, arguments) in enumerate(calls):
@@ -231,7 +257,10 @@ def plans(calls: list[tuple[str, tuple[Any, ...]]], *, every: bool) -> Iterator[
         for how in fitting if every else fitting[call % len(fitting) :][:1]:
             yield Plan(((call, how),), onwards=True)
         for further in range(1, 40 if every else 3):
-            first, second = fitting[(call + further) % len(fitting)], ERRORS[(call * 3 + further) % len(ERRORS)]
+            first, second = (
+                fitting[(call + further) % len(fitting)],
+                ERRORS[(call * 3 + further) % len(ERRORS)],
+            )
             yield Plan(((call, first), (call + further, second)))
 
 
@@ -242,7 +271,9 @@ def calls_of(world: World, scenario: Scenario) -> list[tuple[str, tuple[Any, ...
     return faults.calls
 
 
-def attempt(world: World, scenario: Scenario, plan: Plan, way: str, *, same: bool) -> tuple[list[str], Faults | None]:
+def attempt(
+    world: World, scenario: Scenario, plan: Plan, way: str, *, same: bool
+) -> tuple[list[str], Faults | None]:
     """Run it; an exception afterwards is something wrong, too."""
     try:
         return world.run(scenario, plan, way, same=same)
@@ -259,13 +290,19 @@ def sweep(world: World, scenarios: list[Scenario], *, every: bool) -> dict[str, 
             for way in ways:
                 same = bool(number % 2)
                 wrong, faults = attempt(world, scenario, plan, way, same=same)
-                replay = f"FSINBOX_FAULT={scenario.name}:{plan}:{way}{':same' if same else ''} pytest tests/faults -k replay -rP"
+                replay = (
+                    f"FSINBOX_FAULT={scenario.name}:{plan}:{way}{':same' if same else ''} pytest "
+                    "tests/faults -k replay -rP"
+                )
                 assert not wrong, f"{wrong}\n{replay}"
                 assert faults
-                # After an error a run is shorter, or goes another way: there may be no second call to fail, or not in this way.
+                # After an error a run is shorter, or goes another way: there may be no second call to fail,
+                # or not in this way.
                 assert faults.hits or scenario.timed, f"no fault hit\n{replay}"
                 if faults.hits:
-                    hit["onwards" if plan.onwards else "two in a row" if len(faults.hits) > 1 else "single"] += 1
+                    hit[
+                        "onwards" if plan.onwards else "two in a row" if len(faults.hits) > 1 else "single"
+                    ] += 1
     return hit
 
 
@@ -275,7 +312,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     folder = tempfile.mkdtemp(prefix="faults-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path)
     logging.disable()
     # Else the number of a run's calls would depend on how long it takes.
-    monkeypatch.setattr(fsinbox.consumer, "_DROP_INTERVAL", 0.0)
+    monkeypatch.setattr(fsinbox.consumer.consumer, "_DROP_INTERVAL", 0.0)
     try:
         yield World(folder, str(tmp_path))
     finally:
@@ -289,10 +326,15 @@ def dealt(shard: int) -> list[Scenario]:
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_no_error_of_the_system_loses_anything(world: World, shard: int, figure: Callable[[str], None]) -> None:
+def test_no_error_of_the_system_loses_anything(
+    world: World, shard: int, figure: Callable[[str], None]
+) -> None:
     hit = sweep(world, dealt(shard), every=False)
     assert sum(hit.values()) >= 3_500, hit
-    figure(", ".join(f"{count:,} {kind}" for kind, count in hit.items()) + f" errors in {len(dealt(shard))} programs, 0 bad")
+    figure(
+        ", ".join(f"{count:,} {kind}" for kind, count in hit.items())
+        + f" errors in {len(dealt(shard))} programs, 0 bad"
+    )
 
 
 @pytest.mark.long
@@ -300,12 +342,17 @@ def test_no_error_of_the_system_loses_anything(world: World, shard: int, figure:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_no_pair_of_errors_loses_anything(world: World, shard: int, figure: Callable[[str], None]) -> None:
     hit = sweep(world, dealt(shard), every=True)
-    figure(", ".join(f"{count:,} {kind}" for kind, count in hit.items()) + f" errors in {len(dealt(shard))} programs, 0 bad")
+    figure(
+        ", ".join(f"{count:,} {kind}" for kind, count in hit.items())
+        + f" errors in {len(dealt(shard))} programs, 0 bad"
+    )
 
 
 @pytest.mark.parametrize("how", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "ftruncate"])
-def test_what_cannot_be_written_to_the_index_is_not_added_and_the_consumer_goes_on(tmp_path: Path, call: str, how: str) -> None:
+def test_what_cannot_be_written_to_the_index_is_not_added_and_the_consumer_goes_on(
+    tmp_path: Path, call: str, how: str
+) -> None:
     """Nothing of such an add is to be seen."""
     with Inbox(tmp_path / "inbox", codec="bytes", max_inflight=3) as inbox:
         for key in "abc":

@@ -1,16 +1,20 @@
-"""Proves that a process may be killed at any system call: nothing that was added is lost, and the inbox works afterwards.
+"""Proves that a process may be killed at any system call: nothing that was added is lost, and the inbox works
+afterwards.
 
-Real processes die by SIGKILL at each of their system calls in turn (strace injects it; the call is not made): the programs of
-programs.py, `fsinbox add`, and scripts/fsinbox-add, there the shell as well as each command that it runs. After each, a
-fresh producer and a fresh consumer work with what is left, in one of three ways, and the oracle judges the announcements
-of both. Every kill is asserted to have hit, and to have been at the call that was meant.
+Real processes die by SIGKILL at each of their system calls in turn (strace injects it; the call is not made):
+the programs of programs.py, `fsinbox add`, and scripts/fsinbox-add, there the shell as well as each command
+that it runs. After each, a fresh producer and a fresh consumer work with what is left, in one of three ways,
+and the oracle judges the announcements of both. Every kill is asserted to have hit, and to have been at the
+call that was meant.
 
-What this cannot see is a power cut: the kernel goes on, and writes what the dead process wrote. See docs/reliability.md.
+What this cannot see is a power cut: the kernel goes on, and writes what the dead process wrote. See
+docs/reliability.md.
 
 A failure prints a line that replays it:
 
-    FSINBOX_KILL=ack:renameat.2:drain pytest tests/faults -k replay -rP        (the second renameat; then `drain`)
-    FSINBOX_KILL=sh-new:3:fsync.1:add pytest tests/faults -k replay -rP        (its fourth command; -1: the shell)
+    FSINBOX_KILL=ack:renameat.2:drain pytest tests/faults -k replay -rP        (the second renameat; then
+    `drain`) FSINBOX_KILL=sh-new:3:fsync.1:add pytest tests/faults -k replay -rP        (its fourth command;
+    -1: the shell)
 
 `--long` does all of drain, add and recover-add after each kill.
 """
@@ -51,10 +55,12 @@ COMMANDS = {"cli-new": [], "cli-replacing": ["a=1"]}
 """`fsinbox add b` with these adds before."""
 
 SHELLS = {"sh-new": ["c=1"], "sh-replacing": ["b=1"]}
-"""The same with scripts/fsinbox-add. (The index is made: else it runs commands at the same time, which have no order.)"""
+"""The same with scripts/fsinbox-add. (The index is made: else it runs commands at the same time, which have
+no order.)"""
 
 TRIES = 3
-"""Times that a point is tried until it is reached: now and then a run makes a call less than the one before."""
+"""Times that a point is tried until it is reached: now and then a run makes a call less than the one
+before."""
 
 
 class Place:
@@ -90,7 +96,8 @@ class Place:
         return self.folder / "inbox", self.folder / "log"
 
     def run(self, name: str, options: list[str]) -> tuple[bool, str, list[Event]]:
-        """Run a program with strace's options; return whether it was killed, the trace, and what was announced."""
+        """Run a program with strace's options; return whether it was killed, the trace, and what was
+        announced."""
         inbox, path = self.fresh()
         if name in SCENARIOS:
             job = {"scenario": name, "inbox": str(inbox), "log": str(path), "elsewhere": self.elsewhere}
@@ -106,9 +113,13 @@ class Place:
             value = self.folder / "value"
             value.write_bytes(payload("2"))
             files = {"stdin": str(value), "stderr": str(self.folder / "stderr"), "log": str(path)}
-            status, trace = self.zygote.run({"command": ["--inbox", str(inbox), "add", "b"], **files}, options)
+            status, trace = self.zygote.run(
+                {"command": ["--inbox", str(inbox), "add", "b"], **files}, options
+            )
         else:
-            status, _, trace = self.shell.run(inbox, ("b", payload("2")), int(name.partition(":")[2]), options)
+            status, _, trace = self.shell.run(
+                inbox, ("b", payload("2")), int(name.partition(":")[2]), options
+            )
         if status == 0:
             log.tell("add_end", "b", "2")
         return "killed by SIGKILL" in trace or status == -9, trace, log.events
@@ -169,7 +180,9 @@ def sweep(place: Place, names: list[str], *, every: bool) -> int:
         for number, point in enumerate(points_of(place, name)):
             for way in WAYS if every else WAYS[number % 3 :][:1]:
                 wrong = place.kill(name, point, way)
-                assert not wrong, f"{wrong}\nFSINBOX_KILL={name}:{point}:{way} pytest tests/faults -k replay -rP"
+                assert not wrong, (
+                    f"{wrong}\nFSINBOX_KILL={name}:{point}:{way} pytest tests/faults -k replay -rP"
+                )
                 tried += 1
     assert place.kills == tried
     return tried
@@ -186,7 +199,9 @@ def shell_names(place: Place, names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_a_kill_at_any_call_of_the_package_loses_nothing(place: Place, shard: int, figure: Callable[[str], None]) -> None:
+def test_a_kill_at_any_call_of_the_package_loses_nothing(
+    place: Place, shard: int, figure: Callable[[str], None]
+) -> None:
     names = PROGRAMS[shard::SHARDS]
     kills = sweep(place, names, every=False)
     assert kills > 400
@@ -194,20 +209,28 @@ def test_a_kill_at_any_call_of_the_package_loses_nothing(place: Place, shard: in
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_kill_at_any_call_of_the_command_line_loses_nothing(place: Place, name: str, figure: Callable[[str], None]) -> None:
+def test_a_kill_at_any_call_of_the_command_line_loses_nothing(
+    place: Place, name: str, figure: Callable[[str], None]
+) -> None:
     figure(f"{sweep(place, [name], every=False):,} kills, 0 bad")
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_a_kill_at_any_call_of_the_shell_producer_loses_nothing(place: Place, name: str, figure: Callable[[str], None]) -> None:
+def test_a_kill_at_any_call_of_the_shell_producer_loses_nothing(
+    place: Place, name: str, figure: Callable[[str], None]
+) -> None:
     names = shell_names(place, [name])
-    figure(f"{sweep(place, names, every=False):,} kills of the shell and its {len(names) - 1} commands, 0 bad")
+    figure(
+        f"{sweep(place, names, every=False):,} kills of the shell and its {len(names) - 1} commands, 0 bad"
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_a_kill_at_any_call_and_all_that_may_follow(place: Place, shard: int, figure: Callable[[str], None]) -> None:
+def test_a_kill_at_any_call_and_all_that_may_follow(
+    place: Place, shard: int, figure: Callable[[str], None]
+) -> None:
     names = [*PROGRAMS, *COMMANDS, *shell_names(place, list(SHELLS))][shard::SHARDS]
     figure(f"{sweep(place, names, every=True):,} kills, 0 bad")
 

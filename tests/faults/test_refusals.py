@@ -1,18 +1,21 @@
-"""Proves from outside that the commands tell the truth when a system call fails: strace fails each of their calls in turn.
+"""Proves from outside that the commands tell the truth when a system call fails: strace fails each of their
+calls in turn.
 
-`fsinbox add`, `fsinbox consume --drain`, and scripts/fsinbox-add, there the calls of the shell and those of each command that it
-runs, with ENOSPC, EIO, EDQUOT, EMFILE, EINTR, EACCES and EROFS. Other than test_errors.py it reaches what Python itself calls,
-ctypes, threads, and programs that are not Python. Of each run:
+`fsinbox add`, `fsinbox consume --drain`, and scripts/fsinbox-add, there the calls of the shell and those of
+each command that it runs, with ENOSPC, EIO, EDQUOT, EMFILE, EINTR, EACCES and EROFS. Other than
+test_errors.py it reaches what Python itself calls, ctypes, threads, and programs that are not Python. Of each
+run:
 
  - the fault hit;
- - an add that exits with 0 is delivered, and one that says that the value was not added is not; one whose flush failed does not
-   exit with 0; a status other than 0 comes with a message, and never with a traceback;
+ - an add that exits with 0 is delivered, and one that says that the value was not added is not; one whose
+   flush failed does not exit with 0; a status other than 0 comes with a message, and never with a traceback;
  - a fresh producer and a fresh consumer work with what is left, and the oracle judges.
 
 A failure prints a line that replays it:
 
     FSINBOX_REFUSAL=cli-new:openat.12=EMFILE:drain pytest tests/faults -k replay -rP
-    FSINBOX_REFUSAL=sh-new:3:fsync.1=EIO:add pytest tests/faults -k replay -rP        (its fourth command; -1: the shell)
+    FSINBOX_REFUSAL=sh-new:3:fsync.1=EIO:add pytest tests/faults -k replay -rP        (its fourth command; -1:
+    the shell)
 
 `--long` tries all errors at every call.
 """
@@ -41,7 +44,9 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
 ]
 
-CONSUME = "consume --drain --codec bytes --handler tests.faults.zygote:handle --retry-delay 0.001 --drop-settle 0"
+CONSUME = (
+    "consume --drain --codec bytes --handler tests.faults.zygote:handle --retry-delay 0.001 --drop-settle 0"
+)
 
 COMMANDS = {
     "cli-new": ("add b", "create"),
@@ -71,7 +76,8 @@ class Place:
         self.value.write_bytes(payload("2"))
 
     def run(self, name: str, options: list[str]) -> tuple[int, str, str, list[Event]]:
-        """Run a command with strace's options; return its status, what it said, the trace, and what was announced."""
+        """Run a command with strace's options; return its status, what it said, the trace, and what was
+        announced."""
         name, _, at = name.partition(":")
         words, setup = COMMANDS[name]
         log, said = self.folder / "log", self.folder / "said"
@@ -101,10 +107,14 @@ class Place:
         wrong = []
         if not hits(trace):
             wrong.append(f"it did not hit:\n{trace}")
-        if "Traceback" in said and "watchdog/" not in said:  # (its thread may die: then the consumer looks every 30 s)
+        if (
+            "Traceback" in said and "watchdog/" not in said
+        ):  # (its thread may die: then the consumer looks every 30 s)
             wrong.append(f"it ended in a traceback: {said}")
         adding = not COMMANDS[name.partition(":")[0]][0].startswith("consume")
-        if adding and point.call in FLUSHES and how != "EINTR" and status == 0:  # EINTR: Python tries it again
+        if (
+            adding and point.call in FLUSHES and how != "EINTR" and status == 0
+        ):  # EINTR: Python tries it again
             wrong.append("a flush failed, and it said that all is well")
         # What cannot be written, or not be started, cannot say anything.
         if status and not said.strip() and point.call != "write" and not name.endswith(":-1"):
@@ -116,7 +126,9 @@ class Place:
             after = aftermath(str(self.inbox), way, ["b"])
         except Exception as error:
             return [*wrong, f"afterwards: {type(error).__name__}: {error}"]
-        if any(text in said for text in NOT_ADDED) and ("b", "2") in {(e.key, e.value) for e in after if e.what == "deliver"}:
+        if any(text in said for text in NOT_ADDED) and ("b", "2") in {
+            (e.key, e.value) for e in after if e.what == "deliver"
+        }:
             wrong.append(f"it was delivered: {said}")
         return wrong + judge(excused([*all_died(events), *after], str(self.inbox)))
 
@@ -141,8 +153,9 @@ def sweep(place: Place, name: str, *, errors: int) -> int:
         _, _, trace, _ = place.run(program, ALL)
         found = points(trace)
         assert len(found) > 5, (program, trace)
-        # A close that strace fails is not done, and a pipe is left open for ever: test_errors.py does it as Linux does.
-        # And a shell takes an error when it reads its script for the end of it: no script can help that.
+        # A close that strace fails is not done, and a pipe is left open for ever: test_errors.py does it as
+        # Linux does. And a shell takes an error when it reads its script for the end of it: no script can
+        # help that.
         unfit = ("close", "read") if program.endswith(":-1") else ("close",)
         found = [point for point in found if point.call not in unfit]
         for point in found:
@@ -150,12 +163,16 @@ def sweep(place: Place, name: str, *, errors: int) -> int:
                 how, way = ERRORS[tried % len(ERRORS)], WAYS[tried % len(WAYS)]
                 tried += 1
                 wrong = place.refuse(program, point, how, way)
-                assert not wrong, f"{wrong}\nFSINBOX_REFUSAL={program}:{point}={how}:{way} pytest tests/faults -k replay -rP"
+                assert not wrong, (
+                    f"{wrong}\nFSINBOX_REFUSAL={program}:{point}={how}:{way} pytest tests/faults -k replay "
+                    "-rP"
+                )
     return tried
 
 
 def programs(place: Place, name: str) -> list[str]:
-    """Return `name`, or, of the shell, `name:N` for the shell itself (-1) and for each command that it runs."""
+    """Return `name`, or, of the shell, `name:N` for the shell itself (-1) and for each command that it
+    runs."""
     if COMMANDS[name][0]:
         return [name]
     place.run(f"{name}:0", ALL)
@@ -164,14 +181,18 @@ def programs(place: Place, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_tells_the_truth_about_an_error(place: Place, name: str, figure: Callable[[str], None]) -> None:
+def test_a_command_tells_the_truth_about_an_error(
+    place: Place, name: str, figure: Callable[[str], None]
+) -> None:
     figure(f"{sweep(place, name, errors=4 if COMMANDS[name][0] else 2):,} errors, 0 bad")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_tells_the_truth_about_every_error(place: Place, name: str, figure: Callable[[str], None]) -> None:
+def test_a_command_tells_the_truth_about_every_error(
+    place: Place, name: str, figure: Callable[[str], None]
+) -> None:
     figure(f"{sweep(place, name, errors=len(ERRORS)):,} errors, 0 bad")
 
 

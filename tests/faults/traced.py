@@ -19,12 +19,14 @@ from .zygote import TRACED
 ROOT = Path(__file__).parents[2]
 
 NEVER = frozenset(
-    "brk mmap munmap mprotect madvise mremap futex getppid clock_nanosleep nanosleep getpid gettid getrandom rt_sigaction "
-    "rt_sigprocmask rt_sigreturn set_robust_list set_tid_address rseq prlimit64 arch_prctl sched_yield execve restart_syscall "
+    "brk mmap munmap mprotect madvise mremap futex getppid clock_nanosleep nanosleep getpid gettid getrandom "
+    "rt_sigaction "
+    "rt_sigprocmask rt_sigreturn set_robust_list set_tid_address rseq prlimit64 arch_prctl sched_yield "
+    "execve restart_syscall "
     "clone clone3 fork vfork wait4 exit exit_group sysinfo getuid geteuid getgid getegid prctl".split()
 )
-"""Calls that change nothing outside the process, or (exit) come when all is done; several of them vary in number from run to
-run. A process that is killed at one of them is as it is when killed at the next."""
+"""Calls that change nothing outside the process, or (exit) come when all is done; several of them vary in
+number from run to run. A process that is killed at one of them is as it is when killed at the next."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Zygote:
         )
 
     def run(self, job: dict[str, Any], options: list[str]) -> tuple[int, str]:
-        """Have a child do a job under strace with these options; return its exit status (-9: killed), and the trace."""
+        """Have a child do a job under strace with these options; return its exit status (-9: killed), and the
+        trace."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -139,7 +142,8 @@ class Shell:
             (self._bin / name).chmod(0o700)
 
     def run(self, inbox: Path, pair: tuple[str, bytes], at: int, options: list[str]) -> tuple[int, str, str]:
-        """Add; return exit status, standard error and the trace. `at`: which command is traced, from 0; -1: the shell."""
+        """Add; return exit status, standard error and the trace. `at`: which command is traced, from 0; -1:
+        the shell."""
         self.trace.write_text("")
         self._turn.write_text("0\n")
         path = os.environ["PATH"]

@@ -1,8 +1,8 @@
 """A process that has imported everything, and forks one that does what each line it reads says.
 
-So there is no start-up to wait for, or to trace. A line is JSON; `tests.faults.traced.Zygote` writes it. The child does not begin
-before it is traced: strace makes getppid(2) return TRACED then. (By a return value, not by a signal: the child has made no call
-that counts.)
+So there is no start-up to wait for, or to trace. A line is JSON; `tests.faults.traced.Zygote` writes it. The
+child does not begin before it is traced: strace makes getppid(2) return TRACED then. (By a return value, not
+by a signal: the child has made no call that counts.)
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import filelock  # noqa: F401 - as all of these: a child must not be the one to import it
 
-import fsinbox.adopt
 import fsinbox.cli.adding
 import fsinbox.cli.commands
 import fsinbox.cli.consuming
-import fsinbox.consumer
-import fsinbox.transfer
-import fsinbox.watch
+import fsinbox.consumer.consumer
+import fsinbox.consumer.ingest
+import fsinbox.consumer.watch
+import fsinbox.store.transfer
 import fsinbox.worker.functions
 from tests.driver import Log, spell, value_of
 from tests.faults.programs import SCENARIOS, Program, prepared
@@ -59,7 +59,9 @@ def do_scenario(job: dict[str, Any]) -> int:
 
 def do_command(job: dict[str, Any]) -> int:
     """Be the command line."""
-    for number, (name, flags) in enumerate(((job["stdin"], os.O_RDONLY), (job["stderr"], os.O_WRONLY | os.O_CREAT))):
+    for number, (name, flags) in enumerate(
+        ((job["stdin"], os.O_RDONLY), (job["stderr"], os.O_WRONLY | os.O_CREAT))
+    ):
         fd = os.open(name, flags, 0o600)
         os.dup2(fd, number * 2)  # 0 and 2
         os.close(fd)
@@ -91,7 +93,9 @@ def main() -> None:
     _answers = os.dup(1)
     logging.disable()
     sys.modules["tests.faults.zygote"] = sys.modules["__main__"]  # so it need not be imported for its handler
-    fsinbox.consumer._DROP_INTERVAL = 0.0  # else the number of calls would depend on how long they take
+    fsinbox.consumer.consumer._DROP_INTERVAL = (
+        0.0  # else the number of calls would depend on how long they take
+    )
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()

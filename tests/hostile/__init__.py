@@ -1,1 +1,2 @@
-"""Hostile surroundings: broken disks, lost rights, forged and foreign things, and four questions asked of each."""
+"""Hostile surroundings: broken disks, lost rights, forged and foreign things, and four questions asked of
+each."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from time import time_ns
 from unittest import mock
 
-import fsinbox.index
-from fsinbox.layout import FOLDERS
+import fsinbox.store.index
+from fsinbox.store.layout import FOLDERS
 from tests.driver import payload
 from tests.hostile import things
 from tests.hostile.place import CLIENTS, SECRET, Case, Place, unshare
@@ -50,10 +50,13 @@ def gone_for(where: str, put: Put) -> Callable[[Place], None]:
 
 
 def there(where: str, put: Put, *, left: bool = False) -> Callable[[Place], None]:
-    """Something more is there. `{a}` is the name of the element of `a`, `{1}` that of `before-1`; `left`: it must stay there."""
+    """Something more is there. `{a}` is the name of the element of `a`, `{1}` that of `before-1`; `left`: it
+    must stay there."""
 
     def damage(place: Place) -> None:
-        path = place.inbox / where.replace("{a}", place.element("a")).replace("{1}", place.element("before-1"))
+        path = place.inbox / where.replace("{a}", place.element("a")).replace(
+            "{1}", place.element("before-1")
+        )
         things.remove(path)
         put(place, path)
         if left:
@@ -72,7 +75,9 @@ def all_of(*damages: Callable[[Place], object]) -> Callable[[Place], None]:
     return damage
 
 
-def all_then(first: Callable[[Place], object], last: Callable[[Place], Iterator[None]]) -> Callable[[Place], Iterator[None]]:
+def all_then(
+    first: Callable[[Place], object], last: Callable[[Place], Iterator[None]]
+) -> Callable[[Place], Iterator[None]]:
     """Both, the last of which can be mended."""
 
     def damage(place: Place) -> Iterator[None]:
@@ -87,7 +92,7 @@ def line(text: bytes) -> Callable[[Place], None]:
 
     def damage(place: Place) -> None:
         with open(place.inbox / "index", "r+b", buffering=0) as file:
-            found = file.read().index(place.number["a"].encode(), fsinbox.index.HEADER)
+            found = file.read().index(place.number["a"].encode(), fsinbox.store.index.HEADER)
             os.pwrite(file.fileno(), text, found)
 
     return damage
@@ -101,7 +106,8 @@ def nothing(place: Place, path: Path) -> None:
     """Leave it missing."""
 
 
-# --- folders and files of the inbox -------------------------------------------------------------------------------
+# --- folders and files of the inbox
+# -------------------------------------------------------------------------------
 
 NO_FOLDER = "[Nn]ot a directory|Too many levels|No such file|must be a real directory"
 HAS_IT = ("open",)  # whoever had the folder open goes on in it
@@ -154,7 +160,13 @@ FOLDER_CASES = [
             things.link_to_itself,
         )
     ),
-    Case("tmp/ is a fifo", instead("tmp", things.fifo), fatal=True, refused=rf"tmp\W.*({NO_FOLDER})", unseen=HAS_IT),
+    Case(
+        "tmp/ is a fifo",
+        instead("tmp", things.fifo),
+        fatal=True,
+        refused=rf"tmp\W.*({NO_FOLDER})",
+        unseen=HAS_IT,
+    ),
 ]
 
 
@@ -163,7 +175,7 @@ def header(last: int, lines: int = 4096) -> Callable[[Place], None]:
 
     def damage(place: Place) -> None:
         with open(place.inbox / "index", "r+b", buffering=0) as file:
-            head = b"%019d %b %010d" % (last, fsinbox.index.boot_tag().encode(), lines)
+            head = b"%019d %b %010d" % (last, fsinbox.store.index.boot_tag().encode(), lines)
             os.pwrite(file.fileno(), head.ljust(63) + b"\n", 0)
 
     return damage
@@ -171,8 +183,8 @@ def header(last: int, lines: int = 4096) -> Callable[[Place], None]:
 
 def rubbish(place: Place) -> None:
     with open(place.inbox / "index", "r+b", buffering=0) as file:
-        length = os.fstat(file.fileno()).st_size - fsinbox.index.HEADER
-        os.pwrite(file.fileno(), (b"rubbish " * length)[:length], fsinbox.index.HEADER)
+        length = os.fstat(file.fileno()).st_size - fsinbox.store.index.HEADER
+        os.pwrite(file.fileno(), (b"rubbish " * length)[:length], fsinbox.store.index.HEADER)
 
 
 FILE_CASES = [
@@ -236,7 +248,9 @@ FILE_CASES = [
         )
     ),
     Case("consumer.lock is missing", gone_for("consumer.lock", nothing), clients=("fresh", "commands")),
-    Case("consumer.lock is huge", gone_for("consumer.lock", things.sparse_file), clients=("fresh", "commands")),
+    Case(
+        "consumer.lock is huge", gone_for("consumer.lock", things.sparse_file), clients=("fresh", "commands")
+    ),
     Case(
         "consumer.lock holds control characters",
         gone_for("consumer.lock", things.content(b"\x1b[2J\0\xff\n" * 9)),
@@ -265,7 +279,7 @@ FILE_CASES = [
         )
     ),
     Case("index says 2286, of this boot", header(9999999999999999999)),
-    Case("index says the highest number, of this boot", header(fsinbox.index.HIGHEST - 100)),
+    Case("index says the highest number, of this boot", header(fsinbox.store.index.HIGHEST - 100)),
     Case("index says more lines than it has", header(time_ns(), 32 * 10**7)),
     Case("index says lines that make no buckets", header(time_ns(), 4095)),
     Case("index is full of rubbish behind its header", rubbish),
@@ -280,7 +294,8 @@ FILE_CASES = [
 ]
 
 
-# --- the lines of the index ---------------------------------------------------------------------------------------
+# --- the lines of the index
+# ---------------------------------------------------------------------------------------
 
 LINE_CASES = [
     *(
@@ -299,7 +314,8 @@ LINE_CASES = [
     ),
 ]
 
-# --- pending/, inflight/, deferred/, failed/, attempts/, tmp/ -----------------------------------------------------
+# --- pending/, inflight/, deferred/, failed/, attempts/, tmp/
+# -----------------------------------------------------
 
 
 def in_place_of_a(put: Put) -> Callable[[Place], None]:
@@ -374,13 +390,27 @@ KEYS = (
         "a\\b",
         "$(reboot)",
     ),
-    *("'; rm -rf *", b"\xff\xfe", "9999999999999999999-a", "0000000000000000001-a~reason.txt", "x" * 200, "CON", "a:b", "é" * 33),
+    *(
+        "'; rm -rf *",
+        b"\xff\xfe",
+        "9999999999999999999-a",
+        "0000000000000000001-a~reason.txt",
+        "x" * 200,
+        "CON",
+        "a:b",
+        "é" * 33,
+    ),
 )
 """Names that a file in drop/ may have, and be delivered with."""
 
 ELEMENT_CASES = [
     *(
-        Case(f"a waiting element is a {name_of(put)}", in_place_of_a(put), spoils=True, root=put in things.DEVICES)
+        Case(
+            f"a waiting element is a {name_of(put)}",
+            in_place_of_a(put),
+            spoils=True,
+            root=put in things.DEVICES,
+        )
         for put in (
             things.link_outside,
             things.dangling_link,
@@ -408,7 +438,13 @@ ELEMENT_CASES = [
             aside=NOT_REGULAR,
             root=put in things.DEVICES,
         )
-        for put in (things.link_outside, things.fifo, things.unix_socket, things.full_directory, things.block_device)
+        for put in (
+            things.link_outside,
+            things.fifo,
+            things.unix_socket,
+            things.full_directory,
+            things.block_device,
+        )
     ),
     Case(
         "a waiting element is huge",
@@ -417,7 +453,10 @@ ELEMENT_CASES = [
     ),
     Case(
         "two things wait at places of one key",
-        all_of(there(f"pending/{'0' * 18}1-a", things.link_outside), there(f"pending/{'0' * 18}2-a", things.full_directory)),
+        all_of(
+            there(f"pending/{'0' * 18}1-a", things.link_outside),
+            there(f"pending/{'0' * 18}2-a", things.full_directory),
+        ),
         aside=NOT_REGULAR,
     ),
     *(
@@ -449,7 +488,10 @@ ELEMENT_CASES = [
     ),
     Case(
         "pending/ holds short names, and the boot is new",
-        all_of(*(there(f"pending/{n}", things.content(b"x")) for n in ("x", "y")), gone_for("index", things.content(b""))),
+        all_of(
+            *(there(f"pending/{n}", things.content(b"x")) for n in ("x", "y")),
+            gone_for("index", things.content(b"")),
+        ),
         aside="its name is not",
     ),
     Case(
@@ -476,9 +518,19 @@ ELEMENT_CASES = [
             unseen=("open",),
             root=put in things.DEVICES,
         )
-        for put in (things.link_outside, things.fifo, things.unix_socket, things.endless_device, things.full_directory)
+        for put in (
+            things.link_outside,
+            things.fifo,
+            things.unix_socket,
+            things.endless_device,
+            things.full_directory,
+        )
     ),
-    Case("a directory stands where an element is taken to", there("inflight/{a}", things.full_directory), aside=NOT_REGULAR),
+    Case(
+        "a directory stands where an element is taken to",
+        there("inflight/{a}", things.full_directory),
+        aside=NOT_REGULAR,
+    ),
     Case(
         "a link stands where an element is taken to",
         there("inflight/{a}", things.link_outside),
@@ -504,7 +556,13 @@ ELEMENT_CASES = [
             ),
             root=put in things.DEVICES,
         )
-        for put in (things.link_outside, things.fifo, things.empty_directory, things.sparse_file, things.endless_device)
+        for put in (
+            things.link_outside,
+            things.fifo,
+            things.empty_directory,
+            things.sparse_file,
+            things.endless_device,
+        )
     ),
     *(
         Case(
@@ -512,7 +570,13 @@ ELEMENT_CASES = [
             there("failed/0000000000000000001-b", put, left=True),
             root=put in things.DEVICES,
         )
-        for put in (things.link_outside, things.fifo, things.full_directory, things.sparse_file, things.endless_device)
+        for put in (
+            things.link_outside,
+            things.fifo,
+            things.full_directory,
+            things.sparse_file,
+            things.endless_device,
+        )
     ),
     Case(
         "foreign things lie in failed/",
@@ -529,13 +593,25 @@ ELEMENT_CASES = [
         ),
     ),
     *(
-        Case(f"a note of attempts is a {name_of(put)}", all_of(there("attempts/{1}", put), there("attempts/{a}", put)))
-        for put in (things.link_outside, things.fifo, things.full_directory, things.sparse_file, things.text_link("9" * 4000))
+        Case(
+            f"a note of attempts is a {name_of(put)}",
+            all_of(there("attempts/{1}", put), there("attempts/{a}", put)),
+        )
+        for put in (
+            things.link_outside,
+            things.fifo,
+            things.full_directory,
+            things.sparse_file,
+            things.text_link("9" * 4000),
+        )
     ),
     Case("the draft of a note is a directory", there("attempts/.draft-1", things.full_directory)),
     Case(
         "a note of attempts says nonsense",
-        all_of(there("attempts/{1}", things.text_link("-5.1.1.died")), there("attempts/{a}", things.text_link("\udcff.\n."))),
+        all_of(
+            there("attempts/{1}", things.text_link("-5.1.1.died")),
+            there("attempts/{a}", things.text_link("\udcff.\n.")),
+        ),
     ),
     Case(
         "foreign things lie in tmp/",
@@ -556,7 +632,8 @@ ELEMENT_CASES = [
 ]
 
 
-# --- drop/ --------------------------------------------------------------------------------------------------------
+# --- drop/
+# --------------------------------------------------------------------------------------------------------
 
 
 def dropped(*names: str | bytes) -> Callable[[Place], None]:
@@ -616,13 +693,17 @@ DROP_CASES = [
     Case(
         "drafts and hidden files lie in drop/",
         all_of(
-            *(there(f"drop/{name}", things.content(b"x"), left=True) for name in (".readme.swp", ".x", "a.part", "a.TMP", "..x"))
+            *(
+                there(f"drop/{name}", things.content(b"x"), left=True)
+                for name in (".readme.swp", ".x", "a.part", "a.TMP", "..x")
+            )
         ),
     ),
     Case("a link to a draft's name lies in drop/", there("drop/a.part", things.link_outside, left=True)),
 ]
 
-# --- the disk -----------------------------------------------------------------------------------------------------
+# --- the disk
+# -----------------------------------------------------------------------------------------------------
 
 Ground = Callable[[Path], Callable[[], object]]
 
@@ -738,7 +819,14 @@ CROSS = "cross-device|two file systems"
 DISK_CASES = [
     Case("the disk is full: tmpfs", fill, fatal=True, drains=True, refused=FULL, ground=tmpfs("size=256k")),
     Case("the disk is full: ext4", fill, fatal=True, drains=True, refused=FULL, ground=ext4),
-    Case("no inodes are left: tmpfs", fill_inodes, fatal=True, drains=True, refused=FULL, ground=tmpfs("nr_inodes=90")),
+    Case(
+        "no inodes are left: tmpfs",
+        fill_inodes,
+        fatal=True,
+        drains=True,
+        refused=FULL,
+        ground=tmpfs("nr_inodes=90"),
+    ),
     Case("no inodes are left: ext4", fill_inodes, fatal=True, drains=True, refused=FULL, ground=ext4),
     Case(
         "the disk is full, and the boot is new",
@@ -764,12 +852,28 @@ DISK_CASES = [
         ground=ext4,
         clients=("fresh", "commands", "shell"),
     ),
-    Case("ext4 becomes read-only while all is open", ext4_gives_up, fatal=True, refused="Read-only|Input/output", ground=ext4),
+    Case(
+        "ext4 becomes read-only while all is open",
+        ext4_gives_up,
+        fatal=True,
+        refused="Read-only|Input/output",
+        ground=ext4,
+    ),
     *(
-        Case(f"{folder}/ is a mount point", mounted(folder, mend=True), fatal=True, refused=CROSS, unseen=HAS_IT, root=True)
+        Case(
+            f"{folder}/ is a mount point",
+            mounted(folder, mend=True),
+            fatal=True,
+            refused=CROSS,
+            unseen=HAS_IT,
+            root=True,
+        )
         for folder in ("tmp", "pending", "inflight", "deferred")
     ),
-    *(Case(f"{folder}/ is a mount point", mounted(folder, mend=False), root=True) for folder in ("attempts",)),
+    *(
+        Case(f"{folder}/ is a mount point", mounted(folder, mend=False), root=True)
+        for folder in ("attempts",)
+    ),
     Case("drop/ is a mount point", mounted("drop", mend=False, inside="b"), root=True),
     Case(
         "failed/ is a mount point",
@@ -778,7 +882,13 @@ DISK_CASES = [
         clients=("fresh", "commands", "shell"),
     ),
     Case("a folder in drop/ is a mount point", mounted("drop/b", mend=False, inside="x"), root=True),
-    Case("no file may hold a byte", limit=file_size(0), fatal=True, drains=True, refused="File too large|File size limit"),
+    Case(
+        "no file may hold a byte",
+        limit=file_size(0),
+        fatal=True,
+        drains=True,
+        refused="File too large|File size limit",
+    ),
     Case(
         "no file may hold more than a hundred bytes",
         limit=file_size(100),
@@ -787,7 +897,12 @@ DISK_CASES = [
         refused="File too large|File size limit",
     ),
     Case(
-        "the inbox was renamed", renamed, fatal=True, refused="no inbox|create", unseen=HAS_IT, clients=("open", "fresh", "shell")
+        "the inbox was renamed",
+        renamed,
+        fatal=True,
+        refused="no inbox|create",
+        unseen=HAS_IT,
+        clients=("open", "fresh", "shell"),
     ),
     *(
         Case(
@@ -801,7 +916,8 @@ DISK_CASES = [
     ),
 ]
 
-# --- rights and limits --------------------------------------------------------------------------------------------
+# --- rights and limits
+# --------------------------------------------------------------------------------------------
 
 DENIED = "Permission denied"
 
@@ -885,7 +1001,14 @@ RIGHTS_CASES = [
         Case(f"{folder}/ may not be entered", mode(folder, 0), fatal=True, refused=DENIED, user=True)
         for folder in ("tmp", "drop", "pending", "inflight", "deferred")
     ),
-    Case("attempts/ may not be entered", mode("attempts", 0), fatal=True, refused=DENIED, unseen=HAS_IT, user=True),
+    Case(
+        "attempts/ may not be entered",
+        mode("attempts", 0),
+        fatal=True,
+        refused=DENIED,
+        unseen=HAS_IT,
+        user=True,
+    ),
     Case(
         "failed/ may not be entered",
         with_a_foreign_file(mode("failed", 0)),
@@ -910,10 +1033,22 @@ RIGHTS_CASES = [
         )
         for file in ("index", "consumer.lock", "format")
     ),
-    Case("the inbox may not be entered", mode(".", 0), fatal=True, refused=f"{DENIED}|no inbox", unseen=HAS_IT, user=True),
+    Case(
+        "the inbox may not be entered",
+        mode(".", 0),
+        fatal=True,
+        refused=f"{DENIED}|no inbox",
+        unseen=HAS_IT,
+        user=True,
+    ),
     Case("the inbox is root's", root_s(0o700), fatal=True, refused=DENIED, user=True),
     Case("the inbox is root's, for all to see", root_s(0o755), fatal=True, refused=DENIED, user=True),
-    Case("a waiting element may not be read", unreadable(f"pending/{'0' * 18}1-b"), aside="cannot (be )?read", user=True),
+    Case(
+        "a waiting element may not be read",
+        unreadable(f"pending/{'0' * 18}1-b"),
+        aside="cannot (be )?read",
+        user=True,
+    ),
     Case(
         "an element of a dead consumer may not be read",
         unreadable(f"inflight/{'0' * 18}1-b"),
@@ -938,12 +1073,23 @@ RIGHTS_CASES = [
         )
         for left in (0, 1, 2, 3, 5, 8, 13, 21)
     ),
-    Case("no inotify instances are left", limit=no_inotify("instances"), root=True, clients=("open", "fresh", "commands")),
-    Case("no inotify watches are left", limit=no_inotify("watches"), root=True, clients=("open", "fresh", "commands")),
+    Case(
+        "no inotify instances are left",
+        limit=no_inotify("instances"),
+        root=True,
+        clients=("open", "fresh", "commands"),
+    ),
+    Case(
+        "no inotify watches are left",
+        limit=no_inotify("watches"),
+        root=True,
+        clients=("open", "fresh", "commands"),
+    ),
     Case("there is no /proc", limit=no_proc, fatal=True, refused="/proc", unseen=HAS_IT, root=True),
 ]
 
-# --- the clock ----------------------------------------------------------------------------------------------------
+# --- the clock
+# ----------------------------------------------------------------------------------------------------
 
 
 def clock(year: float) -> Callable[[Place], Callable[[], object]]:
@@ -973,12 +1119,18 @@ CLOCK_CASES = [
     Case(f"the clock says {year}", limit=clock(year), clients=("open", "fresh", "commands", "shell"))
     for year in (1970, 2001, 2016, 2050, 2250, 2258)
 ]
-CLOCK_CASES += [Case(f"the clock says {year}", limit=clock(year), clients=("open", "fresh", "commands")) for year in (2290, 2500)]
+CLOCK_CASES += [
+    Case(f"the clock says {year}", limit=clock(year), clients=("open", "fresh", "commands"))
+    for year in (2290, 2500)
+]
 
 
 def without(client: str, cases: list[Case]) -> list[Case]:
     """All but the meetings that would tell nothing new: to keep the whole under half a minute."""
-    return [replace(case, clients=tuple(name for name in case.clients if name != client) or case.clients) for case in cases]
+    return [
+        replace(case, clients=tuple(name for name in case.clients if name != client) or case.clients)
+        for case in cases
+    ]
 
 
 CASES = [

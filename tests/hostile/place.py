@@ -1,21 +1,24 @@
-"""An inbox in a bad place, the programs that use it there, and the four questions that are asked of every case:
+"""An inbox in a bad place, the programs that use it there, and the four questions that are asked of every
+case:
 
  1  does anything hang?          every call returns or raises within a second
  2  does it stop the others?     what was added before and after, for other keys, is delivered, in order
  3  does it reach outside?       nothing in `outside/` is opened, changed or delivered
- 4  is there a reason?           an InboxError that names the thing, the reason and the way out; or a reason in failed/;
+ 4  is there a reason?           an InboxError that names the thing, the reason and the way out; or a reason
+    in failed/;
                                  or it is left alone, as the documents say
 
-An inbox holds `before-1` (out, of a consumer that died), `a` (the key that the hostile thing is about) and `before-2`. Then
-the damage is done, and a client adds `after-1`, `a` and `after-2`, looks, and works until nothing is left. The clients:
+An inbox holds `before-1` (out, of a consumer that died), `a` (the key that the hostile thing is about) and
+`before-2`. Then the damage is done, and a client adds `after-1`, `a` and `after-2`, looks, and works until
+nothing is left. The clients:
 
  open       a program that had the inbox open before the damage
  fresh      one that opens it in the damage
  commands   `fsinbox add`, `status`, `ls`, `show` and `consume --drain`, a process each
  shell      scripts/fsinbox-add; then as `fresh`
 
-The client is a child process: it may be another user, and have limits of its own. A watchdog dumps its stack if it hangs. When
-it is done the damage is mended, if it can be, and a fresh consumer drains what is left.
+The client is a child process: it may be another user, and have limits of its own. A watchdog dumps its stack
+if it hangs. When it is done the damage is mended, if it can be, and a fresh consumer drains what is left.
 """
 
 from __future__ import annotations
@@ -44,13 +47,18 @@ from typing import Any, NoReturn
 
 import fsinbox.cli
 from fsinbox import Element, Inbox, InboxError
-from fsinbox.names import decode_key, encode_key
+from fsinbox.store.names import decode_key, encode_key
 from tests.driver import SHELL_PRODUCER, Log, aftermath, payload, spell, unspell, value_of
 from tests.oracle import Event, judge, judge_order
 
 for _module in (
-    *("fsinbox.cli.adding fsinbox.cli.commands fsinbox.cli.consuming fsinbox.cli.text fsinbox.consumer fsinbox.survey".split()),
-    *("fsinbox.worker.functions fsinbox.watch watchdog.observers.inotify_c base64 json".split()),
+    *(
+        (
+            "fsinbox.cli.adding fsinbox.cli.commands fsinbox.cli.consuming fsinbox.cli.text "
+            "fsinbox.consumer.consumer fsinbox.operate.survey"
+        ).split()
+    ),
+    *("fsinbox.worker.functions fsinbox.consumer.watch watchdog.observers.inotify_c base64 json".split()),
 ):
     importlib.import_module(_module)  # before any child becomes a user who may not read them
 
@@ -70,17 +78,20 @@ OTHERS = ("before-1", "before-2", "after-1", "after-2")
 CLIENTS = ("open", "fresh", "commands", "shell")
 
 WAY_OUT = (
-    "nothing was lost|add it again|queue it again|was not queued|create|start|must be|remove|restore|comes back|check|stop|free|"
+    "nothing was lost|add it again|queue it again|was not queued|create|start|must be|remove|restore|comes "
+    "back|check|stop|free|"
     "name (another|a directory)|make it readable|mend|closed|refused"
 )
 """What a message says to do, or that there is nothing to do."""
 
 
-# --- outside ------------------------------------------------------------------------------------------------------
+# --- outside
+# ------------------------------------------------------------------------------------------------------
 
 
 class Outside:
-    """A folder that no inbox has any business with, and a watch over it that misses nothing: not even an open."""
+    """A folder that no inbox has any business with, and a watch over it that misses nothing: not even an
+    open."""
 
     OPENED, ACCESSED = 0x20, 0x1  # IN_OPEN, IN_ACCESS of inotify(7)
 
@@ -131,7 +142,9 @@ class Outside:
         self._watch = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         for path in (self.path, self.folder):
             # The folders themselves and what is in them.
-            assert self._libc.inotify_add_watch(self._watch, os.fsencode(path), self.OPENED | self.ACCESSED) >= 0
+            assert (
+                self._libc.inotify_add_watch(self._watch, os.fsencode(path), self.OPENED | self.ACCESSED) >= 0
+            )
 
     def complaints(self) -> list[str]:
         """Return what was done out here, a sentence each."""
@@ -152,11 +165,14 @@ class Outside:
             if name not in after and self._before[name][3] > 1:
                 continue
             if self._before.get(name) != after.get(name):
-                wrong.append(f"outside: {name} was changed, from {self._before.get(name)} to {after.get(name)}")
+                wrong.append(
+                    f"outside: {name} was changed, from {self._before.get(name)} to {after.get(name)}"
+                )
         return wrong
 
 
-# --- a case and its place -----------------------------------------------------------------------------------------
+# --- a case and its place
+# -----------------------------------------------------------------------------------------
 
 Damage = Callable[["Place"], Any]
 
@@ -167,7 +183,8 @@ class Case:
 
     name      for the test's id
     damage    what is done to a Place; what stands behind its `yield`, if it has one, mends it again
-    fatal     nothing can be added, or all that is there be taken, before it is mended; else others go on beside it
+    fatal     nothing can be added, or all that is there be taken, before it is mended; else others go on
+              beside it
     drains    but what waits already is delivered
     refused   a pattern that some error must match; None: no call may fail
     aside     a pattern that some reason in failed/ must match; None: nothing may be set aside
@@ -175,7 +192,8 @@ class Case:
     spoils    the waiting value of key `a` is lost with it
     ground    what the inbox lies on: mounts a file system at a path and returns how to unmount it
     user      whether the client is USER, not root
-    limit     called in each process of the client, after the damage: it sets limits, and returns what lifts them
+    limit     called in each process of the client, after the damage: it sets limits, and returns what lifts
+              them
     empties   a folder in which nothing may be left
     clients   who meets it
     root      whether only root can do that (what has a ground or a user always is root's)
@@ -228,7 +246,10 @@ class Place:
                 self.log.tell("add_start", key, "1")
                 inbox.add_bytes(key, payload("1"))
                 self.log.tell("add_end", key, "1")
-        self.number = {key: next((self.inbox / "pending").glob(f"*-{key}")).name[:19] for key in ("before-1", "a", "before-2")}
+        self.number = {
+            key: next((self.inbox / "pending").glob(f"*-{key}")).name[:19]
+            for key in ("before-1", "a", "before-2")
+        }
         # A consumer has taken it, and died.
         name = self.element("before-1")
         (self.inbox / "pending" / name).rename(self.inbox / "inflight" / name)
@@ -239,7 +260,9 @@ class Place:
 
     def _no_mounts(self) -> None:
         with open("/proc/self/mountinfo") as lines:
-            mounts = [words[4] for words in map(str.split, lines) if words[4].startswith(str(self.ground) + "/")]
+            mounts = [
+                words[4] for words in map(str.split, lines) if words[4].startswith(str(self.ground) + "/")
+            ]
         for mount in reversed(mounts):
             subprocess.run(["umount", "-l", mount], check=False)
 
@@ -264,12 +287,15 @@ class Place:
         draft.write_bytes(payload(value))
         if self.case.user:
             os.chown(draft, USER, USER)
-        self.log.tell("add_start", key, value)  # without an end: its place in the order is not that of its coming
+        self.log.tell(
+            "add_start", key, value
+        )  # without an end: its place in the order is not that of its coming
         draft.rename(self.inbox / "drop" / key)
         self.delivered.append((key, value))
 
 
-# --- a report -----------------------------------------------------------------------------------------------------
+# --- a report
+# -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -294,10 +320,13 @@ class Report:
 
     def slow(self) -> list[str]:
         """Return the calls that took too long, a sentence each."""
-        return [f"hangs: {call} took {seconds:.2f} s" for call, seconds in self.slowest.items() if seconds > LIMIT]
+        return [
+            f"hangs: {call} took {seconds:.2f} s" for call, seconds in self.slowest.items() if seconds > LIMIT
+        ]
 
 
-# --- the clients --------------------------------------------------------------------------------------------------
+# --- the clients
+# --------------------------------------------------------------------------------------------------
 
 
 class Program:
@@ -316,7 +345,8 @@ class Program:
         """The open inbox; None if it cannot be opened now."""
         if self._inbox is None:
             self._inbox = self.report.timed(
-                "open", lambda: Inbox(self.place.inbox, codec="bytes", create=False, drop_settle=0, max_inflight=2)
+                "open",
+                lambda: Inbox(self.place.inbox, codec="bytes", create=False, drop_settle=0, max_inflight=2),
             )
         return self._inbox
 
@@ -340,7 +370,8 @@ class Program:
                 timed("read", lambda waiting=waiting: self._read(waiting))
 
     def _read(self, waiting: Any) -> bytes:
-        """Return the payload, b"" if it cannot be read: that raises OSError, as documented. Not what is absurdly large."""
+        """Return the payload, b"" if it cannot be read: that raises OSError, as documented. Not what is
+        absurdly large."""
         if os.path.exists(waiting.path) and os.stat(waiting.path, follow_symlinks=False).st_size > 1 << 30:
             return b""
         try:
@@ -352,12 +383,16 @@ class Program:
         return data
 
     def work(self) -> None:
-        """Take and acknowledge until nothing is left. One is put back once, one deferred, one left out to the end."""
+        """Take and acknowledge until nothing is left. One is put back once, one deferred, one left out to the
+        end."""
         inbox = self.opened()
         if not inbox:
             return
         kept: list[Element] = []
-        once = {"before-2": lambda element: element.nack(), "after-1": lambda element: element.nack(delay=1e-9)}
+        once = {
+            "before-2": lambda element: element.nack(),
+            "after-1": lambda element: element.nack(delay=1e-9),
+        }
         for _ in range(40):
             refused = len(self.report.refusals)
             element = self.report.timed("take", inbox.take)
@@ -374,7 +409,9 @@ class Program:
         if kept:
             self.log.tell("nack", kept[0].key)  # close() will put it back
 
-    def _work_on(self, element: Element, kept: list[Element], once: dict[str, Callable[[Element], object]]) -> None:
+    def _work_on(
+        self, element: Element, kept: list[Element], once: dict[str, Callable[[Element], object]]
+    ) -> None:
         data = self._read(element)
         timed = self.report.timed
         if not data:
@@ -457,7 +494,9 @@ class Commands(Program):
         if status not in ({0, 1, 3} if words[0] in ("show", "consume") else {0, 3}):
             self.report.wrong.append(f"{line}: exit status {status}\n{text}")
         if status == 3:
-            self.report.refusals.append((words[0], "\n".join(part for part in text.splitlines() if part.startswith("fsinbox: "))))
+            self.report.refusals.append(
+                (words[0], "\n".join(part for part in text.splitlines() if part.startswith("fsinbox: ")))
+            )
 
 
 class Shell(Program):
@@ -479,7 +518,9 @@ class Shell(Program):
             self.report.wrong.append("hangs: fsinbox-add")
             return
         finally:
-            self.report.slowest["fsinbox-add"] = max(self.report.slowest.get("fsinbox-add", 0), time.monotonic() - began)
+            self.report.slowest["fsinbox-add"] = max(
+                self.report.slowest.get("fsinbox-add", 0), time.monotonic() - began
+            )
         text = done.stderr.decode("utf-8", "replace")
         if done.returncode == 0:
             self.log.tell("add_end", key, value)
@@ -494,11 +535,13 @@ class Shell(Program):
 _seen: set[str] = set()
 
 ANNOUNCE = 3
-"""The descriptor on which a command's handler announces: a pipe, which no full disk and no limit of files can stop."""
+"""The descriptor on which a command's handler announces: a pipe, which no full disk and no limit of files can
+stop."""
 
 
 def work_on(key: str, value: bytes) -> None:
-    """The handler of `fsinbox consume`: announces what it is given. What is empty it cannot work on, `before-2` not at once."""
+    """The handler of `fsinbox consume`: announces what it is given. What is empty it cannot work on,
+    `before-2` not at once."""
     if SECRET in value:
         print(SECRET.decode(), flush=True)
     if not value:
@@ -506,7 +549,10 @@ def work_on(key: str, value: bytes) -> None:
     again = key == "before-2" and key not in _seen
     _seen.add(key)
     for what in ("deliver", "nack" if again else "ack"):
-        os.write(ANNOUNCE, spell(Event(what, "consumer", f"={encode_key(key)}", value_of(value), time.monotonic_ns())))
+        os.write(
+            ANNOUNCE,
+            spell(Event(what, "consumer", f"={encode_key(key)}", value_of(value), time.monotonic_ns())),
+        )
     if again:
         raise ValueError("cannot be worked on: not yet")
 
@@ -526,7 +572,8 @@ def run_command(words: list[str]) -> NoReturn:
 
 
 def forked(step: Callable[[], object], stdin: bytes) -> tuple[int, bytes, bytes]:
-    """Do a step in a child process; return its exit status, what it wrote and what it announced. A hung one is ended."""
+    """Do a step in a child process; return its exit status, what it wrote and what it announced. A hung one
+    is ended."""
     source, feed = os.pipe()
     os.write(feed, stdin)  # few bytes: a pipe holds them
     os.close(feed)
@@ -577,7 +624,8 @@ def is_root() -> bool:
 
 
 def in_memory(path: Path) -> Callable[[], object]:
-    """Mount a tmpfs there: a flush costs nothing, whatever other tests do to the disk. Returns what unmounts it."""
+    """Mount a tmpfs there: a flush costs nothing, whatever other tests do to the disk. Returns what unmounts
+    it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, b"size=64m"):
         raise OSError(ctypes.get_errno(), "cannot mount a tmpfs")
@@ -606,7 +654,8 @@ def watchdog(descriptor: int, seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-# --- asking -------------------------------------------------------------------------------------------------------
+# --- asking
+# -------------------------------------------------------------------------------------------------------
 
 
 def ask(case: Case, client: str) -> Report:
@@ -710,7 +759,9 @@ def damaged(place: Place) -> Iterator[None]:
 def _look_at_what_is_left(place: Place, client: str, report: Report) -> None:
     case, wrong = place.case, report.wrong
     events = sorted([*place.log.events, *report.events], key=lambda event: event.t)
-    by_client = {event.key for event in events if event.what == "deliver" and event.who in ("client", "consumer")}
+    by_client = {
+        event.key for event in events if event.what == "deliver" and event.who in ("client", "consumer")
+    }
     beside = OTHERS if not case.fatal else OTHERS[:2] if case.drains else ()
     wrong += [f"stops others: {key} was not delivered beside it" for key in beside if key not in by_client]
     if not case.fatal:
@@ -727,14 +778,20 @@ def _look_at_what_is_left(place: Place, client: str, report: Report) -> None:
     wrong += judge(known)
     wrong += judge_order([event for event in known if event.key in OTHERS])
     got = {(event.key, event.value) for event in events if event.what == "deliver"}
-    wrong += [f"stops others: dropped {key!r} was not delivered" for key, value in place.delivered if (key, value) not in got]
+    wrong += [
+        f"stops others: dropped {key!r} was not delivered"
+        for key, value in place.delivered
+        if (key, value) not in got
+    ]
     _look_for_reasons(place, client, report)
 
 
 def _look_for_reasons(place: Place, client: str, report: Report) -> None:
     case, wrong = place.case, report.wrong
     reasons = {
-        path.name: path.read_text(errors="replace") for path in (place.inbox / "failed").glob("*~reason.txt") if is_file(path)
+        path.name: path.read_text(errors="replace")
+        for path in (place.inbox / "failed").glob("*~reason.txt")
+        if is_file(path)
     }
     for call, text in report.refusals:
         if not re.search(WAY_OUT, text) or not re.search("inbox", text):

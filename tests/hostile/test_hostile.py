@@ -1,7 +1,8 @@
-"""Proves that an inbox keeps its promises in hostile surroundings: each row of the table (cases.py) is met by four clients,
-and each time the four questions of place.py are asked.
+"""Proves that an inbox keeps its promises in hostile surroundings: each row of the table (cases.py) is met by
+four clients, and each time the four questions of place.py are asked.
 
-A failing case is replayed by its id, which the failure prints: pytest 'tests/hostile/test_hostile.py::test_...[client-case]'.
+A failing case is replayed by its id, which the failure prints: pytest
+'tests/hostile/test_hostile.py::test_...[client-case]'.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import pytest
 from tests.hostile.cases import CASES
 from tests.hostile.place import Case, ask, is_root
 
-pytestmark = [pytest.mark.hostile, pytest.mark.timeout(60), pytest.mark.skipif(sys.platform != "linux", reason="mounts, inotify")]
+pytestmark = [
+    pytest.mark.hostile,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(sys.platform != "linux", reason="mounts, inotify"),
+]
 
 ROWS = [
     pytest.param(case, client, id=f"{client}-{case.name}".encode("ascii", "backslashreplace").decode())
@@ -33,7 +38,9 @@ def test_nothing_hangs_stops_others_reaches_outside_or_goes_without_a_reason(
     if report.slow() and not report.wrong:
         # Another process may have had the machine. Whatever is slow by itself is slow again.
         again = ask(case, client)
-        report.slowest = {call: min(took, again.slowest.get(call, took)) for call, took in report.slowest.items()}
+        report.slowest = {
+            call: min(took, again.slowest.get(call, took)) for call, took in report.slowest.items()
+        }
     wrong = report.wrong + report.slow()
     assert not wrong, "\n".join([*wrong, "replay:", f"pytest {request.node.nodeid!r}"])
 

@@ -1,8 +1,10 @@
-"""Proves that somebody who may write into the inbox's folders can do no more than spoil what is his, whenever he does it.
+"""Proves that somebody who may write into the inbox's folders can do no more than spoil what is his, whenever
+he does it.
 
-The race is not left to chance: while the consumer takes, a file is swapped for something else just before its N-th call to the
-system, for every N (tests/shim.py). And for the half second of a real race, another user's process swaps, links and drops
-without rest. Replay: the test's id has the folder and the thing; the failure names N.
+The race is not left to chance: while the consumer takes, a file is swapped for something else just before its
+N-th call to the system, for every N (tests/shim.py). And for the half second of a real race, another user's
+process swaps, links and drops without rest. Replay: the test's id has the folder and the thing; the failure
+names N.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from tests.hostile import things
 from tests.hostile.place import SECRET, USER, Case, Outside, Place, ask, in_memory, is_root
 from tests.shim import intercepted
 
-pytestmark = [pytest.mark.hostile, pytest.mark.timeout(60), pytest.mark.skipif(sys.platform != "linux", reason="inotify, leases")]
+pytestmark = [
+    pytest.mark.hostile,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(sys.platform != "linux", reason="inotify, leases"),
+]
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
@@ -63,7 +69,8 @@ def test_a_file_swapped_before_any_call_of_a_take_stops_nothing_and_leads_nowher
 
 
 def swap_at(path: Path, folder: str, put: Callable[[Any, Path], None], moment: int) -> bool:
-    """Deliver all of an inbox with `b` swapped for something before the call of that number; False if there is none."""
+    """Deliver all of an inbox with `b` swapped for something before the call of that number; False if there
+    is none."""
     made, path = path / "made", path / str(moment)
     path.mkdir()
     shutil.copytree(made, path / "inbox", symlinks=True)
@@ -131,7 +138,8 @@ def shared(folder: Path) -> Iterator[Inbox]:
 
 
 def as_user(step: Callable[[], object]) -> int:
-    """Start a process of USER's that does this; return its number. Its exit status is 0 if the step raised nothing."""
+    """Start a process of USER's that does this; return its number. Its exit status is 0 if the step raised
+    nothing."""
     child = os.fork()
     if child == 0:
         try:
@@ -164,9 +172,13 @@ def test_another_user_who_swaps_links_and_drops_without_rest_stops_nothing_and_l
             name = str(number % 3)
             draft = his / "draft"
             things.remove(draft)
-            put = (things.content(payload("his")), things.link_outside, things.fifo, things.content(b""), things.unix_socket)[
-                number % 5
-            ]
+            put = (
+                things.content(payload("his")),
+                things.link_outside,
+                things.fifo,
+                things.content(b""),
+                things.unix_socket,
+            )[number % 5]
             put(Here(outside), draft)
             try:
                 draft.rename(drop / name)
@@ -218,7 +230,9 @@ def test_another_user_who_swaps_links_and_drops_without_rest_stops_nothing_and_l
 
 
 @only_root
-def test_a_file_that_its_owner_goes_on_writing_after_it_was_adopted_is_only_his_loss(folder: Path, shared: Inbox) -> None:
+def test_a_file_that_its_owner_goes_on_writing_after_it_was_adopted_is_only_his_loss(
+    folder: Path, shared: Inbox
+) -> None:
     his, drop = folder / "his", folder / "inbox/drop"
     ready, begun = os.pipe()
 
@@ -280,7 +294,9 @@ def test_a_lease_on_a_dropped_file_is_waited_for_without_waiting(folder: Path, s
         assert shared.take() is None
         assert time.monotonic() - began < 1
         assert os.listdir(drop) == ["a"]  # left for later, not set aside
-        assert shared.next_look_in() is not None  # and looked at again by itself: no event tells when a lease ends
+        assert (
+            shared.next_look_in() is not None
+        )  # and looked at again by itself: no event tells when a lease ends
     finally:
         os.close(ready)
         os.close(begun)
@@ -312,7 +328,8 @@ def test_another_user_sees_nothing_but_drop(folder: Path, shared: Inbox) -> None
         shared.add_file("b", folder / "no such file")
 
 
-# --- the harness itself -------------------------------------------------------------------------------------------
+# --- the harness itself
+# -------------------------------------------------------------------------------------------
 
 
 def reads_outside(place: Place) -> None:
@@ -323,7 +340,10 @@ def reads_outside(place: Place) -> None:
     ("case", "complaint"),
     [
         (Case("a secret is delivered", reads_outside), "outside: a secret was delivered"),
-        (Case("something is damaged", lambda place: things.fifo(place, place.inbox / "drop/b")), "reason: something went to"),
+        (
+            Case("something is damaged", lambda place: things.fifo(place, place.inbox / "drop/b")),
+            "reason: something went to",
+        ),
         (Case("nothing is damaged", refused="No space"), "reason: nothing was refused"),
         (Case("nothing is damaged", aside="readme"), "reason: nothing in failed/"),
         (Case("all is lost", lambda place: shutil.rmtree(place.inbox / "pending")), "stops others"),

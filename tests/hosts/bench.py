@@ -1,11 +1,13 @@
-"""How quick an inbox on a network file system is: adds, takes, and how soon a consumer on one host wakes for another's add.
+"""How quick an inbox on a network file system is: adds, takes, and how soon a consumer on one host wakes for
+another's add.
 
-    python -m tests.hosts.bench [--on WHAT] [--seconds S] [--arrivals N]        in a lab: `scripts/hosts-lab bench`
+    python -m tests.hosts.bench [--on WHAT] [--seconds S] [--arrivals N]        in a lab: `scripts/hosts-lab
+    bench`
 
-Adds are beside the bare calls on the same mount: create a file, write 200 bytes, flush, close, rename it to another folder.
-The lab's network is a cable within one machine, without the delays of a real one: compare the lines, not their size.
-Wake-up is from the call that makes the element visible on host a until take returns on host b, for arrivals at random
-moments after some idle time, which is when a consumer polls least often.
+Adds are beside the bare calls on the same mount: create a file, write 200 bytes, flush, close, rename it to
+another folder. The lab's network is a cable within one machine, without the delays of a real one: compare the
+lines, not their size. Wake-up is from the call that makes the element visible on host a until take returns on
+host b, for arrivals at random moments after some idle time, which is when a consumer polls least often.
 """
 
 from __future__ import annotations
@@ -59,14 +61,26 @@ def bare(mount: str) -> Callable[[int], None]:
 
 
 def asked(mount: str) -> int:
-    """Return how often an NFS client has asked its server so far, by /proc/self/mountstats; 0 for other file systems."""
-    ours = Path("/proc/self/mountstats").read_text().partition(f" mounted on {mount} ")[2].partition("\ndevice ")[0]
+    """Return how often an NFS client has asked its server so far, by /proc/self/mountstats; 0 for other file
+    systems."""
+    ours = (
+        Path("/proc/self/mountstats")
+        .read_text()
+        .partition(f" mounted on {mount} ")[2]
+        .partition("\ndevice ")[0]
+    )
     operations = ours.partition("per-op statistics\n")[2].splitlines()
     return sum(int(line.split()[1]) for line in operations if ":" in line)
 
 
 def measure(
-    what: str, mount: str, work: Callable[[int], object], seconds: float, *, elements: int = 1, most: int = 1_000_000
+    what: str,
+    mount: str,
+    work: Callable[[int], object],
+    seconds: float,
+    *,
+    elements: int = 1,
+    most: int = 1_000_000,
 ) -> None:
     """Print a line of the first table. `elements`: how many each call of `work` is for; `most`: calls."""
     work(-1)  # what is remembered from then on
@@ -76,12 +90,18 @@ def measure(
     milliseconds = sorted(time * 1000 / elements for time in times)
     late = milliseconds[len(milliseconds) * 95 // 100]
     middle = statistics.median(milliseconds)
-    print(f"{what:<44}{len(times) * elements / sum(times):>8.0f}{middle:>10.2f}{late:>10.2f}{trips:>12.1f}", flush=True)
+    print(
+        f"{what:<44}{len(times) * elements / sum(times):>8.0f}{middle:>10.2f}{late:>10.2f}{trips:>12.1f}",
+        flush=True,
+    )
 
 
 def speed(mount_a: str, mount_b: str, seconds: float) -> None:
     """Print adds and takes a second."""
-    print(f"{'one process, 200 bytes, flushed':<44}{'a second':>8}{'median ms':>10}{'95% ms':>10}{'round trips':>12}")
+    print(
+        f"{'one process, 200 bytes, flushed':<44}{'a second':>8}{'median ms':>10}{'95% ms':>10}"
+        f"{'round trips':>12}"
+    )
     measure("bare create, write, fsync, close, rename", mount_a, bare(mount_a), seconds)
     with Inbox(os.path.join(mount_a, "speed"), codec="bytes") as inbox:
         measure("Inbox.add, a new key each", mount_a, lambda n: inbox.add(f"key-{n}", PAYLOAD), seconds)
@@ -146,14 +166,20 @@ def wake(mount_a: str, mount_b: str, arrivals: int, seed: int) -> None:
 
 def main() -> None:
     """Measure, and print tables."""
-    parser = argparse.ArgumentParser(description="Speed on a network file system; in a lab: see scripts/hosts-lab")
+    parser = argparse.ArgumentParser(
+        description="Speed on a network file system; in a lab: see scripts/hosts-lab"
+    )
     parser.add_argument("--on", default="nfs4.2", help="what the lab is: only for the report")
     parser.add_argument("--seconds", type=float, default=5, help="for each line of the first table")
     parser.add_argument("--arrivals", type=int, default=20, help="for each line of the second table")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     mount_a, mount_b = os.environ["LAB_A"], os.environ["LAB_B"]
-    (mount,) = [words for words in map(str.split, Path("/proc/mounts").read_text().splitlines()) if words[1] == mount_a]
+    (mount,) = [
+        words
+        for words in map(str.split, Path("/proc/mounts").read_text().splitlines())
+        if words[1] == mount_a
+    ]
     print(f"{options.on}: {mount[2]} {mount[3]}")
     speed(mount_a, mount_b, options.seconds)
     wake(mount_a, mount_b, options.arrivals, options.seed)

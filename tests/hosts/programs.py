@@ -2,12 +2,14 @@
 
     lab-control on HOST python -m tests.hosts.programs FOLDER HOST INBOX COUNTERS SETTINGS
 
-is the agent of one host: a process in that host's network, with its name, that forks a program for each line it reads
-(`start KIND WHO`), and answers with the program's process id. It has imported everything, so a start costs
-milliseconds; and it never touches the mount itself, so it never blocks however long the host is cut off.
+is the agent of one host: a process in that host's network, with its name, that forks a program for each line
+it reads (`start KIND WHO`), and answers with the program's process id. It has imported everything, so a start
+costs milliseconds; and it never touches the mount itself, so it never blocks however long the host is cut
+off.
 
-Logs lie in FOLDER, outside of the share, in the form of tests/driver.py; what the oracle does not judge (errors that are
-allowed, take-overs) goes to FOLDER/notes, a line each. An add that raises is unknown: its end is not announced.
+Logs lie in FOLDER, outside of the share, in the form of tests/driver.py; what the oracle does not judge
+(errors that are allowed, take-overs) goes to FOLDER/notes, a line each. An add that raises is unknown: its
+end is not announced.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ from tests.oracle import Event
 from tests.storm.programs import end
 
 KEYS = 30
-"""Keys that the producers of both hosts share at any one time, a few of them hot. Others are added once each."""
+"""Keys that the producers of both hosts share at any one time, a few of them hot. Others are added once
+each."""
 
 PERIOD = 2_000_000_000
-"""Nanoseconds after which all go on to other keys: so that for many keys it shows whether the last value has come."""
+"""Nanoseconds after which all go on to other keys: so that for many keys it shows whether the last value has
+come."""
 
 BATCH = 50
 """Elements a call of add_many."""
@@ -66,7 +70,10 @@ class Me:
     def tell(self, what: str, *pairs: tuple[str, str], who: str = "") -> None:
         """Announce an event for each (key, value), all at one moment, with one system call."""
         now = monotonic_ns()
-        os.write(self._log, b"".join([spell(Event(what, who or self.who, key, value, now)) for key, value in pairs]))
+        os.write(
+            self._log,
+            b"".join([spell(Event(what, who or self.who, key, value, now)) for key, value in pairs]),
+        )
 
     def note(self, what: str, text: object = "") -> None:
         """Note what the oracle does not judge."""
@@ -93,11 +100,13 @@ class Me:
         return Inbox(self.inbox, codec="bytes", create=False, lease=self.settings["lease"], **options)
 
 
-# --- producers ----------------------------------------------------------------------------------------------------
+# --- producers
+# ----------------------------------------------------------------------------------------------------
 
 
 def _produce(me: Me, add: Callable[[Inbox], int]) -> None:
-    """Add until killed. What raises is noted; then it goes on with an inbox opened anew, as a program would."""
+    """Add until killed. What raises is noted; then it goes on with an inbox opened anew, as a program
+    would."""
     while True:
         try:
             with me.open() as inbox:
@@ -145,7 +154,8 @@ def many(me: Me) -> None:
 _MV = """
 cat >"$1/drop/.$3" && touch -d '1 second ago' "$1/drop/.$3" && mv "$1/drop/.$3" "$1/drop/$2"
 """
-# touch: written a while ago, for within one tick of the server's clock its times would not tell that it is finished.
+# touch: written a while ago, for within one tick of the server's clock its times would not tell that it is
+# finished.
 
 
 def mv(me: Me) -> None:
@@ -156,7 +166,9 @@ def mv(me: Me) -> None:
             continue
         me.tell("add_start", pair)
         data = me.payload(pair[1])
-        done = subprocess.run(["/bin/sh", "-c", _MV, "mv", me.inbox, *pair], input=data, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            ["/bin/sh", "-c", _MV, "mv", me.inbox, *pair], input=data, stderr=subprocess.PIPE, check=False
+        )
         if done.returncode == 0:
             me.tell("add_end", pair)
             me.count_adds()
@@ -165,11 +177,13 @@ def mv(me: Me) -> None:
         sleep(me.random.random() * 0.02)  # it starts four programs for an add
 
 
-# --- consumers ----------------------------------------------------------------------------------------------------
+# --- consumers
+# ----------------------------------------------------------------------------------------------------
 
 
 def take(me: Me) -> None:
-    """Take, and stand by while another one does. Who loses its lease says so and begins anew, under another name."""
+    """Take, and stand by while another one does. Who loses its lease says so and begins anew, under another
+    name."""
     number = 0
     base = me.who
     while True:
@@ -269,11 +283,13 @@ SERVICES: dict[str, Callable[[Me], None]] = {"create": create, "drain": drain, "
 PROGRAMS = PRODUCERS | CONSUMERS | SERVICES
 
 
-# --- the agent ----------------------------------------------------------------------------------------------------
+# --- the agent
+# ----------------------------------------------------------------------------------------------------
 
 
 def skew(seconds: float) -> None:
-    """Let this process see a clock that is wrong: whatever the package has imported from time, apart from monotonic clocks."""
+    """Let this process see a clock that is wrong: whatever the package has imported from time, apart from
+    monotonic clocks."""
 
     def time_ns() -> int:
         return time.time_ns() + int(seconds * 1e9)

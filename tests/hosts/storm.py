@@ -1,18 +1,21 @@
-"""A storm on two hosts that share an inbox over the network: kills, cuts, restarts of the server, and a host that dies.
+"""A storm on two hosts that share an inbox over the network: kills, cuts, restarts of the server, and a host
+that dies.
 
-    python -m tests.hosts.storm [--adds N] [--seconds LIMIT] [--seed N] [--skew SECONDS]     in a lab: `scripts/hosts-lab storm`
-    python -m tests.hosts.storm --judge FOLDER [KEY]     judges the logs that a failed storm has left; shows what happened to KEY
+    python -m tests.hosts.storm [--adds N] [--seconds LIMIT] [--seed N] [--skew SECONDS]     in a lab:
+    `scripts/hosts-lab storm` python -m tests.hosts.storm --judge FOLDER [KEY]     judges the logs that a
+    failed storm has left; shows what happened to KEY
 
-On both hosts producers add one by one, in batches, flushed and not, and with mv from a shell; most keys are shared between
-all of them, some are used once. On each host stands a consumer; one is active, the other is refused and tries again. At
-random moments a program is killed with SIGKILL, a host is cut off for a while (some times for longer than any lease), the
-server restarts, and the host with the active consumer is cut off and that consumer killed, so that the other one must take
-over. In the end all are healed and killed, a consumer drains the inbox, and the oracle of all harnesses (tests/oracle.py)
-judges what was announced. On top of that: nothing may be delivered to a consumer after another one has taken over from it,
-and what it could not acknowledge for that reason must come again.
+On both hosts producers add one by one, in batches, flushed and not, and with mv from a shell; most keys are
+shared between all of them, some are used once. On each host stands a consumer; one is active, the other is
+refused and tries again. At random moments a program is killed with SIGKILL, a host is cut off for a while
+(some times for longer than any lease), the server restarts, and the host with the active consumer is cut off
+and that consumer killed, so that the other one must take over. In the end all are healed and killed, a
+consumer drains the inbox, and the oracle of all harnesses (tests/oracle.py) judges what was announced. On top
+of that: nothing may be delivered to a consumer after another one has taken over from it, and what it could
+not acknowledge for that reason must come again.
 
-The director itself never touches the share: whoever does may block for as long as a host is cut off. The same seed draws the
-same keys, kills and cuts, but not the same moments.
+The director itself never touches the share: whoever does may block for as long as a host is cut off. The same
+seed draws the same keys, kills and cuts, but not the same moments.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ LEASE = 6.0
 """Seconds without a sign of life after which another consumer may take over."""
 
 PATIENCE = 90.0
-"""Seconds within which a standby must have taken over from a dead host: its lease, the server's (GlusterFS: its client's
-patience with a silent server, 42 s), and all retries."""
+"""Seconds within which a standby must have taken over from a dead host: its lease, the server's (GlusterFS:
+its client's patience with a silent server, 42 s), and all retries."""
 
 
 class Host:
@@ -123,7 +126,8 @@ class Director:
         clocks = {f"{kind}-a": options.skew for kind in PRODUCERS} | {"take-b": -options.skew}
         settings = {"seed": options.seed, "lease": LEASE, "in_line": options.seed % 2 == 0, "skew": clocks}
         self.hosts = {
-            name: Host(name, folder, os.environ[f"LAB_{name.upper()}"], self._counters_file.name, settings) for name in "ab"
+            name: Host(name, folder, os.environ[f"LAB_{name.upper()}"], self._counters_file.name, settings)
+            for name in "ab"
         }
 
     # --- programs ---
@@ -200,7 +204,9 @@ class Director:
 
     def _kill_someone(self) -> None:
         with self._mutex:
-            there = [key for key in self._running if not self.hosts[key[0]].cut or self.random.random() < 0.25]
+            there = [
+                key for key in self._running if not self.hosts[key[0]].cut or self.random.random() < 0.25
+            ]
             consumers = [key for key in there if key[1] in CONSUMERS]
             producers = [key for key in there if key[1] in PRODUCERS]
             choice = consumers if self.random.random() < 0.2 else producers
@@ -287,10 +293,20 @@ class Director:
         """One after the other: each kind once, then as they come."""
         first: list[Callable[[], None]] = [self._die, self.restart, self._cut_briefly]
         self.random.shuffle(first)
-        kinds = [self._die, self.restart, self._cut_briefly, self._cut_briefly, self._cut_for_long, self._restart_while_cut]
+        kinds = [
+            self._die,
+            self.restart,
+            self._cut_briefly,
+            self._cut_briefly,
+            self._cut_for_long,
+            self._restart_while_cut,
+        ]
         try:
-            # In a long storm most of the time nothing but kills happens: while a host is cut off little is added.
-            while not self._over.wait(self.random.uniform(1, 4) * (1 if first or self.options.adds < 10_000 else 4)):
+            # In a long storm most of the time nothing but kills happens: while a host is cut off little is
+            # added.
+            while not self._over.wait(
+                self.random.uniform(1, 4) * (1 if first or self.options.adds < 10_000 else 4)
+            ):
                 (first.pop() if first else self.random.choice(kinds))()
                 self.did["incidents"] += 1
         except BaseException as error:
@@ -347,7 +363,8 @@ class Director:
     blown = drained = 0.0
 
 
-# --- what it left -------------------------------------------------------------------------------------------------
+# --- what it left
+# -------------------------------------------------------------------------------------------------
 
 
 def notes(folder: Path) -> list[tuple[str, str, int, str]]:
@@ -362,11 +379,13 @@ def notes(folder: Path) -> list[tuple[str, str, int, str]]:
 
 
 def fenced(folder: Path, events: list[Event]) -> tuple[list[Event], list[str]]:
-    """Return the events as the oracle should see them, and what is wrong with those of consumers that were replaced.
+    """Return the events as the oracle should see them, and what is wrong with those of consumers that were
+    replaced.
 
-    What such a consumer announces as its end of an element did not happen: it is its successor's. And an acknowledgement
-    that was refused because another one had taken over is none, so the element must be delivered again. (Unless the server
-    restarted meanwhile: then it may have done it and have forgotten that it had.)
+    What such a consumer announces as its end of an element did not happen: it is its successor's. And an
+    acknowledgement that was refused because another one had taken over is none, so the element must be
+    delivered again. (Unless the server restarted meanwhile: then it may have done it and have forgotten that
+    it had.)
     """
     restarts = [int(line.split()[0]) for line in _lines(folder / "incidents") if line.split()[1] == "restart"]
     refused = {}
@@ -383,17 +402,27 @@ def fenced(folder: Path, events: list[Event]) -> tuple[list[Event], list[str]]:
             if event.who in gone:
                 continue
             until = refused.get((event.who, event.key))
-            if event.what == "ack" and until and not any(event.t <= t <= until for t in restarts) and _is_last(events, event):
+            if (
+                event.what == "ack"
+                and until
+                and not any(event.t <= t <= until for t in restarts)
+                and _is_last(events, event)
+            ):
                 event = event._replace(what="nack")
         elif event.what == "deliver" and event.who in gone:
-            wrong.append(f"fenced: key {event.key}: {event.value} was delivered to {event.who} after another had taken over")
+            wrong.append(
+                f"fenced: key {event.key}: {event.value} was delivered to {event.who} after another had "
+                "taken over"
+            )
         seen.append(event)
     return seen, wrong
 
 
 def _is_last(events: list[Event], ack: Event) -> bool:
     """Tell whether this is the last acknowledgement of the key by that consumer."""
-    return ack.t == max(event.t for event in events if (event.what, event.who, event.key) == ("ack", ack.who, ack.key))
+    return ack.t == max(
+        event.t for event in events if (event.what, event.who, event.key) == ("ack", ack.who, ack.key)
+    )
 
 
 def _lines(path: Path) -> list[str]:
@@ -404,7 +433,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def verdict(folder: Path, *, in_line: bool) -> tuple[list[Event], list[str]]:
-    """Return what happened, and what is wrong with it. (Where the inbox was not drained, nothing is missed yet.)"""
+    """Return what happened, and what is wrong with it. (Where the inbox was not drained, nothing is missed
+    yet.)"""
     events, wrong = fenced(folder, history(folder))
     if not (folder / "drained").exists():
         return events, wrong + judge(events, drained=False)
@@ -423,13 +453,17 @@ def figures(director: Director, events: list[Event], wrong: list[str]) -> str:
     hosts = [line.split()[1] for line in _lines(director.folder / "consumers")]
     changes = sum(one != other for one, other in pairwise(hosts))
     torn = sum(event.what == "deliver" and event.value == TORN for event in events)
-    longest = f" (from a dead host in {max(director.takeovers):.1f} s at the most)" if director.takeovers else ""
+    longest = (
+        f" (from a dead host in {max(director.takeovers):.1f} s at the most)" if director.takeovers else ""
+    )
     return (
-        f"{director.options.on}: {adds:,} adds, {adds / max(director.blown, 0.1):.0f} adds/s, {deliveries:,} deliveries, "
+        f"{director.options.on}: {adds:,} adds, {adds / max(director.blown, 0.1):.0f} adds/s, {deliveries:,} "
+        "deliveries, "
         f"{director.did['kills']} kills, {director.did['cuts']} cuts, {director.did['restarts']} restarts, "
         f"{changes} take-overs by the other host{longest}, {noted['lease-lost']} leases lost, "
         f"{noted['add-raised']} adds and {noted['take-raised']} takes raised, "
-        f"{kinds['missed']} lost, {torn} torn, {kinds['older']} older after newer, {len(wrong)} wrong in all; "
+        f"{kinds['missed']} lost, {torn} torn, {kinds['older']} older after newer, {len(wrong)} wrong in "
+        "all; "
         f"blew {director.blown:.0f} s, drained {director.drained:.0f} s"
     )
 
@@ -442,9 +476,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="it is a failure not to be done by then")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--skew", type=float, default=0, help="seconds: producers on a see a clock ahead, the consumer on b one behind"
+        "--skew",
+        type=float,
+        default=0,
+        help="seconds: producers on a see a clock ahead, the consumer on b one behind",
     )
-    parser.add_argument("--judge", nargs="+", metavar=("FOLDER", "KEY"), help="only judge what is in this folder")
+    parser.add_argument(
+        "--judge", nargs="+", metavar=("FOLDER", "KEY"), help="only judge what is in this folder"
+    )
     options = parser.parse_args()
     if options.judge:
         rejudge(Path(options.judge[0]), options.judge[1:])

@@ -1,10 +1,11 @@
-"""Runs the storm on two hosts (storm.py) in labs of real network file systems: a kernel NFS server with two kernel clients,
-version 4.2 and 3, and GlusterFS with two clients. Nothing is missed, torn, or delivered after a newer value, whatever is
-killed, cut off or restarted, and a standby takes over from a host that died.
+"""Runs the storm on two hosts (storm.py) in labs of real network file systems: a kernel NFS server with two
+kernel clients, version 4.2 and 3, and GlusterFS with two clients. Nothing is missed, torn, or delivered after
+a newer value, whatever is killed, cut off or restarted, and a standby takes over from a host that died.
 
-In CI a short storm each; with --long one of 100,000 adds, with clocks that differ, too. scripts/hosts-lab says what a lab
-needs; where this machine cannot, the tests are skipped and say why. They install nothing: run `scripts/hosts-lab run true`
-(or with --on gluster) once, as root, to have it installed. A failure prints how to blow the same storm again, and keeps its logs.
+In CI a short storm each; with --long one of 100,000 adds, with clocks that differ, too. scripts/hosts-lab
+says what a lab needs; where this machine cannot, the tests are skipped and say why. They install nothing: run
+`scripts/hosts-lab run true` (or with --on gluster) once, as root, to have it installed. A failure prints how
+to blow the same storm again, and keeps its logs.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def lab(*words: str, on: str, limit: float) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "scripts/hosts-lab"), words[0], "--on", on, *words[1:]]
     environment = os.environ | {"HOSTS_LAB_INSTALL": "no"}
     child = subprocess.Popen(
-        command, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         out, err = child.communicate(timeout=limit)
@@ -71,9 +77,24 @@ def test_nothing_is_missed_in_a_storm_on_two_hosts(on: str, figure: Callable[[st
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("skew", ["0", "20"])
 @pytest.mark.parametrize("on", KINDS)
-def test_nothing_is_missed_in_a_long_storm_on_two_hosts(on: str, skew: str, figure: Callable[[str], None]) -> None:
+def test_nothing_is_missed_in_a_long_storm_on_two_hosts(
+    on: str, skew: str, figure: Callable[[str], None]
+) -> None:
     seconds = 3 * 3600
-    figure(blow("--adds", "100000", "--seconds", str(seconds), "--seed", "11", "--skew", skew, on=on, limit=seconds + 1200))
+    figure(
+        blow(
+            "--adds",
+            "100000",
+            "--seconds",
+            str(seconds),
+            "--seed",
+            "11",
+            "--skew",
+            skew,
+            on=on,
+            limit=seconds + 1200,
+        )
+    )
 
 
 @pytest.mark.timeout(600)
@@ -96,10 +117,13 @@ def test_a_lab_has_two_hosts_and_hands_on_the_exit_status(on: str) -> None:
     shutil.rmtree(folder)
 
 
-# --- the judge ----------------------------------------------------------------------------------------------------
+# --- the judge
+# ----------------------------------------------------------------------------------------------------
 
 
-def judged(folder: Path, events: list[Event], notes: str = "", incidents: str = "") -> tuple[list[Event], list[str]]:
+def judged(
+    folder: Path, events: list[Event], notes: str = "", incidents: str = ""
+) -> tuple[list[Event], list[str]]:
     """Let `fenced` see these."""
     (folder / "notes").mkdir()
     (folder / "notes" / "a.log").write_text(notes)

@@ -1,18 +1,19 @@
 """Goes through every state that the actors of a scenario can get into, and judges every end.
 
-The first time that an actor makes a step in some situation, a run is replayed up to there and the step is made: real code,
-real calls. What is learnt from it is kept, in two tables that do not depend on each other:
+The first time that an actor makes a step in some situation, a run is replayed up to there and the step is
+made: real code, real calls. What is learnt from it is kept, in two tables that do not depend on each other:
 
- - what a call does to what is on disk, and its result: a function of the call, what is on disk, and who holds the lock;
- - what an actor does when its call has a certain result (which events, which call next): a function of the actor, and of
-   the results it has seen. Between two calls of its script it has forgotten those, but for what its inbox remembers: a
-   producer's nothing, a consumer's its attributes.
+ - what a call does to what is on disk, and its result: a function of the call, what is on disk, and who holds
+   the lock;
+ - what an actor does when its call has a certain result (which events, which call next): a function of the
+   actor, and of the results it has seen. Between two calls of its script it has forgotten those, but for what
+   its inbox remembers: a producer's nothing, a consumer's its attributes.
 
-With them the search knows most next states without making the step again. Each replay checks both tables: it must arrive
-at what they said.
+With them the search knows most next states without making the step again. Each replay checks both tables: it
+must arrive at what they said.
 
-A state is what is on disk, where each actor is, how many have crashed, and what the oracle will need: which adds had ended
-when each add began, and what was delivered and acknowledged, in order.
+A state is what is on disk, where each actor is, how many have crashed, and what the oracle will need: which
+adds had ended when each add began, and what was delivered and acknowledged, in order.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class Explorer:
         self._knowns = Numbers()
         self._spots: dict[tuple[int, int], Spot] = {}
         self._calls: dict[tuple[Any, ...], tuple[int, Any]] = {}  # -> what is on disk then, the result
-        self._edges: dict[tuple[int, int, Any], tuple[int, Events]] = {}  # -> where the actor is then, what happened
+        self._edges: dict[
+            tuple[int, int, Any], tuple[int, Events]
+        ] = {}  # -> where the actor is then, what happened
         self._knows: dict[tuple[int, int, Events], int] = {}
         self._drains: dict[int, tuple[list[tuple[str, str]], str]] = {}
         self._verdicts: dict[tuple[int, int], list[str]] = {}
@@ -102,7 +105,8 @@ class Explorer:
         self._letters = [chr(ord("A") + index) for index in range(len(scenario.roles))]
 
     def explore(self, *, shortest: bool = False, limit: int | None = None) -> Result:
-        """Go through all states, up to the first wrong end. `shortest`: to the one with the fewest steps. `limit`: states."""
+        """Go through all states, up to the first wrong end. `shortest`: to the one with the fewest steps.
+        `limit`: states."""
         result = Result()
         try:
             self._search(result, shortest=shortest, limit=limit)
@@ -133,7 +137,8 @@ class Explorer:
                     return
 
     def check_by_running(self, *, samples: int) -> int:
-        """Run to some of the states that were found, all over, each step of the way being checked. Return how many steps."""
+        """Run to some of the states that were found, all over, each step of the way being checked. Return how
+        many steps."""
         states = list(self._came)
         steps = 0
         try:
@@ -151,7 +156,8 @@ class Explorer:
             self._stop()
         return steps
 
-    # --- what can happen ---------------------------------------------------------------------------------------
+    # --- what can happen
+    # ---------------------------------------------------------------------------------------
 
     def _choices(self, state: State) -> list[int]:
         """The same as Run.choices, which checks it at every replay."""
@@ -173,7 +179,9 @@ class Explorer:
         return steps + [
             -1 - index
             for index in able
-            if spots[index].begun and spots[index].kind != NOTED and (not crashers or self._letters[index] in crashers)
+            if spots[index].begun
+            and spots[index].kind != NOTED
+            and (not crashers or self._letters[index] in crashers)
         ]
 
     def _after(self, state: State, choice: int) -> State:
@@ -208,22 +216,33 @@ class Explorer:
         what = self._spots[choice, state.nodes[choice]].what
         if what[0] not in ("lock", "try_lock"):
             return what, state.disk
-        return what, state.disk, any(self._spots[actor, node].holds == what[2] for actor, node in enumerate(state.nodes))
+        return (
+            what,
+            state.disk,
+            any(self._spots[actor, node].holds == what[2] for actor, node in enumerate(state.nodes)),
+        )
 
-    # --- what the oracle will need -----------------------------------------------------------------------------
+    # --- what the oracle will need
+    # -----------------------------------------------------------------------------
 
     def _know(self, known: int, index: int, events: Events) -> int:
         key = known, index, events
         after = self._knows.get(key)
         if after is None:
-            after = self._knows[key] = self._knowns.of(_heard(self._knowns.things[known], self._letters[index], events))
+            after = self._knows[key] = self._knowns.of(
+                _heard(self._knowns.things[known], self._letters[index], events)
+            )
         return after
 
     def _judge(self, state: State) -> list[str]:
         key = state.known, state.disk
         verdict = self._verdicts.get(key)
         spots = [self._spots[actor, node] for actor, node in enumerate(state.nodes)]
-        wrong = [f"error: {self._letters[index]} raised {spot.error}" for index, spot in enumerate(spots) if spot.error]
+        wrong = [
+            f"error: {self._letters[index]} raised {spot.error}"
+            for index, spot in enumerate(spots)
+            if spot.error
+        ]
         stuck = [self._letters[index] for index, spot in enumerate(spots) if not spot.ended]
         if stuck:
             return [*wrong, f"deadlock: {', '.join(stuck)} can never go on"]
@@ -259,11 +278,14 @@ class Explorer:
             else:
                 result = self._calls[self._call(before, choice)][1]
                 events = self._edges[choice, before.nodes[choice], result][1]
-            history += [Event(what, self._letters[index], key, value) for what, key, value in reversed(events)]
+            history += [
+                Event(what, self._letters[index], key, value) for what, key, value in reversed(events)
+            ]
             came = self._came[before]
         return [Event(*event[:4]) for event in self._begin] + history[::-1]
 
-    # --- replays -----------------------------------------------------------------------------------------------
+    # --- replays
+    # -----------------------------------------------------------------------------------------------
 
     def _start(self) -> State:
         self._stop()
@@ -272,7 +294,11 @@ class Explorer:
         self._begin = list(self._run.events)
         for actor in self._run.actors:
             self._note_spot(actor)
-        self._knowns.of(_heard(((), (), (), ()), "-", tuple((event.what, event.key, event.value) for event in self._begin)))
+        self._knowns.of(
+            _heard(
+                ((), (), (), ()), "-", tuple((event.what, event.key, event.value) for event in self._begin)
+            )
+        )
         nodes = tuple(actor.node for actor in self._run.actors)
         return State(self._disks.of(self.world.contents()), 0, 0, nodes)
 
@@ -312,7 +338,9 @@ class Explorer:
         call = self._disks.of(self.world.contents()), actor.result
         assert self._calls.setdefault(key, call) == call, f"{key} is no function"
         edge = actor.node, tuple((event.what, event.key, event.value) for event in run.events[before:])
-        assert self._edges.setdefault((choice, state.nodes[choice], actor.result), edge) == edge, "an actor is no function"
+        assert self._edges.setdefault((choice, state.nodes[choice], actor.result), edge) == edge, (
+            "an actor is no function"
+        )
         self._note_spot(actor)
 
     def _note_spot(self, actor: Actor) -> None:
@@ -351,8 +379,8 @@ def _heard(known: tuple[Any, ...], who: str, events: Events) -> tuple[Any, ...]:
 def judge_all(history: list[Event], scenario: Scenario, *, causal: bool) -> list[str]:
     """Return what is wrong with a history.
 
-    What a person brings back is a value that was added once more, but one that nothing newer may give way to: that is only
-    known here.
+    What a person brings back is a value that was added once more, but one that nothing newer may give way to:
+    that is only known here.
     """
     plain: list[Event] = []
     again: dict[tuple[str, str], str] = {}
@@ -405,8 +433,11 @@ def check(world: World, scenario: Scenario, *, causal: bool = True, limit: int |
     return result
 
 
-def replay(world: World, scenario: Scenario, schedule: str, *, causal: bool = True) -> tuple[list[str], list[str]]:
-    """Run one schedule, and then whatever can follow; return what is wrong, and each step and event as a line."""
+def replay(
+    world: World, scenario: Scenario, schedule: str, *, causal: bool = True
+) -> tuple[list[str], list[str]]:
+    """Run one schedule, and then whatever can follow; return what is wrong, and each step and event as a
+    line."""
     trace: list[Any] = []
     run = Run(world, scenario, {}, trace)
     try:
@@ -414,7 +445,9 @@ def replay(world: World, scenario: Scenario, schedule: str, *, causal: bool = Tr
         while choices := run.choices():
             choice = path.pop(0) if path else choices[0]
             if choice not in choices:
-                raise ValueError(f"{spell([choice])} cannot go on there: this is another scenario, or the code has changed")
+                raise ValueError(
+                    f"{spell([choice])} cannot go on there: this is another scenario, or the code has changed"
+                )
             _tell(run, trace)
             run.do(choice)
         _tell(run, trace)

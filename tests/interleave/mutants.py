@@ -1,10 +1,10 @@
 """Wrong variants of the real code, to see that the check finds them.
 
-A mutant is the source text of one or more functions with a piece replaced. The text must occur exactly once: when the code
-changes, its mutants have to be looked at again.
+A mutant is the source text of one or more functions with a piece replaced. The text must occur exactly once:
+when the code changes, its mutants have to be looked at again.
 
-Not here, for no scenario shows anything wrong with it: `come_due` without the lock. What is due and taken while a newer value is
-added is only handled before that, as if it had been taken a moment earlier.
+Not here, for no scenario shows anything wrong with it: `come_due` without the lock. What is due and taken
+while a newer value is added is only handled before that, as if it had been taken a moment earlier.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
     source = textwrap.dedent(inspect.getsource(function))
     for where, old, new in edits:
         times = source.count(old)
-        assert times == 1, f"{where} holds this {times} times, not once; the code has changed, so look at its mutants:\n{old}"
+        assert times == 1, (
+            f"{where} holds this {times} times, not once; the code has changed, so look at its mutants:\n"
+            f"{old}"
+        )
         source = source.replace(old, new)
     names: dict[str, FunctionType] = {}
     # (Annotations are not looked up: some of their names are only imported for type checks.)
@@ -85,11 +88,12 @@ MUTANTS = {
     for mutant in (
         Mutant(
             "published-after-the-section",
-            "the place may have been taken, and a newer value have come and gone, before the older is published there",
+            "the place may have been taken, and a newer value have come and gone, before the older is "
+            "published there",
             ("replaced-thrice",),
             (
                 Edit(
-                    "adding:Add._publish",
+                    "store.adding:Add._publish",
                     _LOCKED,
                     "place = self._index.locked(self._index.admit, drafts[0][1])\n"
                     "    found = type('', (), {'admit': lambda *_: place})()\n"
@@ -101,21 +105,22 @@ MUTANTS = {
             "number-outside-lock",
             "two producers are given the same place, or the older add the higher one",
             ("two-adds-one-add",),
-            (Edit("index:Index._enter", "self._flock(fcntl.LOCK_EX)", "pass"),),
+            (Edit("store.index:Index._enter", "self._flock(fcntl.LOCK_EX)", "pass"),),
         ),
         Mutant(
             "requeued-without-lock",
             "it is renamed over a newer value, or above one that nobody can see is newer",
             ("two-adds-nack", "replaced-nack"),
-            (Edit("consumer:Consumer._send_back", _TRIED, _NOT_TRIED),),
+            (Edit("consumer.consumer:Consumer._send_back", _TRIED, _NOT_TRIED),),
         ),
         Mutant(
             "deferred-without-lock",
-            "a newer value is published under the number of what is deferred; when a person ends the back-off it is overlooked",
+            "a newer value is published under the number of what is deferred; when a person ends the "
+            "back-off it is overlooked",
             ("requeued", "requeued-at-once"),
             (
                 Edit(
-                    "consumer:Consumer._send_back",
+                    "consumer.consumer:Consumer._send_back",
                     _TRIED,
                     f"{_NOT_TRIED} if way.folder == 'deferred' else {_TRIED}",
                 ),
@@ -123,15 +128,20 @@ MUTANTS = {
         ),
         Mutant(
             "newer-at-its-place-overlooked",
-            "what goes back is renamed over a newer value that was published under its own number while it was taken",
+            "what goes back is renamed over a newer value that was published under its own number while it "
+            "was taken",
             ("replaced-nack",),
-            (Edit("protocol:newer_waits", ' or layout.exists("pending", element_name(number, encoded))', ""),),
+            (
+                Edit(
+                    "store.transitions:newer_waits", ' or layout.exists("pending", element_name(number, encoded))', ""
+                ),
+            ),
         ),
         Mutant(
             "deferred-kept",
             "what was deferred comes back after the newer value that superseded it",
             ("deferred-twice",),
-            (Edit("consumer:Consumer._take_waiting", "if older and older[20:] <= name:", "if False:"),),
+            (Edit("consumer.consumer:Consumer._take_waiting", "if older and older[20:] <= name:", "if False:"),),
         ),
         Mutant(
             "deferred-removed-late",
@@ -139,10 +149,12 @@ MUTANTS = {
             ("deferred", "deferred-twice"),
             (
                 Edit(
-                    "consumer:Consumer._take_waiting", "protocol.supersede_deferred(self._layout, older)", "self._older = older"
+                    "consumer.consumer:Consumer._take_waiting",
+                    "protocol.supersede_deferred(self._layout, older)",
+                    "self._older = older",
                 ),
                 Edit(
-                    "consumer:Consumer.acknowledge",
+                    "consumer.consumer:Consumer.acknowledge",
                     "    self._attempts.forget(taken.name)\n",
                     "    self._attempts.forget(taken.name)\n"
                     "    if getattr(self, '_older', None):\n"
@@ -154,21 +166,22 @@ MUTANTS = {
             "coalesced-from-the-top",
             "the middle, older value is delivered after the newest",
             ("scattered",),
-            (Edit("consumer:Consumer._coalesce", "for number in others:", "for number in others[::-1]:"),),
+            (Edit("consumer.consumer:Consumer._coalesce", "for number in others:", "for number in others[::-1]:"),),
         ),
         Mutant(
             "coalesced-the-highest-only",
             "the middle, older value is delivered after the newest",
             ("scattered",),
-            (Edit("consumer:Consumer._coalesce", "for number in others:", "for number in others[-1:]:"),),
+            (Edit("consumer.consumer:Consumer._coalesce", "for number in others:", "for number in others[-1:]:"),),
         ),
         Mutant(
             "coalesced-while-in-flight",
-            "the newer value ends up below the one that is in flight, which then counts as newer when it comes back",
+            "the newer value ends up below the one that is in flight, which then counts as newer when it "
+            "comes back",
             ("by-hand",),
             (
                 Edit(
-                    "consumer:Consumer._coalesce_all",
+                    "consumer.consumer:Consumer._coalesce_all",
                     "not any(encoded in view for view in (self._in_flight, self._returning, self._deferred))",
                     "True",
                 ),
@@ -178,29 +191,35 @@ MUTANTS = {
             "no-mark",
             "a listing that shows only the later of two numbers is believed: a key is taken before its turn",
             ("odd-first-in-order", "even-first-in-order"),
-            (Edit("consumer:Consumer._list_pending", "element_name(mark + 1, ", "element_name(mark + 1000, "),),
+            (
+                Edit(
+                    "consumer.consumer:Consumer._list_pending", "element_name(mark + 1, ", "element_name(mark + 1000, "
+                ),
+            ),
             finds=("order",),
         ),
         Mutant(
             "lines-for-what-is-in-flight",
-            "a line names an old place, below what is in flight: the next value is published there, and counts as older",
+            "a line names an old place, below what is in flight: the next value is published there, and "
+            "counts as older",
             ("by-hand-boot",),
-            (Edit("index:Index.make_anew", '("pending", "inflight", "deferred")', '("pending",)'),),
+            (Edit("store.index:Index.make_anew", '("pending", "inflight", "deferred")', '("pending",)'),),
         ),
         Mutant(
             "line-believed",
             "a key is given a place of another, or one that was taken: before its turn",
             ("same-crc",),
-            (Edit("index:Index._look", "self._waits(element_name(number, encoded))", "True"),),
+            (Edit("store.index:Index._look", "self._waits(element_name(number, encoded))", "True"),),
             finds=("order",),
         ),
         Mutant(
             "line-for-what-was-requeued",
-            "a line names the place of what came back, although a newer value that is not known waits above it",
+            "a line names the place of what came back, although a newer value that is not known waits above "
+            "it",
             ("scattered-other",),
             (
                 Edit(
-                    "protocol:go_back",
+                    "store.transitions:go_back",
                     "    try:\n        _rename",
                     "    if to == 'pending' and index._lines:\n"
                     "        crc = index._crc(encoded, index.tag)\n"
@@ -215,7 +234,7 @@ MUTANTS = {
             "drop-overlooked",
             "a dropped file is ingested over a value that was added after it",
             ("dropped", "dropped-nack"),
-            (Edit("adding:Add._publish", "finished_drop(self._layout, key)", "None"),),
+            (Edit("store.adding:Add._publish", "finished_drop(self._layout, key)", "None"),),
         ),
     )
 }

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import fsinbox.protocol
-from fsinbox.files import read_payload
-from fsinbox.names import REASON, element_name, parse_element
+import fsinbox.store.transitions
+from fsinbox.store.files import read_payload
+from fsinbox.store.names import REASON, element_name, parse_element
 
 if TYPE_CHECKING:
     from .stepper import Actor
@@ -47,8 +47,12 @@ class Scenario:
     crashers: str = ""  # which may (their letters); empty: all
     drops: bool = False  # something is dropped: drop/ is looked at
     notes: bool = False  # a crash between two operations in attempts/ counts
-    meets: tuple[str, ...] = ()  # of inflight/, deferred/ and failed/: what the consumer changes, and others look at
-    loses: str = ""  # what a loser does to `index`: it is "removed", "emptied", or an "old" copy is written over it
+    meets: tuple[
+        str, ...
+    ] = ()  # of inflight/, deferred/ and failed/: what the consumer changes, and others look at
+    loses: str = (
+        ""  # what a loser does to `index`: it is "removed", "emptied", or an "old" copy is written over it
+    )
     bucket: int = 8  # lines of the table: as few as make no difference
     clock_runs: bool = False  # else it was set back, and numbers only count on
     listing: tuple[int, ...] = ()  # not atomic: which numbers (modulo) a listing sees first
@@ -77,7 +81,7 @@ def dropper(key: str, value: str) -> Role:
         world = actor.run.world
         world.create("tmp", f"for-{key}", value)
         actor.will("add_start", key, value)
-        fsinbox.protocol.os.rename(
+        fsinbox.store.transitions.os.rename(
             f"for-{key}", key, src_dir_fd=actor.layout.folder("tmp"), dst_dir_fd=actor.layout.folder("drop")
         )
         actor.did("add_end", key, value)
@@ -108,9 +112,13 @@ def person(folder: str) -> Role:
             parsed = parse_element(file[20:] if folder == "deferred" else file)
             if file.endswith(REASON) or not parsed:
                 continue
-            value = actor.world.call(("read", folder, file), (folder,), lambda file=file: _read(actor, folder, file))
+            value = actor.world.call(
+                ("read", folder, file), (folder,), lambda file=file: _read(actor, folder, file)
+            )
             actor.will("add_start", parsed[1], value + AGAIN)
-            outcome = index.locked(fsinbox.protocol.return_to_place, layout, index, folder, file, *parsed)
+            outcome = index.locked(
+                fsinbox.store.transitions.return_to_place, layout, index, folder, file, *parsed
+            )
             if outcome == "queued":
                 actor.did("queued", parsed[1], value)
             break
@@ -133,7 +141,9 @@ def careless(number: int, key: str, value: str) -> Role:
         folder = actor.layout.folder
         actor.world.create("tmp", "old", value)
         name = element_name(number, key)
-        fsinbox.protocol.os.rename("old", name, src_dir_fd=folder("tmp"), dst_dir_fd=folder("pending"))
+        fsinbox.store.transitions.os.rename(
+            "old", name, src_dir_fd=folder("tmp"), dst_dir_fd=folder("pending")
+        )
 
     return Role(script, old=(key, value))
 
@@ -192,7 +202,8 @@ def _end(actor: Actor, element: Any, how: str) -> None:
     actor.flush()
 
 
-# --- the scenarios ------------------------------------------------------------------------------------------------
+# --- the scenarios
+# ------------------------------------------------------------------------------------------------
 
 
 def _k(*values: str) -> Role:
@@ -223,16 +234,31 @@ SCENARIOS = {
         Scenario("replaced-nack", (*TWO, _opened("take nack take ack")), before=WAITING, crashes=1),
         Scenario("replaced-close", (*TWO, _opened("take close")), before=WAITING, crashes=1),
         Scenario("replaced-thrice", (_k("a"), _k("b", "c"), _opened("take ack take ack")), before=WAITING),
-        Scenario("replaced-thrice-nack", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING),
+        Scenario(
+            "replaced-thrice-nack", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING
+        ),
         Scenario("starting-consumer", (*TWO, consumer("take ack take ack")), crashes=1),
         Scenario("starting-consumer-waiting", (*TWO, consumer("take ack take ack")), before=WAITING),
-        Scenario("two-keys", (producer(("k", "a"), ("j", "b")), producer(("j", "c")), _opened("take ack take ack"))),
-        Scenario("two-keys-in-order", (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take ack"))),
-        Scenario("two-out", (producer(("k", "a"), ("j", "b")), _k("c"), _opened("take take nack ack take ack", inflight=2))),
+        Scenario(
+            "two-keys", (producer(("k", "a"), ("j", "b")), producer(("j", "c")), _opened("take ack take ack"))
+        ),
+        Scenario(
+            "two-keys-in-order",
+            (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take ack")),
+        ),
+        Scenario(
+            "two-out",
+            (producer(("k", "a"), ("j", "b")), _k("c"), _opened("take take nack ack take ack", inflight=2)),
+        ),
         Scenario("one-out-of-two", (_k("a", "b"), _k("c"), _opened("take take ack take ack", inflight=2))),
         Scenario("deferred", (*TWO, _opened("take defer wait take ack")), crashes=1),
         Scenario("deferred-twice", (_k("a", "b"), _opened("take defer take defer wait take ack")), crashes=1),
-        Scenario("deferred-replaced", (_k("a"), _opened("take defer wait take ack take ack")), before=WAITING, crashes=1),
+        Scenario(
+            "deferred-replaced",
+            (_k("a"), _opened("take defer wait take ack take ack")),
+            before=WAITING,
+            crashes=1,
+        ),
         Scenario("failed", (*TWO, _opened("take fail take ack")), crashes=1),
         Scenario("even-first", (*TWO, _opened("take ack take ack")), listing=(0, 1)),
         Scenario("odd-first", (*TWO, _opened("take ack take ack")), listing=(1, 0)),
@@ -241,22 +267,71 @@ SCENARIOS = {
         Scenario("even-first-in-order", IN_ORDER, listing=(0, 1)),
         Scenario("odd-first-in-order", IN_ORDER, listing=(1, 0)),
         Scenario("same-crc", (producer((P, "a"), (B, "b")), producer(("j", "c")), _opened("take ack take"))),
-        Scenario("same-crc-nack", (producer((P, "a"), (B, "b")), producer((P, "c")), _opened("take nack take ack"))),
+        Scenario(
+            "same-crc-nack", (producer((P, "a"), (B, "b")), producer((P, "c")), _opened("take nack take ack"))
+        ),
         Scenario("many", (many(("k", "a"), ("j", "b")), _k("c"), _opened("take ack take ack")), crashes=1),
-        Scenario("many-of-one", (many(("k", "a"), ("k", "b")), _k("c"), _opened("take nack take ack")), before=WAITING),
-        Scenario("dropped", (dropper("k", "d"), _k("a"), _opened("take ack take ack")), drops=True, crashes=1),
+        Scenario(
+            "many-of-one",
+            (many(("k", "a"), ("k", "b")), _k("c"), _opened("take nack take ack")),
+            before=WAITING,
+        ),
+        Scenario(
+            "dropped", (dropper("k", "d"), _k("a"), _opened("take ack take ack")), drops=True, crashes=1
+        ),
         Scenario("dropped-nack", (dropper("k", "d"), _k("a"), _opened("take nack take ack")), drops=True),
-        Scenario("dropped-two", (dropper("k", "d"), _k("a"), replace(_k("b"), after=0), _opened("take ack")), drops=True),
-        Scenario("dropped-batch", (dropper("k", "d"), dropper("j", "e"), _k("a"), _opened("take ack")), drops=True),
-        Scenario("dropped-many", (dropper("k", "d"), many(("j", "a"), ("k", "b")), _opened("take ack take")), drops=True),
-        Scenario("recovery", (*TWO, _opened("take ack"), consumer("take ack take ack", after=2)), crashes=1, crashers="C"),
-        Scenario("recovery-nack", (*TWO, _opened("take nack"), consumer("take ack", after=2)), crashes=1, crashers="C"),
-        Scenario("recovery-crash", (_k("a", "b"), _opened("take ack"), consumer("take ack", after=1)), crashes=2, notes=True),
+        Scenario(
+            "dropped-two",
+            (dropper("k", "d"), _k("a"), replace(_k("b"), after=0), _opened("take ack")),
+            drops=True,
+        ),
+        Scenario(
+            "dropped-batch", (dropper("k", "d"), dropper("j", "e"), _k("a"), _opened("take ack")), drops=True
+        ),
+        Scenario(
+            "dropped-many",
+            (dropper("k", "d"), many(("j", "a"), ("k", "b")), _opened("take ack take")),
+            drops=True,
+        ),
+        Scenario(
+            "recovery",
+            (*TWO, _opened("take ack"), consumer("take ack take ack", after=2)),
+            crashes=1,
+            crashers="C",
+        ),
+        Scenario(
+            "recovery-nack",
+            (*TWO, _opened("take nack"), consumer("take ack", after=2)),
+            crashes=1,
+            crashers="C",
+        ),
+        Scenario(
+            "recovery-crash",
+            (_k("a", "b"), _opened("take ack"), consumer("take ack", after=1)),
+            crashes=2,
+            notes=True,
+        ),
         Scenario("boot", (*TWO, consumer("take ack")), fresh_boot=True, meets=HELD, crashes=1),
-        Scenario("boot-waiting", (*TWO, _opened("take ack take ack")), fresh_boot=True, meets=HELD, before=WAITING),
-        Scenario("boot-nack", (_k("a", "b"), _opened("take nack take ack")), fresh_boot=True, meets=HELD, before=WAITING),
-        Scenario("scattered", (_k("a"), _opened("take ack take ack")), before=SCATTERED, scattered=True, crashes=1),
-        Scenario("scattered-nack", (_k("a"), _opened("take nack take ack")), before=SCATTERED, scattered=True, crashes=1),
+        Scenario(
+            "boot-waiting", (*TWO, _opened("take ack take ack")), fresh_boot=True, meets=HELD, before=WAITING
+        ),
+        Scenario(
+            "boot-nack",
+            (_k("a", "b"), _opened("take nack take ack")),
+            fresh_boot=True,
+            meets=HELD,
+            before=WAITING,
+        ),
+        Scenario(
+            "scattered", (_k("a"), _opened("take ack take ack")), before=SCATTERED, scattered=True, crashes=1
+        ),
+        Scenario(
+            "scattered-nack",
+            (_k("a"), _opened("take nack take ack")),
+            before=SCATTERED,
+            scattered=True,
+            crashes=1,
+        ),
         Scenario("scattered-two", (*TWO, _opened("take ack")), before=SCATTERED[:2], scattered=True),
         Scenario(
             "scattered-other",
@@ -264,11 +339,21 @@ SCENARIOS = {
             before=SCATTERED[:2],
             scattered=True,
         ),
-        Scenario("removed", (_k("a"), LOSER, _opened("take ack take ack")), before=WAITING, loses="removed", meets=HELD),
+        Scenario(
+            "removed",
+            (_k("a"), LOSER, _opened("take ack take ack")),
+            before=WAITING,
+            loses="removed",
+            meets=HELD,
+        ),
         Scenario("removed-two", (*TWO, LOSER), before=WAITING, loses="removed", meets=HELD),
-        Scenario("removed-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), loses="removed", meets=HELD),
+        Scenario(
+            "removed-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), loses="removed", meets=HELD
+        ),
         Scenario("emptied", (*TWO, LOSER, _opened("take ack")), loses="emptied", meets=HELD),
-        Scenario("emptied-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), loses="emptied", meets=HELD),
+        Scenario(
+            "emptied-nack", (_k("a", "b"), LOSER, _opened("take nack take ack")), loses="emptied", meets=HELD
+        ),
         Scenario(
             "emptied-defer",
             (_k("a", "b"), LOSER, _opened("take defer wait take")),

@@ -1,30 +1,35 @@
 """Steps real producers and a real consumer through every interleaving of their file operations.
 
-An actor is a producer or a consumer: a script of calls to a real Inbox, on a real directory, in a greenlet. In place of
-`os` and `fcntl` the modules of fsinbox find Files and Locks, which pass every call on to the real ones, but give control
-to the scheduler just before a call that others could notice. So a *step* of an actor is one such call and everything the
-actor then does up to the next. An actor may also *crash* before a step: nothing of it runs any more, its descriptors are
-closed and its locks are thereby free. When all actors are done or dead, a fresh consumer takes and acknowledges until
-nothing is left, and the oracle judges the history.
+An actor is a producer or a consumer: a script of calls to a real Inbox, on a real directory, in a greenlet.
+In place of `os` and `fcntl` the modules of fsinbox find Files and Locks, which pass every call on to the real
+ones, but give control to the scheduler just before a call that others could notice. So a *step* of an actor
+is one such call and everything the actor then does up to the next. An actor may also *crash* before a step:
+nothing of it runs any more, its descriptors are closed and its locks are thereby free. When all actors are
+done or dead, a fresh consumer takes and acknowledges until nothing is left, and the oracle judges the
+history.
 
 These calls are not steps:
- - what only concerns the caller's own files and descriptors: all in tmp/ (names are unique there), open of `index` and
-   `consumer.lock`, close, fstat, fsync, leases, and the text in consumer.lock;
- - reads of `index` by whoever holds its lock: nobody else writes it, so what it says then is part of what the locking gives;
+ - what only concerns the caller's own files and descriptors: all in tmp/ (names are unique there), open of
+   `index` and `consumer.lock`, close, fstat, fsync, leases, and the text in consumer.lock;
+ - reads of `index` by whoever holds its lock: nobody else writes it, so what it says then is part of what the
+   locking gives;
  - unlocking: it only lets others go on, so it might as well happen at once after the step before it;
  - a producer's look whether an element is in flight: it only decides between "new" and "behind";
  - everything in drop/, in a scenario where nobody drops anything.
-What nobody else looks at is a step before which its actor may crash, but nobody else runs in between, for it would make no
-difference to either: the lines of `index` (its header is read without the lock, so writing that is a step), and what only
-consumers touch, inflight/, deferred/, failed/ and attempts/. In attempts/ a consumer crashes only in scenarios that say
-`notes=True`. In a scenario's `meets` are those of these folders that the consumer changes while others look there: a producer
-that makes the index anew, or a person who brings something back. With `loses` somebody removes `index`, and opening it is a
-step; or empties it or writes an old copy over it without the lock, and what is done to its lines is a step as well.
+What nobody else looks at is a step before which its actor may crash, but nobody else runs in between, for it
+would make no difference to either: the lines of `index` (its header is read without the lock, so writing that
+is a step), and what only consumers touch, inflight/, deferred/, failed/ and attempts/. In attempts/ a
+consumer crashes only in scenarios that say `notes=True`. In a scenario's `meets` are those of these folders
+that the consumer changes while others look there: a producer that makes the index anew, or a person who
+brings something back. With `loses` somebody removes `index`, and opening it is a step; or empties it or
+writes an old copy over it without the lock, and what is done to its lines is a step as well.
 
-Whoever tries to lock, and finds that another has the lock, gives up at once: no time passes here. It tries again later.
+Whoever tries to lock, and finds that another has the lock, gives up at once: no time passes here. It tries
+again later.
 
-A listing is one step, or several: in a scenario with `listing=(1, 0)` a listing of pending/ first sees the odd numbers that
-are there, and later the even ones. For readdir is not atomic: an entry that comes or goes meanwhile is seen or is not.
+A listing is one step, or several: in a scenario with `listing=(1, 0)` a listing of pending/ first sees the
+odd numbers that are there, and later the even ones. For readdir is not atomic: an entry that comes or goes
+meanwhile is seen or is not.
 """
 
 from __future__ import annotations
@@ -44,18 +49,18 @@ from unittest import mock
 
 from greenlet import getcurrent, greenlet
 
-import fsinbox.adopt
-import fsinbox.consumer
-import fsinbox.files
+import fsinbox.consumer.consumer
+import fsinbox.consumer.ingest
+import fsinbox.consumer.ownership
 import fsinbox.inbox
-import fsinbox.index
-import fsinbox.layout
-import fsinbox.lock
-import fsinbox.protocol
+import fsinbox.store.files
+import fsinbox.store.index
+import fsinbox.store.layout
+import fsinbox.store.transitions
 from fsinbox import Inbox
-from fsinbox.index import header_line
-from fsinbox.layout import FOLDERS, Layout
-from fsinbox.names import element_name
+from fsinbox.store.index import header_line
+from fsinbox.store.layout import FOLDERS, Layout
+from fsinbox.store.names import element_name
 from tests.oracle import Event
 
 from . import scenarios
@@ -68,23 +73,23 @@ FIRST = 10
 """The first number that is given out: there is room below it."""
 
 LANDINGS = (
-    (fsinbox.index.Index, "admit make_anew"),
-    (fsinbox.protocol, "take go_back come_due coalesce"),
-    (fsinbox.consumer.Consumer, "_list_pending _take"),
+    (fsinbox.store.index.Index, "admit make_anew"),
+    (fsinbox.store.transitions, "take go_back come_due coalesce"),
+    (fsinbox.consumer.consumer.Consumer, "_list_pending _take"),
 )
-"""Functions after which an actor has forgotten all results, but for what its variables hold: no call of them is within an
-expression of which a part was worked out before, or in a loop over what is not in a variable."""
+"""Functions after which an actor has forgotten all results, but for what its variables hold: no call of them
+is within an expression of which a part was worked out before, or in a loop over what is not in a variable."""
 
 IRRELEVANT = ("waits", "others", "numbers", "fd", "until")
-"""Variables that do not matter: some only decide what add returns, one is of the same file whatever its number, and one is a
-time that nobody looks at any more."""
+"""Variables that do not matter: some only decide what add returns, one is of the same file whatever its
+number, and one is a time that nobody looks at any more."""
 
 MAX_LEFT = 50
 """More elements than a scenario has: whoever takes that many runs in circles."""
 
 UNSEEN, NOTED, PRIVATE, SHARED = range(4)
-"""What a call is: no step; a step that others do not notice, and before which nobody crashes; one before which its actor
-may crash, but that others do not notice; a step."""
+"""What a call is: no step; a step that others do not notice, and before which nobody crashes; one before
+which its actor may crash, but that others do not notice; a step."""
 
 
 _ADDRESS = re.compile(" at 0x[0-9a-f]+")
@@ -106,7 +111,8 @@ class Status(NamedTuple):
     st_ctime_ns: int = 2  # after the content's: so that a file in drop/ counts as renamed in
 
 
-# --- in place of os and fcntl -------------------------------------------------------------------------------------
+# --- in place of os and fcntl
+# -------------------------------------------------------------------------------------
 
 
 class Files:
@@ -136,7 +142,9 @@ class Files:
             fd = os.open(path, flags, mode, dir_fd=dir_fd)
             world.files[os.fstat(fd).st_ino] = path
         else:
-            fd = world.call(("open", folder, path), (folder,), lambda: os.open(path, flags, mode, dir_fd=dir_fd), "a file")
+            fd = world.call(
+                ("open", folder, path), (folder,), lambda: os.open(path, flags, mode, dir_fd=dir_fd), "a file"
+            )
         world.opened(fd)
         return fd
 
@@ -147,14 +155,20 @@ class Files:
     def rename(self, src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         one, two = self._world.folders[src_dir_fd], self._world.folders[dst_dir_fd]
         what = ("rename", one, src, two, dst)
-        return self._world.call(what, (one, two), lambda: os.rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd))
+        return self._world.call(
+            what, (one, two), lambda: os.rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        )
 
-    def link(self, src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int, follow_symlinks: bool = True) -> None:
+    def link(
+        self, src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int, follow_symlinks: bool = True
+    ) -> None:
         one, two = self._world.folders[src_dir_fd], self._world.folders[dst_dir_fd]
         return self._world.call(
             ("link", one, src, two, dst),
             (one, two),
-            lambda: os.link(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks),
+            lambda: os.link(
+                src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks
+            ),
         )
 
     def unlink(self, name: str, *, dir_fd: int) -> None:
@@ -163,13 +177,17 @@ class Files:
 
     def symlink(self, target: str, name: str, *, dir_fd: int) -> None:
         folder = self._world.folders[dir_fd]
-        return self._world.call(("symlink", folder, name, target), (folder,), lambda: os.symlink(target, name, dir_fd=dir_fd))
+        return self._world.call(
+            ("symlink", folder, name, target), (folder,), lambda: os.symlink(target, name, dir_fd=dir_fd)
+        )
 
     def readlink(self, name: str, *, dir_fd: int | None = None) -> str:
         if dir_fd is None:
             return os.readlink(name)
         folder = self._world.folders[dir_fd]
-        return self._world.call(("readlink", folder, name), (folder,), lambda: os.readlink(name, dir_fd=dir_fd))
+        return self._world.call(
+            ("readlink", folder, name), (folder,), lambda: os.readlink(name, dir_fd=dir_fd)
+        )
 
     def lstat(self, name: str, *, dir_fd: int) -> Status:
         folder = self._world.folders[dir_fd]
@@ -185,7 +203,9 @@ class Files:
         """Return what kind of step a look into a folder is, None: the usual one."""
         if folder != "inflight":
             return None
-        return PRIVATE if self._world.is_consumer() else UNSEEN  # who moves all that is in it; who only wants to tell "behind"
+        return (
+            PRIVATE if self._world.is_consumer() else UNSEEN
+        )  # who moves all that is in it; who only wants to tell "behind"
 
     def stat(self, path: str) -> Status:
         return self._world.same_for_all(os.stat(path))
@@ -203,7 +223,9 @@ class Files:
             return self._world.call(("listdir", folder), (folder,), lambda: sorted(os.listdir(fd)), kind=kind)
         names: list[str] = []
         for part in order:
-            names += self._world.call(("listdir", folder, part), (folder,), lambda part=part: _part(fd, part, len(order)))
+            names += self._world.call(
+                ("listdir", folder, part), (folder,), lambda part=part: _part(fd, part, len(order))
+            )
         return names
 
     @contextmanager
@@ -212,7 +234,8 @@ class Files:
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         world = self._world
-        # (The header is read just after the file was locked: what happens in between might as well have happened before.)
+        # (The header is read just after the file was locked: what happens in between might as well have
+        # happened before.)
         kind = SHARED if world.is_written_to() and offset else UNSEEN
         return world.call_index("pread", fd, (offset,), lambda: os.pread(fd, length, offset), kind)
 
@@ -231,11 +254,15 @@ class Files:
     def ftruncate(self, fd: int, length: int) -> None:
         if self._world.folders[fd] != "index":
             return os.ftruncate(fd, length)
-        return self._world.call_index("ftruncate", fd, (length,), lambda: os.ftruncate(fd, length), self._world.index_kind())
+        return self._world.call_index(
+            "ftruncate", fd, (length,), lambda: os.ftruncate(fd, length), self._world.index_kind()
+        )
 
     def posix_fallocate(self, fd: int, offset: int, length: int) -> None:
         kind = self._world.index_kind()
-        self._world.call_index("allocate", fd, (length,), lambda: os.posix_fallocate(fd, offset, length), kind)
+        self._world.call_index(
+            "allocate", fd, (length,), lambda: os.posix_fallocate(fd, offset, length), kind
+        )
 
 
 class _Entry(NamedTuple):
@@ -243,8 +270,11 @@ class _Entry(NamedTuple):
 
 
 def _part(fd: int, part: int, parts: int) -> list[str]:
-    """Return the names whose number is `part` modulo `parts` (foreign names, whose last digit is none, with part 0)."""
-    return sorted(name for name in os.listdir(fd) if (int(name[:19]) if name[:19].isdigit() else 0) % parts == part)
+    """Return the names whose number is `part` modulo `parts` (foreign names, whose last digit is none, with
+    part 0)."""
+    return sorted(
+        name for name in os.listdir(fd) if (int(name[:19]) if name[:19].isdigit() else 0) % parts == part
+    )
 
 
 class Locks:
@@ -281,7 +311,8 @@ def _modules() -> list[ModuleType]:
     return [module for name, module in sys.modules.items() if name.startswith("fsinbox.")]
 
 
-# --- the world ----------------------------------------------------------------------------------------------------
+# --- the world
+# ----------------------------------------------------------------------------------------------------
 
 
 class KeptLayout(Layout):
@@ -314,31 +345,43 @@ class World:
         self._times = count(1)
         self._patches = [
             mock.patch.object(fsinbox.inbox, "Layout", self._layout),
-            mock.patch.object(fsinbox.index, "boot_tag", lambda: TAG),
-            mock.patch.object(fsinbox.index, "get_ident", lambda: self.actor.letter if self.actor else ""),
-            mock.patch.object(fsinbox.index, "BUCKET", 0),  # both as the scenario says: the table is one bucket
-            mock.patch.object(fsinbox.index, "FEWEST_LINES", 0),
-            mock.patch.object(fsinbox.index, "LINES_A_KEY", 1),
-            mock.patch.object(fsinbox.lock.Hold, "__del__", lambda hold: None),  # an actor's descriptors are closed when it ends
-            mock.patch.object(fsinbox.files, "unused_temporary", self._unused_temporary),
-            mock.patch.object(fsinbox.consumer, "_DROP_INTERVAL", 0),  # so it is always time to look into drop/ again
+            mock.patch.object(fsinbox.store.index, "boot_tag", lambda: TAG),
+            mock.patch.object(
+                fsinbox.store.index, "get_ident", lambda: self.actor.letter if self.actor else ""
+            ),
+            mock.patch.object(
+                fsinbox.store.index, "BUCKET", 0
+            ),  # both as the scenario says: the table is one bucket
+            mock.patch.object(fsinbox.store.index, "FEWEST_LINES", 0),
+            mock.patch.object(fsinbox.store.index, "LINES_A_KEY", 1),
+            mock.patch.object(
+                fsinbox.consumer.ownership.Hold, "__del__", lambda hold: None
+            ),  # an actor's descriptors are closed when it ends
+            mock.patch.object(fsinbox.store.files, "unused_temporary", self._unused_temporary),
+            mock.patch.object(
+                fsinbox.consumer.consumer, "_DROP_INTERVAL", 0
+            ),  # so it is always time to look into drop/ again
         ]
         for module in _modules():
             stand_ins = {
-                "os": Files(self, identity=module is not fsinbox.layout),
+                "os": Files(self, identity=module is not fsinbox.store.layout),
                 "fcntl": Locks(self),
-                "time_ns": self._clock if module is fsinbox.consumer else lambda: 0,
+                "time_ns": self._clock if module is fsinbox.consumer.consumer else lambda: 0,
                 "monotonic": self._monotonic,
                 "sleep": self._sleep,
             }
-            if module is fsinbox.index:
+            if module is fsinbox.store.index:
                 # Numbers are 11, 12, 13 ...; and any patience is over when the lock was asked for once.
                 stand_ins |= {"time_ns": self._now, "monotonic": lambda: next(self._times) * 1000}
             self._patches += [
-                mock.patch.object(module, name, stand_in) for name, stand_in in stand_ins.items() if name in vars(module)
+                mock.patch.object(module, name, stand_in)
+                for name, stand_in in stand_ins.items()
+                if name in vars(module)
             ]
         for owner, names in LANDINGS:
-            self._patches += [mock.patch.object(owner, name, self._landing(getattr(owner, name))) for name in names.split()]
+            self._patches += [
+                mock.patch.object(owner, name, self._landing(getattr(owner, name))) for name in names.split()
+            ]
 
     def __enter__(self) -> World:
         for patch in self._patches:
@@ -353,7 +396,8 @@ class World:
             layout.end()
 
     def _layout(self, path: str, *, create: bool, shared: bool, scope: str = "") -> KeptLayout:
-        """Return the open layout of whoever opens an inbox now: opening one is no step, so it need not be done each time."""
+        """Return the open layout of whoever opens an inbox now: opening one is no step, so it need not be
+        done each time."""
         actor = self.actor
         who = actor.letter if actor else ""
         layout = self.layouts.get(who)
@@ -417,8 +461,9 @@ class World:
         lock: int = -1,
         kind: int | None = None,
     ) -> Any:
-        """Do `act`, as a step of the actor whose turn it is if others could notice. `result_is`: instead of the result,
-        what the actor can know of it, or a function of it that tells. `kind`: of step, if it is not as usual in this folder."""
+        """Do `act`, as a step of the actor whose turn it is if others could notice. `result_is`: instead of
+        the result, what the actor can know of it, or a function of it that tells. `kind`: of step, if it is
+        not as usual in this folder."""
         actor = self.actor
         if actor is None or actor.quiet:
             return act()
@@ -437,7 +482,9 @@ class World:
         if what[0] in ("lock", "try_lock"):
             actor.holds, actor.locked = what[2], lock
         if kind:
-            actor.note(what, result if result_is is None else result_is(result) if callable(result_is) else result_is)
+            actor.note(
+                what, result if result_is is None else result_is(result) if callable(result_is) else result_is
+            )
         return result
 
     def call_index(self, name: str, fd: int, more: tuple[Any, ...], act: Callable[[], Any], kind: int) -> Any:
@@ -471,7 +518,9 @@ class World:
         self.folders[fd] = "index"
         inode = os.fstat(fd).st_ino
         if inode not in self._inodes:
-            self._indexes.append(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))  # (kept, so that no other has this inode)
+            self._indexes.append(
+                os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+            )  # (kept, so that no other has this inode)
             self._inodes[inode] = len(self._indexes)
         return fd
 
@@ -483,7 +532,7 @@ class World:
         """Return what whoever locks `index` knows by that: what it says, for nobody else can write it now."""
         status = os.fstat(fd)
         if self.is_written_to():
-            return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.index.HEADER, 0)
+            return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.store.index.HEADER, 0)
         return (status.st_nlink, _plain(os.pread(fd, 1 << 20, 0)))
 
     def _forget_indexes(self) -> None:
@@ -544,14 +593,18 @@ class World:
 
     def listing_order(self, folder: str) -> tuple[int, ...]:
         """Return in which order a listing sees the numbers, () if at once."""
-        return self.run.scenario.listing if self.actor and self.actor.role.consumer and folder == "pending" else ()
+        return (
+            self.run.scenario.listing
+            if self.actor and self.actor.role.consumer and folder == "pending"
+            else ()
+        )
 
     # the state on disk
 
     def clear(self) -> None:
         """Make the inbox as good as new, and its index hold nothing."""
         self.files.clear()
-        fsinbox.index.forget_sections()
+        fsinbox.store.index.forget_sections()
         for folder in FOLDERS:
             fd = self.base.folder(folder)
             for name in os.listdir(fd):
@@ -567,7 +620,9 @@ class World:
         found: list[Any] = [(indexes, self.highest)]
         for folder in CONTENTS[1:6]:
             with os.scandir(self.base.folder(folder)) as entries:
-                found.append(tuple(sorted((entry.name, self.files.get(entry.inode(), "?")) for entry in entries)))
+                found.append(
+                    tuple(sorted((entry.name, self.files.get(entry.inode(), "?")) for entry in entries))
+                )
         for folder in CONTENTS[6:]:
             fd = self.base.folder(folder)
             found.append(tuple((name, os.readlink(name, dir_fd=fd)) for name in sorted(os.listdir(fd))))
@@ -585,8 +640,8 @@ class World:
 
 def blank_index(last: int, tag: str = TAG) -> bytes:
     """Return the content of an index that knows of no key."""
-    lines = fsinbox.index.FEWEST_LINES
-    return header_line(last, tag, lines) + bytes(lines * fsinbox.index.LINE)
+    lines = fsinbox.store.index.FEWEST_LINES
+    return header_line(last, tag, lines) + bytes(lines * fsinbox.store.index.LINE)
 
 
 def _plain(content: bytes) -> str:
@@ -594,7 +649,8 @@ def _plain(content: bytes) -> str:
     return f"{len(content)}: " + content.rstrip(b"\0").decode("ascii", "replace").replace("\0" * 32, "-")
 
 
-# --- one run ------------------------------------------------------------------------------------------------------
+# --- one run
+# ------------------------------------------------------------------------------------------------------
 
 
 class Actor:
@@ -709,8 +765,8 @@ class Actor:
     # what its script calls
 
     def will(self, what: str, key: str, value: str = "") -> None:
-        """Say what begins with the next step. (What begins is noted as late as it may be, what ends as early: the order
-        the oracle knows is the strictest that is true.)"""
+        """Say what begins with the next step. (What begins is noted as late as it may be, what ends as early:
+        the order the oracle knows is the strictest that is true.)"""
         self._announced.append((what, key, value))
 
     def flush(self) -> None:
@@ -731,16 +787,21 @@ class Actor:
         self.node = self.run.node(("between", self.position, self._remembered(), self.clock))
 
     def remember_only(self, result: Any, frame: FrameType | None) -> None:
-        """In the midst of a call of its script: what it does next only depends on what its variables and its inbox hold."""
+        """In the midst of a call of its script: what it does next only depends on what its variables and its
+        inbox hold."""
         frames: list[Any] = []
-        while frame and frame.f_globals is not vars(scenarios):  # the script's own are as they were between two calls
+        while frame and frame.f_globals is not vars(
+            scenarios
+        ):  # the script's own are as they were between two calls
             variables = [(name, value) for name, value in frame.f_locals.items() if name not in IRRELEVANT]
             frames.append((frame.f_code.co_qualname, _place(frame.f_code, frame.f_lasti), variables))
             frame = frame.f_back
         if type(result) is tuple:
             result = result[0]  # what admit returns: the rest only decides what add returns
         plain = _ADDRESS.sub("", repr((result, frames)))
-        self.node = self.run.node(("within", self.position, self.temporaries, plain, self._remembered(), self.clock))
+        self.node = self.run.node(
+            ("within", self.position, self.temporaries, plain, self._remembered(), self.clock)
+        )
 
     def _remembered(self) -> str:
         index = self.inbox._index
@@ -798,8 +859,8 @@ class Actor:
 
 @functools.cache
 def _place(code: CodeType, instruction: int) -> tuple[int | None, ...]:
-    """Return which piece of the source is being executed. (Not by the number of the instruction: that of one and the same call
-    may differ by the time the interpreter has adapted to what is called there.)"""
+    """Return which piece of the source is being executed. (Not by the number of the instruction: that of one
+    and the same call may differ by the time the interpreter has adapted to what is called there.)"""
     return next(islice(code.co_positions(), instruction // 2, None))
 
 
@@ -810,13 +871,17 @@ def _memory(inbox: Inbox) -> str:
         return "nothing"
     fixed = ("_layout", "_index", "_settings", "_hold", "_mine", "drops", "_attempts")
     parts = knows, knows.drops, knows._attempts
-    return repr([[(name, value) for name, value in vars(part).items() if name not in fixed] for part in parts])
+    return repr(
+        [[(name, value) for name, value in vars(part).items() if name not in fixed] for part in parts]
+    )
 
 
 class Run:
     """One run of a scenario, step by step."""
 
-    def __init__(self, world: World, scenario: Scenario, nodes: dict[Any, int], trace: list[Any] | None = None) -> None:
+    def __init__(
+        self, world: World, scenario: Scenario, nodes: dict[Any, int], trace: list[Any] | None = None
+    ) -> None:
         self.world = world
         self.scenario = scenario
         self.events: list[Event] = []
@@ -826,13 +891,15 @@ class Run:
         self.trace = trace
         self._nodes = nodes
         world.run = self
-        fsinbox.index.BUCKET = fsinbox.index.FEWEST_LINES = scenario.bucket
+        fsinbox.store.index.BUCKET = fsinbox.store.index.FEWEST_LINES = scenario.bucket
         world.clear()
         self.actors = [Actor(self, index, role) for index, role in enumerate(scenario.roles)]
         for actor in self.actors:
             actor.open()
         for actor in self.actors:
-            if actor.role.old:  # from long ago, and nobody knows what became of it: it may be delivered at any time, or never
+            if (
+                actor.role.old
+            ):  # from long ago, and nobody knows what became of it: it may be delivered at any time, or never
                 self.happened("add_start", actor.letter, *actor.role.old)
         if scenario.before:
             self._add_before()
@@ -867,7 +934,8 @@ class Run:
         self.events.append(Event(what, who, key, value, len(self.events)))
 
     def choices(self) -> list[int]:
-        """Return what can happen next: the index of an actor that makes a step; -1 - index of one that crashes."""
+        """Return what can happen next: the index of an actor that makes a step; -1 - index of one that
+        crashes."""
         able = [actor for actor in self.actors if not actor.ended and actor.may_start()]
         for actor in able:
             if actor.kind != SHARED:
@@ -876,7 +944,9 @@ class Run:
         steps = [actor.index for actor in able if actor.is_enabled()]
         if self.crashed == self.scenario.crashes:
             return steps
-        return steps + [-1 - actor.index for actor in able if actor.begun and actor.kind != NOTED and actor.may_crash]
+        return steps + [
+            -1 - actor.index for actor in able if actor.begun and actor.kind != NOTED and actor.may_crash
+        ]
 
     def do(self, choice: int) -> Actor:
         """Let it happen; return the actor it happened to."""
@@ -893,7 +963,8 @@ class Run:
         return actor
 
     def drain(self) -> tuple[list[tuple[str, str]], str]:
-        """When all have ended: let a fresh consumer take all that is left. Return (keys and values, what it left)."""
+        """When all have ended: let a fresh consumer take all that is left. Return (keys and values, what it
+        left)."""
         self.clock = 10 * PROBE
         taken = []
         with Inbox(self.world.path, codec="text") as inbox:
@@ -912,7 +983,8 @@ class Run:
                 actor._switch(Died)
 
 
-# --- schedules ----------------------------------------------------------------------------------------------------
+# --- schedules
+# ----------------------------------------------------------------------------------------------------
 
 
 def spell(path: list[int]) -> str:
@@ -922,4 +994,6 @@ def spell(path: list[int]) -> str:
 
 def unspell(schedule: str) -> list[int]:
     """Return the path that a text stands for."""
-    return [ord(letter) - ord("A") if letter.isupper() else -1 - (ord(letter) - ord("a")) for letter in schedule]
+    return [
+        ord(letter) - ord("A") if letter.isupper() else -1 - (ord(letter) - ord("a")) for letter in schedule
+    ]

@@ -1,6 +1,7 @@
-"""Proves, for small numbers of producers, adds and takes, that no interleaving of file operations, and no crash before any
-of them, loses an update, delivers an older value after a newer one, delivers two elements of a key at once, keeps a key from
-its turn, or ends in a deadlock: on the real code and a real directory (see stepper.py and explore.py). Nor does a lost index.
+"""Proves, for small numbers of producers, adds and takes, that no interleaving of file operations, and no
+crash before any of them, loses an update, delivers an older value after a newer one, delivers two elements of
+a key at once, keeps a key from its turn, or ends in a deadlock: on the real code and a real directory (see
+stepper.py and explore.py). Nor does a lost index.
 
 It also proves that the check can tell: with a mutant of the code (mutants.py) it finds what is wrong.
 
@@ -8,7 +9,8 @@ A failure prints a line that replays it, step by step:
 
     FSINBOX_SCHEDULE=two-producers:ABBAC pytest tests/interleave -k replay -rP
 
-(with a mutant: replaced-nack+requeued-without-lock:CCAAA). Small letters are crashes. `--long` goes through larger ones, too.
+(with a mutant: replaced-nack+requeued-without-lock:CCAAA). Small letters are crashes. `--long` goes through
+larger ones, too.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ MEMORY = "/dev/shm"
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A directory to step actors in: in memory, if there is a file system in memory. Nothing here needs a disk."""
+    """A directory to step actors in: in memory, if there is a file system in memory. Nothing here needs a
+    disk."""
     folder = tempfile.mkdtemp(prefix="interleave-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path)
     logging.disable()
     try:
@@ -50,7 +53,11 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def _all() -> list[object]:
     return [
-        pytest.param(scenario, id=scenario.name, marks=[pytest.mark.long, pytest.mark.timeout(3600)] if scenario.long else [])
+        pytest.param(
+            scenario,
+            id=scenario.name,
+            marks=[pytest.mark.long, pytest.mark.timeout(3600)] if scenario.long else [],
+        )
         for scenario in SCENARIOS.values()
     ]
 
@@ -75,7 +82,9 @@ def test_a_mutant_is_found(world: World, mutant: Mutant, scenario: Scenario) -> 
     with mutated(mutant.edits):
         result = Explorer(world, scenario).explore(limit=LIMIT)
         print(_summary(scenario, result), *result.wrong, f"{scenario.name}+{mutant.name}:{result.schedule}")
-        assert any(wrong.startswith(mutant.finds) for wrong in result.wrong), f"{mutant.name} was not found: {mutant.why}"
+        assert any(wrong.startswith(mutant.finds) for wrong in result.wrong), (
+            f"{mutant.name} was not found: {mutant.why}"
+        )
         assert replay(world, scenario, result.schedule)[0] == result.wrong
 
 
@@ -98,7 +107,10 @@ def test_replay(world: World) -> None:
 
 
 def _summary(scenario: Scenario, result: Result) -> str:
-    return f"{scenario.name}: {result.states} states, {result.steps} steps between them, {result.ends} ends, {result.learnt} runs"
+    return (
+        f"{scenario.name}: {result.states} states, {result.steps} steps between them, {result.ends} ends, "
+        f"{result.learnt} runs"
+    )
 
 
 def _report(world: World, scenario: Scenario, result: Result) -> str:

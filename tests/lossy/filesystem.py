@@ -1,24 +1,31 @@
 """A file system in memory that loses what was not flushed: FUSE, by mfusepy.
 
-It keeps what programs see, and beside it what would be left if the power failed now: the *disks*. A flush of a file makes its
-content durable, a flush of a folder its entries; a rename is journaled whole, so a flush of either folder makes both of its
-sides durable. File systems differ in what they write *besides* what they must, so there are several disks at once:
+It keeps what programs see, and beside it what would be left if the power failed now: the *disks*. A flush of
+a file makes its content durable, a flush of a folder its entries; a rename is journaled whole, so a flush of
+either folder makes both of its sides durable. File systems differ in what they write *besides* what they
+must, so there are several disks at once:
 
     folder    nothing but what was flushed: the strictest reading of POSIX
     journal   every flush also commits every earlier change of a name, in order, as ext4, XFS and Btrfs do
-    names     changes of names are written at once, content when it is flushed: a name may be there long before its content
-    some      after every operation a part of what is not flushed is written, in no order (the seed says which)
+    names     changes of names are written at once, content when it is flushed: a name may be there long
+              before its content
+    some      after every operation a part of what is not flushed is written, in no order (the seed says
+              which)
 
-A flush that fails really loses what it should have written, as on Linux. Of a file: the content is still seen, counts as
-clean, and is never written; a second flush succeeds and does nothing. The error is reported once to everyone who had the file
-open at the time. Of a folder: the journal stops. What is not durable by then never will be, what is seen can still be read,
-but every change and every flush fails until the power was off.
+A flush that fails really loses what it should have written, as on Linux. Of a file: the content is still
+seen, counts as clean, and is never written; a second flush succeeds and does nothing. The error is reported
+once to everyone who had the file open at the time. Of a folder: the journal stops. What is not durable by
+then never will be, what is seen can still be read, but every change and every flush fails until the power was
+off.
 
-There is no cache above it (no times of validity, direct I/O), and no thread: operations come one by one, and are counted.
+There is no cache above it (no times of validity, direct I/O), and no thread: operations come one by one, and
+are counted.
 
-Orders are given with setxattr on its root, attribute `user.lossy`; answers are read from the file `.lossy` there (pickled):
+Orders are given with setxattr on its root, attribute `user.lossy`; answers are read from the file `.lossy`
+there (pickled):
 
-    reset             an empty file system, power on, nothing recorded, no fault armed, operations counted from 0
+    reset             an empty file system, power on, nothing recorded, no fault armed, operations counted
+                      from 0
     save, load        remember the tree that is seen now, all of it durable; the same as reset, with that tree
     fail N ERRNO      the N-th operation from the last reset or load fails, and does nothing
     lose N            the N-th flush fails with EIO, and loses what it should have written
@@ -104,7 +111,8 @@ class Handle:
 
 
 Change = tuple[frozenset[int], dict[tuple[int, str], Node | None]]
-"""A change of names, whole or not at all: the numbers of the folders, and for each (folder, name) what it names then."""
+"""A change of names, whole or not at all: the numbers of the folders, and for each (folder, name) what it
+names then."""
 
 
 class Disk:
@@ -158,8 +166,11 @@ class Disk:
             self.commit(lambda folders: folders is chosen[0])
 
     def tree(self, node: Node) -> tuple[Any, ...]:
-        """Return what is left of a folder: ((name, number, mode, content or tree, time of modification), ...)."""
-        return tuple(self._leaf(name, child) for name, child in sorted(self.entries.get(node.number, {}).items()))
+        """Return what is left of a folder: ((name, number, mode, content or tree, time of modification),
+        ...)."""
+        return tuple(
+            self._leaf(name, child) for name, child in sorted(self.entries.get(node.number, {}).items())
+        )
 
     def _leaf(self, name: str, node: Node) -> tuple[Any, ...]:
         if stat.S_ISDIR(node.mode):
@@ -170,7 +181,9 @@ class Disk:
         return name, node.number, mode, content, modified
 
 
-CHANGES = frozenset("create mkdir symlink link unlink rmdir rename write truncate chmod chown utimens".split())
+CHANGES = frozenset(
+    "create mkdir symlink link unlink rmdir rename write truncate chmod chown utimens".split()
+)
 
 
 def operation(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,7 +242,8 @@ class Lossy(mfusepy.Operations):
                 for disk in self._disks:
                     disk.content[number] = (mode, content, modified)
 
-    # --- orders ---------------------------------------------------------------------------------------------------
+    # --- orders
+    # ---------------------------------------------------------------------------------------------------
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
         if name != ORDERS:
@@ -294,7 +308,8 @@ class Lossy(mfusepy.Operations):
         self._mount(self._disks[DISKS.index(disk)].tree(self._root))
         self._off = True
 
-    # --- flushes --------------------------------------------------------------------------------------------------
+    # --- flushes
+    # --------------------------------------------------------------------------------------------------
 
     def _flush(self, nodes: list[Node], handle: Handle | None = None) -> int:
         self._flushes += 1
@@ -322,7 +337,9 @@ class Lossy(mfusepy.Operations):
             node.errors += 1
             for disk in self._disks:
                 disk.waiting = [
-                    (folders, names) for folders, names in disk.waiting if node.number not in folders and not self._stopped
+                    (folders, names)
+                    for folders, names in disk.waiting
+                    if node.number not in folders and not self._stopped
                 ]
 
     @operation
@@ -336,7 +353,8 @@ class Lossy(mfusepy.Operations):
     def _sync(self) -> int:
         return self._flush([self._root, *self._nodes.values()])
 
-    # --- finding --------------------------------------------------------------------------------------------------
+    # --- finding
+    # --------------------------------------------------------------------------------------------------
 
     def _find(self, path: str) -> Node:
         node = self._root
@@ -391,7 +409,8 @@ class Lossy(mfusepy.Operations):
         entries = {".": folder, "..": folder, **folder.entries}
         return [(name, {"st_ino": node.number, "st_mode": node.mode}, 0) for name, node in entries.items()]
 
-    # --- changing names -------------------------------------------------------------------------------------------
+    # --- changing names
+    # -------------------------------------------------------------------------------------------
 
     def _change(self, *changes: tuple[Node, str, Node | None]) -> None:
         now = time_ns()
@@ -471,7 +490,8 @@ class Lossy(mfusepy.Operations):
             self._change((*self._place(old), None), (folder, name, node))
         return 0
 
-    # --- content --------------------------------------------------------------------------------------------------
+    # --- content
+    # --------------------------------------------------------------------------------------------------
 
     def _write(self, node: Node, content: bytes) -> None:
         node.content = content
@@ -542,7 +562,8 @@ class Lossy(mfusepy.Operations):
         return 0
 
     def init_with_config(self, connection: Any, config: Any) -> None:
-        """Nothing is cached above us; a removed file that is open is ours to keep; then say that we are there."""
+        """Nothing is cached above us; a removed file that is open is ours to keep; then say that we are
+        there."""
         readdirplus, readdirplus_auto = 1 << 13, 1 << 14
         connection.want &= ~(readdirplus | readdirplus_auto)
         config.entry_timeout = config.attr_timeout = config.negative_timeout = 0.0
@@ -558,7 +579,8 @@ class Mount(mfusepy.FUSE):
 
 
 def main() -> None:
-    """Serve until unmounted: `python -c 'from tests.lossy.filesystem import main; main()' MOUNTPOINT [SEED]`."""
+    """Serve until unmounted: `python -c 'from tests.lossy.filesystem import main; main()' MOUNTPOINT
+    [SEED]`."""
     mountpoint, *seed = sys.argv[1:]
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: it does not outlive the test
     Mount(Lossy(*seed), mountpoint, foreground=True, nothreads=True, fsname="lossy")

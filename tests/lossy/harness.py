@@ -1,11 +1,14 @@
-"""Runs the driver's programs on the file system that loses what was not flushed, and recovers what is left of them.
+"""Runs the driver's programs on the file system that loses what was not flushed, and recovers what is left of
+them.
 
-A *run* is one program from an empty inbox to its end, perhaps with one fault. The file system says what its disks held after
-every operation; each such disk is laid out as files (on a file system in memory), a fresh producer and a fresh consumer work
-with it, and the oracle judges what was announced before the cut together with what they announce. What was announced
-between two operations may or may not have been when the power failed: each possibility is judged.
+A *run* is one program from an empty inbox to its end, perhaps with one fault. The file system says what its
+disks held after every operation; each such disk is laid out as files (on a file system in memory), a fresh
+producer and a fresh consumer work with it, and the oracle judges what was announced before the cut together
+with what they announce. What was announced between two operations may or may not have been when the power
+failed: each possibility is judged.
 
-Some runs are really cut: the file system fails every operation from the N-th on, and the aftermath runs on the mount itself.
+Some runs are really cut: the file system fails every operation from the N-th on, and the aftermath runs on
+the mount itself.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ from unittest import mock
 import pytest
 from greenlet import getcurrent, greenlet
 
-import fsinbox.layout
-from fsinbox.errors import InboxError
+import fsinbox.store.layout
+from fsinbox.store.errors import InboxError
 from tests.driver import WAYS, Driver, Log, aftermath, all_died
 from tests.oracle import Event, judge
 from tests.shim import intercepted
@@ -62,14 +65,19 @@ PROGRAMS = {
     "mv": ["mv:a=1 add:a=2 mv:b=1 take mv:a=3 ack add:b=2 mv:c=1 take ack"],
     "sh": ["sh:a=1 sh:a=2 take sh:a=3 ack sh:b=1"],
     "create": ["create add:a=1 take ack"],
-    "two": ["add:a=1 add:b=1 add:a=2", "add:a=x many:b=x,c=x add:a=y", "take ack take nack take ack take ack"],
+    "two": [
+        "add:a=1 add:b=1 add:a=2",
+        "add:a=x many:b=x,c=x add:a=y",
+        "take ack take nack take ack take ack",
+    ],
 }
 """Words for the driver, see there. Several programs run at once, in turns that a seed decides."""
 
 Turn = Callable[[], None]
 
 
-# --- the mount ----------------------------------------------------------------------------------------------------
+# --- the mount
+# ----------------------------------------------------------------------------------------------------
 
 
 class Mount:
@@ -140,13 +148,17 @@ _REAL_LIBRARY = ctypes.CDLL
 
 @contextmanager
 def as_local() -> Iterator[None]:
-    """While this lasts, an inbox that is created says it is `local`, although FUSE may be anything: else its boot tag would
-    be `network`, and never change. And syncfs works."""
-    with mock.patch.object(fsinbox.layout, "is_network", lambda path: False), mock.patch.object(ctypes, "CDLL", _Library):
+    """While this lasts, an inbox that is created says it is `local`, although FUSE may be anything: else its
+    boot tag would be `network`, and never change. And syncfs works."""
+    with (
+        mock.patch.object(fsinbox.store.layout, "is_network", lambda path: False),
+        mock.patch.object(ctypes, "CDLL", _Library),
+    ):
         yield
 
 
-# --- one run ------------------------------------------------------------------------------------------------------
+# --- one run
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -198,7 +210,9 @@ class Case:
             if run.answer.hit and not run.answer.stopped:
                 self._add_again(mount, logs[0], run)
                 run.answer = run.answer._replace(moments=run.answer.moments + mount.answer().moments)
-        run.events = sorted(itertools.chain.from_iterable(log.events for log in logs), key=lambda event: event.t)
+        run.events = sorted(
+            itertools.chain.from_iterable(log.events for log in logs), key=lambda event: event.t
+        )
         run.keys = sorted({event.key for event in run.events if event.what == "add_start"})
         return run
 
@@ -242,15 +256,17 @@ def take_turns(programs: list[Turn], seed: int) -> None:
                 scheduler.switch()  # to the one that holds the lock, sooner or later
         return call(*arguments, **more)
 
-    # (Each is as a thread of its own: a signal handler that meets a section of its own thread must not wait for it.)
-    with intercepted(hook), mock.patch("fsinbox.index.get_ident", lambda: id(getcurrent())):
+    # (Each is as a thread of its own: a signal handler that meets a section of its own thread must not wait
+    # for it.)
+    with intercepted(hook), mock.patch("fsinbox.store.index.get_ident", lambda: id(getcurrent())):
         actors = [greenlet(program) for program in programs]
         while actors:
             chance.choice(actors).switch()
             actors = [actor for actor in actors if not actor.dead]
 
 
-# --- what is left -------------------------------------------------------------------------------------------------
+# --- what is left
+# -------------------------------------------------------------------------------------------------
 
 
 def lay_out(tree: tuple[Any, ...], path: str, links: dict[int, str] | None = None) -> None:
@@ -282,17 +298,27 @@ def read_in(path: str) -> tuple[Any, ...]:
         if stat.S_ISDIR(mode):
             found.append((name, mode, read_in(here)))
         else:
-            found.append((name, mode, os.fsencode(os.readlink(here)) if stat.S_ISLNK(mode) else Path(here).read_bytes()))
+            found.append(
+                (
+                    name,
+                    mode,
+                    os.fsencode(os.readlink(here)) if stat.S_ISLNK(mode) else Path(here).read_bytes(),
+                )
+            )
     return tuple(found)
 
 
 def bare(tree: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a disk's tree without numbers and times."""
-    return tuple((name, mode, bare(content) if stat.S_ISDIR(mode) else content) for name, number, mode, content, modified in tree)
+    return tuple(
+        (name, mode, bare(content) if stat.S_ISDIR(mode) else content)
+        for name, number, mode, content, modified in tree
+    )
 
 
 def recover(path: str, way: str, keys: list[str], clock: int | None) -> tuple[list[Event], list[str]]:
-    """Let a fresh producer and consumer work with what is left; return (what they announce, what they could not do)."""
+    """Let a fresh producer and consumer work with what is left; return (what they announce, what they could
+    not do)."""
     with as_local():
         try:
             return aftermath(path, way, keys, boot=BOOT, clock=clock), []
@@ -303,8 +329,9 @@ def recover(path: str, way: str, keys: list[str], clock: int | None) -> tuple[li
 def judged(before: list[Event], after: list[Event]) -> list[str]:
     """Return what is wrong with a history that a power cut has parted.
 
-    An add that had not returned by then had promised nothing, even if a consumer had its value already: the power cut may
-    have undone it, and what came of it. So whether its deliveries before the cut count is open: one answer must do.
+    An add that had not returned by then had promised nothing, even if a consumer had its value already: the
+    power cut may have undone it, and what came of it. So whether its deliveries before the cut count is open:
+    one answer must do.
     """
     promised = {(event.key, event.value) for event in before if event.what == "add_end"}
     open_ = sorted({(event.key, event.value) for event in before if event.what == "deliver"} - promised)
@@ -330,7 +357,8 @@ def _without(events: list[Event], undone: set[tuple[str, str]]) -> list[Event]:
     return left
 
 
-# --- many of them -------------------------------------------------------------------------------------------------
+# --- many of them
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -345,7 +373,10 @@ class Tally:
 
     def tell(self) -> str:
         """Return the figures as text."""
-        return f"{self.hits:,} faults, {self.disks:,} different disks, {self.recovered:,} recoveries, {len(self.bad)} bad"
+        return (
+            f"{self.hits:,} faults, {self.disks:,} different disks, {self.recovered:,} recoveries, "
+            f"{len(self.bad)} bad"
+        )
 
     def report(self) -> str:
         """Return what is bad, the first few."""
@@ -377,13 +408,17 @@ class Judge:
             ]
             for disk, tree in zip(DISKS, moment.disks, strict=True):
                 prefixes.setdefault(tree, set()).update(told)
-                where.setdefault(tree, f"the power fails after operation {moment.number} ({moment.operation}), disk {disk}")
+                where.setdefault(
+                    tree, f"the power fails after operation {moment.number} ({moment.operation}), disk {disk}"
+                )
         tally.disks += len(prefixes)
         for tree, told in prefixes.items():
             self._turn += 1
             if self._turn % every == 0:
                 for number in range(ways):
-                    self._recover(case, run, tree, WAYS[(self._turn // every + number) % len(WAYS)], told, where[tree])
+                    self._recover(
+                        case, run, tree, WAYS[(self._turn // every + number) % len(WAYS)], told, where[tree]
+                    )
 
     def _recover(self, case: Case, run: Run, tree: Any, way: str, told: set[int], where: str) -> None:
         self.tally.recovered += 1
@@ -396,7 +431,10 @@ class Judge:
             shutil.rmtree(folder)
         for number in sorted(told):
             wrong = wrong or judged(run.events[:number], after)
-        self.tally.bad += [self._bad(case, f"{where}, way {way}, clock {'back' if clock else 'right'}: {what}") for what in wrong]
+        self.tally.bad += [
+            self._bad(case, f"{where}, way {way}, clock {'back' if clock else 'right'}: {what}")
+            for what in wrong
+        ]
 
     def really_cut(self, case: Case, mount: Mount) -> Run:
         """Run a case with a cut, turn the power on again, and recover on the mount itself."""

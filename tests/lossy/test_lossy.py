@@ -1,19 +1,23 @@
-"""Proves on a file system that loses what was not flushed: what add has accepted is delivered, whatever fails, and when.
+"""Proves on a file system that loses what was not flushed: what add has accepted is delivered, whatever
+fails, and when.
 
-Three sweeps over the shared driver's programs (Python, shell and `mv` producers, a consumer, two producers at once, the
-creation of the inbox), each on the four disks of filesystem.py:
+Three sweeps over the shared driver's programs (Python, shell and `mv` producers, a consumer, two producers at
+once, the creation of the inbox), each on the four disks of filesystem.py:
 
  cuts     the power fails after every operation
- errors   every operation fails once with EIO or ENOSPC; the programs go on, then each key is added again; then the power fails
+ errors   every operation fails once with EIO or ENOSPC; the programs go on, then each key is added again;
+          then the power fails
  flushes  every flush fails once, and what it should have written is really lost; the same after it
 
-Before them, that the file system loses what it says it loses; after them, that the sweeps find four wrong flushes. Some cuts are
-real: the mounted file system loses its state under the programs, and is recovered through the mount.
+Before them, that the file system loses what it says it loses; after them, that the sweeps find four wrong
+flushes. Some cuts are real: the mounted file system loses its state under the programs, and is recovered
+through the mount.
 
-    LOSSY='adds 0 lose 3' python -m pytest tests/lossy -k replay -s      one run, its history, and all of its disks
+    LOSSY='adds 0 lose 3' python -m pytest tests/lossy -k replay -s      one run, its history, and all of its
+    disks
 
-Needs FUSE: /dev/fuse, fusermount3 (fuse3), and the mfusepy package. (An operation's number may differ by a few from run to run:
-a consumer looks into drop/ by the clock.)
+Needs FUSE: /dev/fuse, fusermount3 (fuse3), and the mfusepy package. (An operation's number may differ by a
+few from run to run: a consumer looks into drop/ by the clock.)
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ from unittest import mock
 
 import pytest
 
-from fsinbox import Inbox, files
-from fsinbox.errors import InboxError
+from fsinbox import Inbox
+from fsinbox.store import files
+from fsinbox.store.errors import InboxError
 from tests.driver import payload, value_of
 
 try:
@@ -50,9 +55,9 @@ pytestmark = [
 REPLAY = os.environ.get("LOSSY", "")
 
 FORGETFUL = ("adds", "files", "many", "sh", "consumer")
-"""Programs that stand even a folder that forgets names and then says success. The others do not, and cannot: what one process
-renames is forgotten when the flush of another fails, and nobody tells it; and "endings" goes on to end elements after a flush
-that failed, which a journal that stopped would refuse."""
+"""Programs that stand even a folder that forgets names and then says success. The others do not, and cannot:
+what one process renames is forgotten when the flush of another fails, and nobody tells it; and "endings" goes
+on to end elements after a flush that failed, which a journal that stopped would refuse."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,8 @@ def empty(mount: Mount) -> Path:
     return mount.point
 
 
-# --- the file system loses what it says ---------------------------------------------------------------------------
+# --- the file system loses what it says
+# ---------------------------------------------------------------------------
 
 
 def flush(path: Path) -> None:
@@ -99,7 +105,9 @@ def cut(mount: Mount, disk: str = "folder") -> None:
         (True, True, {"folder": "new", "journal": "new", "names": "new"}),
     ],
 )
-def test_a_file_is_left_as_far_as_it_was_flushed(mount: Mount, file: bool, folder: bool, left: dict[str, str | None]) -> None:
+def test_a_file_is_left_as_far_as_it_was_flushed(
+    mount: Mount, file: bool, folder: bool, left: dict[str, str | None]
+) -> None:
     for disk, content in left.items():
         mount.order("reset")
         path = mount.point / "file"
@@ -138,7 +146,9 @@ def test_content_written_over_and_not_flushed_is_the_old_again(mount: Mount, emp
     assert (empty / "file").read_text() == "old"
 
 
-def test_a_file_whose_flush_failed_says_success_the_second_time_and_is_lost(mount: Mount, empty: Path) -> None:
+def test_a_file_whose_flush_failed_says_success_the_second_time_and_is_lost(
+    mount: Mount, empty: Path
+) -> None:
     with open(empty / "file", "w") as file, open(empty / "file") as other:
         file.write("new")
         file.flush()
@@ -224,13 +234,17 @@ def test_otherwise_it_is_a_file_system_like_any_other(empty: Path) -> None:
     assert sorted(os.listdir(empty)) == ["link", "two"]
 
 
-# --- the sweeps ---------------------------------------------------------------------------------------------------
+# --- the sweeps
+# ---------------------------------------------------------------------------------------------------
 
 ONCE = [(program, 0) for program in PROGRAMS if program != "two"] + [("two", seed) for seed in range(1, 6)]
 
 
-def sweep(mount: Mount, make: Callable[[int], Case], numbers: Iterator[int], *, every: int, ways: int = 1) -> Tally:
-    """Run the cases of these numbers until the fault comes after the end; recover each `every`-th of their disks."""
+def sweep(
+    mount: Mount, make: Callable[[int], Case], numbers: Iterator[int], *, every: int, ways: int = 1
+) -> Tally:
+    """Run the cases of these numbers until the fault comes after the end; recover each `every`-th of their
+    disks."""
     tally = Tally()
     judge = Judge(tally)
     for number in numbers:
@@ -244,7 +258,9 @@ def sweep(mount: Mount, make: Callable[[int], Case], numbers: Iterator[int], *, 
 
 
 @pytest.mark.parametrize(("program", "seed"), ONCE)
-def test_the_power_fails_after_every_operation(mount: Mount, program: str, seed: int, figure: Callable[[str], None]) -> None:
+def test_the_power_fails_after_every_operation(
+    mount: Mount, program: str, seed: int, figure: Callable[[str], None]
+) -> None:
     tally = Tally()
     case = Case(program, seed=seed)
     run = case.run(mount)
@@ -256,7 +272,9 @@ def test_the_power_fails_after_every_operation(mount: Mount, program: str, seed:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_power_really_fails_and_the_mount_is_recovered(mount: Mount, program: str, figure: Callable[[str], None]) -> None:
+def test_the_power_really_fails_and_the_mount_is_recovered(
+    mount: Mount, program: str, figure: Callable[[str], None]
+) -> None:
     tally = Tally()
     judge = Judge(tally)
     disks = itertools.cycle(("folder", "journal", "names", "some"))
@@ -312,9 +330,12 @@ def test_an_add_whose_flush_fails_raises(mount: Mount, program: str) -> None:
     assert number > 8
 
 
-@pytest.mark.xfail(strict=True, reason="a failed flush of a file in drop/ is tried again, and then says success")
+@pytest.mark.xfail(
+    strict=True, reason="a failed flush of a file in drop/ is tried again, and then says success"
+)
 def test_a_drop_whose_flush_failed_is_not_taken_for_flushed(mount: Mount) -> None:
-    """A bare `mv` has promised nothing, but what is delivered is whole; before the power fails, and after it."""
+    """A bare `mv` has promised nothing, but what is delivered is whole; before the power fails, and after
+    it."""
     for number in itertools.count(1):
         mount.order("load")
         draft = mount.point / "draft"
@@ -334,18 +355,23 @@ def test_a_drop_whose_flush_failed_is_not_taken_for_flushed(mount: Mount) -> Non
         cut(mount)
         events, wrong = recover(mount.inbox, "drain", [], None)
         assert not wrong
-        assert [event.value for event in events if event.what == "deliver"] in ([], ["dropped"]), f"flush {number}"
+        assert [event.value for event in events if event.what == "deliver"] in ([], ["dropped"]), (
+            f"flush {number}"
+        )
     assert number > 2
 
 
-# --- the long versions --------------------------------------------------------------------------------------------
+# --- the long versions
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_single_operation_fails(mount: Mount, program: str, error: int, figure: Callable[[str], None]) -> None:
+def test_every_single_operation_fails(
+    mount: Mount, program: str, error: int, figure: Callable[[str], None]
+) -> None:
     tally = sweep(mount, lambda number: Case(program, f"fail {number} {error}"), itertools.count(1), every=2)
     figure(tally.tell())
     assert not tally.bad, tally.report()
@@ -355,7 +381,9 @@ def test_every_single_operation_fails(mount: Mount, program: str, error: int, fi
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("first", range(0, 200, 50))
-def test_two_producers_and_a_consumer_in_many_orders(mount: Mount, first: int, figure: Callable[[str], None]) -> None:
+def test_two_producers_and_a_consumer_in_many_orders(
+    mount: Mount, first: int, figure: Callable[[str], None]
+) -> None:
     tally = Tally()
     judge = Judge(tally)
     for seed in range(first, first + 50):
@@ -366,7 +394,8 @@ def test_two_producers_and_a_consumer_in_many_orders(mount: Mount, first: int, f
     assert not tally.bad, tally.report()
 
 
-# --- the sweeps see what is wrong ---------------------------------------------------------------------------------
+# --- the sweeps see what is wrong
+# ---------------------------------------------------------------------------------
 
 REAL_FLUSH = files.flush
 
@@ -420,12 +449,15 @@ def test_a_wrong_flush_is_found_by_a_real_cut(mount: Mount) -> None:
     tally = Tally()
     judge = Judge(tally)
     with mock.patch.object(files, "flush", no_folders):
-        for number in range(300, 420, 10):  # (the first add allocates the index, block by block where there is no fallocate)
+        for number in range(
+            300, 420, 10
+        ):  # (the first add allocates the index, block by block where there is no fallocate)
             judge.really_cut(Case("adds", f"cut {number} folder"), mount)
     assert any("missed" in bad for bad in tally.bad), tally.report()
 
 
-# --- one run again ------------------------------------------------------------------------------------------------
+# --- one run again
+# ------------------------------------------------------------------------------------------------
 
 
 def history(run: Run) -> list[str]:

@@ -1,7 +1,8 @@
 """The mutants: which line of which file, what it becomes, and the check that must turn red.
 
-`old` must occur exactly once in the file: when the code changes, its mutants have to be looked at again. Every place where the
-package or the shell producer flushes has to have a mutant that takes the flush away (test_mutants.py sees to it).
+`old` must occur exactly once in the file: when the code changes, its mutants have to be looked at again.
+Every place where the package or the shell producer flushes has to have a mutant that takes the flush away
+(test_mutants.py sees to it).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """In `file` replace `old` by `new`; then `check` (words for pytest, or a workload of tests/crash) must fail."""
+    """In `file` replace `old` by `new`; then `check` (words for pytest, or a workload of tests/crash) must
+    fail."""
 
     name: str
     file: str
@@ -24,20 +26,20 @@ def crash(workload: str) -> str:
     return f"workload: {workload}"
 
 
-ADDING = "fsinbox/adding.py"
-ADOPT = "fsinbox/adopt.py"
-ATTEMPTS = "fsinbox/attempts.py"
-CONSUMER = "fsinbox/consumer.py"
-CONTROL = "fsinbox/control.py"
-DROPPED = "fsinbox/dropped.py"
-FILES = "fsinbox/files.py"
+ADDING = "fsinbox/store/adding.py"
+ADOPT = "fsinbox/consumer/ingest.py"
+ATTEMPTS = "fsinbox/consumer/attempts.py"
+CONSUMER = "fsinbox/consumer/consumer.py"
+CONTROL = "fsinbox/store/control.py"
+DROPPED = "fsinbox/store/drops.py"
+FILES = "fsinbox/store/files.py"
 INBOX = "fsinbox/inbox.py"
-INDEX = "fsinbox/index.py"
-LAYOUT = "fsinbox/layout.py"
-PROTOCOL = "fsinbox/protocol.py"
-SECTIONS = "fsinbox/sections.py"
-STEERING = "fsinbox/steering.py"
-TRANSFER = "fsinbox/transfer.py"
+INDEX = "fsinbox/store/index.py"
+LAYOUT = "fsinbox/store/layout.py"
+PROTOCOL = "fsinbox/store/transitions.py"
+SECTIONS = "fsinbox/store/network/sections.py"
+STEERING = "fsinbox/operate/steering.py"
+TRANSFER = "fsinbox/store/transfer.py"
 SHELL = "scripts/fsinbox-add"
 
 MUTANTS = [
@@ -406,7 +408,8 @@ MUTANTS = [
             "format-first",
             LAYOUT,
             "        for name in FOLDERS:\n            make_folder",
-            "        write_format(fd, scope, shared=shared)\n        for name in FOLDERS:\n            make_folder",
+            "        write_format(fd, scope, shared=shared)\n        for name in FOLDERS:\n            "
+            "make_folder",
             crash("| create"),
         ),
         (
@@ -934,7 +937,7 @@ MUTANTS = [
         ),
         (
             "second-consumer-let-in",
-            "fsinbox/lock.py",
+            "fsinbox/consumer/ownership.py",
             "return lock_descriptor(fd, blocking=False)",
             "return True",
             "tests/test_inbox.py -k a_second_consumer_is",
@@ -1104,7 +1107,7 @@ MUTANTS = [
         ),
         (
             "folder-of-the-dead-kept",
-            "fsinbox/lease.py",
+            "fsinbox/consumer/lease.py",
             "                        os.rmdir(held.name, dir_fd=root)\n                        break",
             "                        break",
             "tests/test_lease.py -k who_has_lost_the_lease_cannot_take",
@@ -1140,7 +1143,7 @@ MUTANTS = [
         ),
         (
             "lock-link-followed",
-            "fsinbox/lock.py",
+            "fsinbox/consumer/ownership.py",
             "_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW |",
             "_OPEN = os.O_RDWR | os.O_CREAT |",
             "tests/hostile/test_hostile.py -k consumer.lock",
@@ -1220,7 +1223,7 @@ MUTANTS = [
         ),
         (
             "import-not-flushed",
-            "fsinbox/archive.py",
+            "fsinbox/operate/archive.py",
             "        files.flush_pending(self._layout)\n",
             "        pass\n",
             "tests/test_archive.py -k an_import_is",

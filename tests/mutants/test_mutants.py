@@ -1,8 +1,9 @@
 """Proves that the checks can tell: with a line of the code put out of action, one of them turns red.
 
-Each mutant of catalogue.py is applied to a copy of the tree, and the check it names is run there: it must fail. So must, for
-every place where the package or the shell producer flushes, the check of a mutant without that flush: remove any one, and
-this is red. (tests/interleave has mutants of its own, of what only the order of steps shows.)
+Each mutant of catalogue.py is applied to a copy of the tree, and the check it names is run there: it must
+fail. So must, for every place where the package or the shell producer flushes, the check of a mutant without
+that flush: remove any one, and this is red. (tests/interleave has mutants of its own, of what only the order
+of steps shows.)
 
     pytest 'tests/mutants/test_mutants.py::test_a_mutant_is_found[name-not-flushed]'     runs one again
 """
@@ -26,7 +27,9 @@ pytestmark = [pytest.mark.mutants, pytest.mark.skipif(not shutil.which("strace")
 ROOT = Path(__file__).parents[2]
 TREE = ("fsinbox", "scripts", "tests", "pyproject.toml", "README.md", "docs")
 FLUSH = re.compile(r"\b(?:f?sync|syncfs|flush\w*)\(|\bcommit\((?:fd|layout)|_BTRFS_SYNC\)|fcntl\(fd, full\)")
-SHELL_FLUSH = re.compile(r"\bsync (?:-f )?\"|\bflush_shared \"|\bflush (?:drop|pending)$|\bconv=fsync", re.MULTILINE)
+SHELL_FLUSH = re.compile(
+    r"\bsync (?:-f )?\"|\bflush_shared \"|\bflush (?:drop|pending)$|\bconv=fsync", re.MULTILINE
+)
 WORKLOAD = "workload: "
 
 
@@ -41,7 +44,9 @@ def test_a_mutant_is_found(mutant: Mutant, tmp_path: Path) -> None:
     changed = copy / mutant.file
     source = changed.read_text()
     times = source.count(mutant.old)
-    assert times == 1, f"{mutant.file} holds this {times} times, not once; look at its mutants again:\n{mutant.old}"
+    assert times == 1, (
+        f"{mutant.file} holds this {times} times, not once; look at its mutants again:\n{mutant.old}"
+    )
     changed.write_text(source.replace(mutant.old, mutant.new))
 
     words, environment = shlex.split(mutant.check), dict(os.environ)
@@ -52,16 +57,36 @@ def test_a_mutant_is_found(mutant: Mutant, tmp_path: Path) -> None:
         name, _, environment[name] = words.pop(0).partition("=")
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST", "COVERAGE_PROCESS_START"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=60", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-o",
+        "timeout=60",
+        *words,
+    ]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=250)
     told = done.stdout[-3000:] + done.stderr[-1000:]
-    assert done.returncode == 1, f"pytest ended with {done.returncode}; with 1, something would have been found\n{told}"
+    assert done.returncode == 1, (
+        f"pytest ended with {done.returncode}; with 1, something would have been found\n{told}"
+    )
     assert re.search(r"\b1 failed\b", done.stdout), told
 
 
 def test_every_flush_has_a_mutant_without_it() -> None:
-    """Wherever one is called, a mutant takes it away. (The doctor's measurements flush to see what it costs.)"""
-    files = [*(ROOT / "fsinbox").glob("*.py"), ROOT / "fsinbox" / "doctor" / "mending.py", ROOT / "scripts" / "fsinbox-add"]
+    """Wherever one is called, a mutant takes it away. (The doctor's measurements flush to see what it
+    costs.)"""
+    files = [
+        *(ROOT / "fsinbox").glob("*.py"),
+        ROOT / "fsinbox" / "doctor" / "mending.py",
+        ROOT / "scripts" / "fsinbox-add",
+    ]
     missing = []
     for path in sorted(files):
         file = str(path.relative_to(ROOT))
@@ -73,9 +98,15 @@ def test_every_flush_has_a_mutant_without_it() -> None:
                 first = source.count("\n", 0, source.index(mutant.old)) + 1
                 left = mutant.new.split("\n")
                 taken_away.update(
-                    first + at for at, line in enumerate(mutant.old.split("\n")) if flush.search(line) and line not in left
+                    first + at
+                    for at, line in enumerate(mutant.old.split("\n"))
+                    if flush.search(line) and line not in left
                 )
         for number, line in enumerate(source.splitlines(), 1):
-            if flush.search(line.partition("# ")[0]) and not re.match(r" *(?:def |\"\"\")", line) and number not in taken_away:
+            if (
+                flush.search(line.partition("# ")[0])
+                and not re.match(r" *(?:def |\"\"\")", line)
+                and number not in taken_away
+            ):
                 missing.append(f"{file}:{number}: {line.strip()}")
     assert not missing, "no mutant takes these flushes away:\n" + "\n".join(missing)

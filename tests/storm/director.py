@@ -1,10 +1,11 @@
-"""Runs a storm: starts its programs, kills one after the other at random, and starts each anew; then drains the inbox.
+"""Runs a storm: starts its programs, kills one after the other at random, and starts each anew; then drains
+the inbox.
 
     python -m tests.storm.director FOLDER STORM         STORM is a Storm as JSON; the figures come out as JSON
 
-The programs are forked from this process, which has one thread and has imported all they need. It adopts what they leave
-behind (PR_SET_CHILD_SUBREAPER), so that it can wait until a killed program is gone with all its children: whoever is
-started next begins after it.
+The programs are forked from this process, which has one thread and has imported all they need. It adopts what
+they leave behind (PR_SET_CHILD_SUBREAPER), so that it can wait until a killed program is gone with all its
+children: whoever is started next begins after it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from time import monotonic, monotonic_ns, sleep
 
 import fsinbox.cli.commands
 import fsinbox.cli.consuming
-import fsinbox.consumer
-import fsinbox.watch
+import fsinbox.consumer.consumer
+import fsinbox.consumer.watch
 import fsinbox.worker.runner  # noqa: F401 - imported for those who are forked
 from fsinbox import Inbox
-from fsinbox.layout import Layout
+from fsinbox.store.layout import Layout
 from tests.driver import spell
 from tests.interleave.mutants import MUTANTS, mutated
 from tests.oracle import Event
@@ -59,7 +60,9 @@ class Storm:
     consumers: tuple[str, ...] = tuple(CONSUMERS)  # kinds; one process at a time, of one of these
     stops: int = 0  # how often a producer is stopped inside the section, and continued
     wide: bool = False  # the windows in which races happen are widened
-    fault: str = ""  # a mutant (tests/interleave/mutants.py) that all programs are, to see that the storm finds it
+    fault: str = (
+        ""  # a mutant (tests/interleave/mutants.py) that all programs are, to see that the storm finds it
+    )
     limit: float = 240.0  # seconds after which it is a failure that it has not got that far
 
     @property
@@ -107,16 +110,20 @@ class Director:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             errors = os.open(self.folder / "errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if kind in PRODUCERS:
-                # The consumer gets its share (it does not run when it has nothing to do), and those that start a program
-                # an add get less of it than those that are cheap.
+                # The consumer gets its share (it does not run when it has nothing to do), and those that
+                # start a program an add get less of it than those that are cheap.
                 os.nice(8 if kind in ("sh", "mv") else 5)
                 os.dup2(errors, 2)
             else:  # what `fsinbox consume` says of failed attempts is no error of the storm's
                 logging.getLogger("fsinbox").setLevel(logging.CRITICAL)
-                os.dup2(os.open(self.folder / f"errors-{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+                os.dup2(
+                    os.open(self.folder / f"errors-{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2
+                )
             index = self.storm.kinds.index(kind)
             storm = self.storm
-            me = Me(self.folder, who, storm.seed, self.counters, index, in_line=storm.in_line, wide=storm.wide)
+            me = Me(
+                self.folder, who, storm.seed, self.counters, index, in_line=storm.in_line, wide=storm.wide
+            )
             hook(me)
             (PRODUCERS | CONSUMERS)[kind](me)
             os.write(errors, f"{who} came to an end\n".encode())
@@ -145,13 +152,16 @@ class Director:
                 break
         self.kills[kind] += 1
         if kind in CONSUMERS:
-            for orphan in orphans(set(self.running)):  # commands have sessions of their own, and die with their consumer
+            for orphan in orphans(
+                set(self.running)
+            ):  # commands have sessions of their own, and die with their consumer
                 os.waitpid(orphan, 0)
             os.write(self.log, spell(Event("died", who, t=monotonic_ns())))
         return kind
 
     def stop(self) -> None:
-        """Have a producer stop inside the section, and continue it a while later. Nobody is killed meanwhile."""
+        """Have a producer stop inside the section, and continue it a while later. Nobody is killed
+        meanwhile."""
         self.counters[-1] = 1
         until = monotonic() + 10
         while monotonic() < until:
@@ -171,15 +181,24 @@ class Director:
 
     def done(self) -> dict[str, int]:
         """Return how many adds, or deliveries, each kind has done."""
-        return dict(zip(self.storm.kinds, self.counters, strict=False)) | {"command": (self.folder / "heard").stat().st_size}
+        return dict(zip(self.storm.kinds, self.counters, strict=False)) | {
+            "command": (self.folder / "heard").stat().st_size
+        }
 
     def missing(self) -> list[str]:
         """Return what the storm has not reached yet."""
         storm, done = self.storm, self.done()
         adds = sum(done[kind] for kind in set(storm.producers))
-        goals = [("adds", adds, storm.adds), ("kills", self.kills.total(), storm.kills), ("stops", self.stops, storm.stops)]
+        goals = [
+            ("adds", adds, storm.adds),
+            ("kills", self.kills.total(), storm.kills),
+            ("stops", self.stops, storm.stops),
+        ]
         goals += [(kind, done[kind], storm.least[kind]) for kind in storm.kinds]
-        goals += [(f"kills of {kind}", self.kills[kind], storm.kills // (3 * len(storm.kinds))) for kind in storm.kinds]
+        goals += [
+            (f"kills of {kind}", self.kills[kind], storm.kills // (3 * len(storm.kinds)))
+            for kind in storm.kinds
+        ]
         return [f"{name}: {number} of {goal}" for name, number, goal in goals if number < goal]
 
     def blow(self) -> None:
@@ -209,14 +228,28 @@ class Director:
                 self.kill(pid)
 
     def _calm(self) -> None:
-        """Wait until the next kill: mostly a while, at times not long enough for a consumer to have recovered."""
+        """Wait until the next kill: mostly a while, at times not long enough for a consumer to have
+        recovered."""
         pause = self.storm.pause
-        sleep(self.random.random() * 0.005 if self.random.random() < 0.25 else self.random.expovariate(1 / (pause * 4 / 3)))
+        sleep(
+            self.random.random() * 0.005
+            if self.random.random() < 0.25
+            else self.random.expovariate(1 / (pause * 4 / 3))
+        )
 
     def drain(self) -> None:
         """Let the command take all that is left, and nothing be on hold."""
         release_all(Layout(str(self.folder / "inbox")))
-        words = [sys.executable, "-m", "fsinbox", "--inbox", str(self.folder / "inbox"), "consume", "--drain", *PATIENT]
+        words = [
+            sys.executable,
+            "-m",
+            "fsinbox",
+            "--inbox",
+            str(self.folder / "inbox"),
+            "consume",
+            "--drain",
+            *PATIENT,
+        ]
         words += ["--handler", "tests.storm.programs:handle"]
         environment = os.environ | {"STORM": str(self.folder), "PYTHONPATH": str(ROOT)}
         subprocess.run(words, cwd=ROOT, env=environment, check=True, timeout=300)
@@ -253,7 +286,12 @@ def main() -> None:
         director.blow()
     blown = monotonic()
     director.drain()
-    figures = {"kills": director.kills, "done": director.done(), "blow": blown - began, "drain": monotonic() - blown}
+    figures = {
+        "kills": director.kills,
+        "done": director.done(),
+        "blow": blown - began,
+        "drain": monotonic() - blown,
+    }
     print(json.dumps(figures))
 
 
@@ -261,7 +299,9 @@ def run(storm: Storm, folder: Path) -> dict[str, dict[str, int]]:
     """Run a storm in a process of its own; return its figures. Raises subprocess.CalledProcessError."""
     command = [sys.executable, "-m", "tests.storm.director", str(folder), json.dumps(asdict(storm))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=storm.limit + 400)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=storm.limit + 400
+    )
     return json.loads(done.stdout)
 
 

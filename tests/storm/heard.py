@@ -1,9 +1,10 @@
-"""The command of a storm's `fsinbox consume --exec`: announces what it is given, and ends in every way there is.
+"""The command of a storm's `fsinbox consume --exec`: announces what it is given, and ends in every way there
+is.
 
     python -S -E heard.py FOLDER WHO        the payload is its standard input, the key $FSINBOX_KEY
 
-It is started for each element, so it imports nothing of the project: tests/driver.py has the form of the lines, and of
-the payload.
+It is started for each element, so it imports nothing of the project: tests/driver.py has the form of the
+lines, and of the payload.
 """
 
 import os

@@ -1,6 +1,7 @@
 """What a storm left behind, and whether it is right.
 
-python -m tests.storm.history FOLDER [KEY]      judges the logs that a failed storm has left; shows what happened to KEY
+python -m tests.storm.history FOLDER [KEY]      judges the logs that a failed storm has left; shows what
+happened to KEY
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ def look(folder: Path, events: list[Event], *, in_line: bool) -> list[str]:
     if in_line:
         wrong += judge_order([event for event in events if event.key.startswith("once-")])
     inbox = folder / "inbox"
-    for name in ("pending", "inflight", "deferred", "drop", "attempts"):  # (a producer that died may leave its hint in keys/)
+    for name in (
+        "pending",
+        "inflight",
+        "deferred",
+        "drop",
+        "attempts",
+    ):  # (a producer that died may leave its hint in keys/)
         # (A name with a dot is the probe of a consumer that was killed: nobody's element.)
         left = sorted(path.name for path in (inbox / name).iterdir() if not path.name.startswith("."))
         if left:
@@ -48,7 +55,8 @@ def look(folder: Path, events: list[Event], *, in_line: bool) -> list[str]:
 
 
 def went_on(folder: Path, events: list[Event]) -> list[tuple[int, int]]:
-    """Return, for each time a producer was stopped inside the section, how many takes and acks were announced meanwhile."""
+    """Return, for each time a producer was stopped inside the section, how many takes and acks were announced
+    meanwhile."""
     found = []
     for line in (folder / "stops").read_text().splitlines() if (folder / "stops").exists() else ():
         began, ended = map(int, line.split())

@@ -1,10 +1,11 @@
 """The programs of a storm: each adds, or takes, until it is killed, and announces what it does.
 
-The director (director.py) forks them from a process that has imported everything, so that a start costs a millisecond.
-Each has a log of its own (tests/driver.py has its form), written with one system call an event, or one for the events of
-a batch. A kill may cut the last line short, even so (a write that crosses a page can be interrupted): whoever reads it
-ignores what has no line break behind it, which is right, for what is announced comes before what is done, and a value
-whose add was not said to have returned may be delivered or not.
+The director (director.py) forks them from a process that has imported everything, so that a start costs a
+millisecond. Each has a log of its own (tests/driver.py has its form), written with one system call an event,
+or one for the events of a batch. A kill may cut the last line short, even so (a write that crosses a page can
+be interrupted): whoever reads it ignores what has no line break behind it, which is right, for what is
+announced comes before what is done, and a value whose add was not said to have returned may be delivered or
+not.
 """
 
 from __future__ import annotations
@@ -18,24 +19,29 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic_ns, sleep, time_ns
 
-from fsinbox import Element, Inbox, Reject, TryLater, control, protocol
-from fsinbox.layout import Layout
-from fsinbox.names import encode_key
-from fsinbox.steering import Steering
+from fsinbox import Element, Inbox, Reject, TryLater
+from fsinbox.operate.steering import Steering
+from fsinbox.store import control
+from fsinbox.store import transitions as protocol
+from fsinbox.store.layout import Layout
+from fsinbox.store.names import encode_key
 from tests.driver import SHELL_PRODUCER, payload, spell, value_of
 from tests.oracle import Event
 
 KEYS = 30
-"""Keys that all producers share at any one time, a few of them hot. Others are added once each: the order of those is judged."""
+"""Keys that all producers share at any one time, a few of them hot. Others are added once each: the order of
+those is judged."""
 
 PERIOD = 300_000_000
-"""Nanoseconds after which all go on to other keys: so that for many keys it shows whether the last value has come."""
+"""Nanoseconds after which all go on to other keys: so that for many keys it shows whether the last value has
+come."""
 
 BATCH = 200
 """Elements a call of add_many."""
 
 FEW_KEYS, SHORT_PERIOD = 4, 50_000_000
-"""The same two where the windows are widened: few adds a key, so that a value that is lost is often the last."""
+"""The same two where the windows are widened: few adds a key, so that a value that is lost is often the
+last."""
 
 WINDOWS = {
     ("tmp", "pending"): (0.3, 0.006),
@@ -43,7 +49,8 @@ WINDOWS = {
     ("inflight", "deferred"): (0.6, 0.006),
     ("deferred", "inflight"): (0.3, 0.003),
 }
-"""Where the windows are widened: from folder, to folder -> how often the rename is delayed, and by how many seconds at most.
+"""Where the windows are widened: from folder, to folder -> how often the rename is delayed, and by how many
+seconds at most.
 
 Each is between a look and the rename that relies on it: inside the section, if all is right.
 """
@@ -53,9 +60,18 @@ class Me:
     """What a program knows of itself."""
 
     def __init__(
-        self, folder: Path, who: str, seed: int, counters: memoryview, counter: int, *, in_line: bool, wide: bool = False
+        self,
+        folder: Path,
+        who: str,
+        seed: int,
+        counters: memoryview,
+        counter: int,
+        *,
+        in_line: bool,
+        wide: bool = False,
     ) -> None:
-        """`counters[counter]` counts the adds, or deliveries, of its kind. in_line: whether consumers take one at a time.
+        """`counters[counter]` counts the adds, or deliveries, of its kind. in_line: whether consumers take
+        one at a time.
 
         wide: whether the windows of races are widened (see WINDOWS).
         """
@@ -85,7 +101,8 @@ class Me:
         self._counters[self._counter] += times
 
     def choose(self, *, once: bool = True) -> tuple[str, str]:
-        """Return a key, and a value that nobody has given it before. `once`: now and then a key of its own."""
+        """Return a key, and a value that nobody has given it before. `once`: now and then a key of its
+        own."""
         self.made += 1
         value = f"{self.who}.{self.made}"
         if once and self.random.random() < 0.01:
@@ -125,7 +142,8 @@ def hook(me: Me) -> None:
         protocol.supersede_deferred = supersede_later
 
 
-# --- producers ----------------------------------------------------------------------------------------------------
+# --- producers
+# ----------------------------------------------------------------------------------------------------
 
 
 def one(me: Me, *, durable: bool = False) -> None:
@@ -164,7 +182,13 @@ def sh(me: Me) -> None:
     """Add with scripts/fsinbox-add, mostly not flushed."""
     while True:
         key, value = me.choose()
-        command = [SHELL_PRODUCER, "--inbox", me.inbox, *([] if me.random.random() < 0.2 else ["--not-durable"]), key]
+        command = [
+            SHELL_PRODUCER,
+            "--inbox",
+            me.inbox,
+            *([] if me.random.random() < 0.2 else ["--not-durable"]),
+            key,
+        ]
         me.tell("add_start", key, value)
         subprocess.run(command, input=me.payload(value), check=True)
         me.tell("add_end", key, value)
@@ -177,7 +201,8 @@ def mv(me: Me) -> None:
         key, value = me.choose(once=False)  # a drop's turn comes when it is adopted, not when it is dropped
         draft = me.folder / f"draft-{value}"
         draft.write_bytes(me.payload(value))
-        # Written a while ago. (Within one tick of the kernel's clock its times would not tell sh that it is finished.)
+        # Written a while ago. (Within one tick of the kernel's clock its times would not tell sh that it is
+        # finished.)
         os.utime(draft, ns=(time_ns(), time_ns() - 10**9))
         me.tell("add_start", key, value)
         subprocess.run(["/bin/mv", draft, f"{me.inbox}/drop/{key}"], check=True)
@@ -188,7 +213,8 @@ def mv(me: Me) -> None:
 
 
 def steer(me: Me, key: str) -> None:
-    """Do what a person may do beside it all: end back-offs, hold keys and release them, pause the consumer for a moment.
+    """Do what a person may do beside it all: end back-offs, hold keys and release them, pause the consumer
+    for a moment.
 
     (Nothing is retried or replayed: that may bring an old value after a newer one was done, and is meant to.)
     """
@@ -222,7 +248,8 @@ def release_all(layout: Layout) -> None:
         control.release(layout, encoded)
 
 
-# --- consumers ----------------------------------------------------------------------------------------------------
+# --- consumers
+# ----------------------------------------------------------------------------------------------------
 
 
 def take(me: Me) -> None:
@@ -299,12 +326,22 @@ def _consume(me: Me, *words: str) -> None:
     """Run the command line in this process."""
     from fsinbox.cli import main
 
-    sys.argv = ["fsinbox", "--inbox", me.inbox, "consume", *words, "--concurrency", "1" if me.in_line else "3", *PATIENT]
+    sys.argv = [
+        "fsinbox",
+        "--inbox",
+        me.inbox,
+        "consume",
+        *words,
+        "--concurrency",
+        "1" if me.in_line else "3",
+        *PATIENT,
+    ]
     main()
 
 
 PATIENT = "--retry-delay 0.01 --max-retry-delay 0.05 --max-attempts 1000 --drop-settle 0 -q".split()
-"""Options of `fsinbox consume`: a consumer's death counts an attempt, and nothing shall be given up for that."""
+"""Options of `fsinbox consume`: a consumer's death counts an attempt, and nothing shall be given up for
+that."""
 
 
 def _drainer() -> Me:

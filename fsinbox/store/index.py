@@ -1,28 +1,30 @@
 """The file `index`: the admission lock, the last number given out, and where each waiting key waits.
 
-Every add finds its place and publishes in one *section*: while it holds an exclusive flock(2) on this very file. So does
-everything that goes back to pending/. Whoever holds the lock may give out the next number:
+Every add finds its place and publishes in one *section*: while it holds an exclusive flock(2) on this very
+file. So does everything that goes back to pending/. Whoever holds the lock may give out the next number:
 
     next = max(last + 1, nanoseconds since the epoch)
 
 so numbers strictly increase even when the clock steps back, and each is the time of arrival.
 
     header   64 bytes: `<last number> <tag> <lines>`, padded with spaces. The tag names the boot of the kernel
-    table    lines of 32 bytes: `<CRC-32 of the encoded key> <number>`, or blank (NUL), in buckets of 32. A key's line is
-             one of those of bucket `crc mod (lines / 32)`: one read finds it, one write sets it
+    table    lines of 32 bytes: `<CRC-32 of the encoded key> <number>`, or blank (NUL), in buckets of 32. A
+             key's line is one of those of bucket `crc mod (lines / 32)`: one read finds it, one write sets it
 
-The table is a cache. A line is believed only if `pending/<number>-<key>` is there, so a line that is lost, old, torn or
-another key's means "not known". A key that waits and is not known is given a second, higher place, and the consumer
-coalesces the two. What must not happen is a line that names a *lower* place of a key than its newest. Therefore:
+The table is a cache. A line is believed only if `pending/<number>-<key>` is there, so a line that is lost,
+old, torn or another key's means "not known". A key that waits and is not known is given a second, higher
+place, and the consumer coalesces the two. What must not happen is a line that names a *lower* place of a key
+than its newest. Therefore:
 
     a number is used only once its line is written (else the add fails before anything can be seen of it)
-    of several lines of one CRC the highest number is looked at first, and the lowest goes first. (So all are in one bucket.)
-    no line is written but for a number just given out, or by make_anew, which leaves out keys that are at several places
+    of several lines of one CRC the highest number is looked at first, and the lowest goes first. (So all are
+    in one bucket.) no line is written but for a number just given out, or by make_anew, which leaves out keys
+    that are at several places
 
-The file is not flushed: a power cut may bring back an old state. So whoever finds another tag than this boot's, or damage,
-or no table (`lines` is 0), makes it anew from what lies in the folders, under the lock. The lock is flock(2), blocking:
-the kernel queues those who wait, and frees it when a process dies. Not filelock: importing that costs a cold producer more
-than the whole add, and it polls.
+The file is not flushed: a power cut may bring back an old state. So whoever finds another tag than this
+boot's, or damage, or no table (`lines` is 0), makes it anew from what lies in the folders, under the lock.
+The lock is flock(2), blocking: the kernel queues those who wait, and frees it when a process dies. Not
+filelock: importing that costs a cold producer more than the whole add, and it polls.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ BUCKET = 32
 
 FEWEST_LINES = 4096
 LINES_A_KEY = 8
-"""Lines of a new table for each element that waits. A full bucket (then it is made anew) comes at a third of them in use."""
+"""Lines of a new table for each element that waits. A full bucket (then it is made anew) comes at a third of
+them in use."""
 
 HIGHEST = 9 * 10**18
 """A number as high as this (the year 2255) is damage, not time: there would be no room for the next ones."""
@@ -65,7 +68,8 @@ PATIENCE = 0.05
 """Seconds for which the consumer tries to get the lock."""
 
 _inside: set[tuple[tuple[int, int], int]] = set()
-"""(inbox, thread) of who is in a section, or on the way there: a signal handler that interrupts it must not wait for it."""
+"""(inbox, thread) of who is in a section, or on the way there: a signal handler that interrupts it must not
+wait for it."""
 
 
 def forget_sections() -> None:
@@ -88,7 +92,9 @@ def boot_tag() -> str:
     except FileNotFoundError:
         if sys.platform == "darwin":  # pragma: no cover - macOS only
             return _boot_session()
-        raise OSError("no /proc/sys/kernel/random/boot_id here: mount /proc, or this system is not supported") from None
+        raise OSError(
+            "no /proc/sys/kernel/random/boot_id here: mount /proc, or this system is not supported"
+        ) from None
 
 
 def _boot_session() -> str:  # pragma: no cover - macOS only
@@ -105,15 +111,15 @@ def _boot_session() -> str:  # pragma: no cover - macOS only
 def open_index(layout: Layout) -> Index:
     """Return the index of an open inbox. Raises UnusableInbox."""
     if layout.sharing is not None:
-        from .sections import NetworkIndex
+        from .network.sections import NetworkIndex
 
         return NetworkIndex(layout)
     return Index(layout)
 
 
 class Index:
-    """The index of an inbox of one host. `locked` and `try_locked` run a step inside the section; only such a step may call
-    what is below *Inside the section*."""
+    """The index of an inbox of one host. `locked` and `try_locked` run a step inside the section; only such a
+    step may call what is below *Inside the section*."""
 
     def __init__(self, layout: Layout) -> None:
         """Raises UnusableInbox."""
@@ -129,33 +135,39 @@ class Index:
         try:
             self.tag = self._own_tag()
         except OSError as error:
-            raise UnusableInbox(f"cannot use inbox {layout.path}: {error}: mend that, then open it again") from error
+            raise UnusableInbox(
+                f"cannot use inbox {layout.path}: {error}: mend that, then open it again"
+            ) from error
 
     def _own_tag(self) -> str:
         return boot_tag()
 
-    # --- the lock ----------------------------------------------------------------------------------------------
+    # --- the lock
+    # ----------------------------------------------------------------------------------------------
 
     def locked(self, step: Callable[..., Found], *arguments: Any) -> Found:
         """Run a step inside the section, and return what it returns. Waits for the lock.
 
-        An exception out of a signal handler, at any line, leaves no lock behind. Raises WrongState in a handler that
-        interrupted a section of this inbox; what the step raises; OSError.
+        An exception out of a signal handler, at any line, leaves no lock behind. Raises WrongState in a
+        handler that interrupted a section of this inbox; what the step raises; OSError.
         """
         return self._run(None, step, arguments)
 
     def try_locked(self, step: Callable[..., Found], *arguments: Any, patience: float = PATIENCE) -> Found:
-        """The same, but raises Busy if the lock is not to be had within `patience` seconds: at once if it was not before."""
+        """The same, but raises Busy if the lock is not to be had within `patience` seconds: at once if it was
+        not before."""
         return self._run(0 if self._was_busy else patience, step, arguments)
 
     def _run(self, patience: float | None, step: Callable[..., Found], arguments: tuple[Any, ...]) -> Found:
         here = (self._layout.identity, get_ident())
         if here in _inside:
             raise WrongState(
-                f"inbox {self._layout.path} is being changed by the very call that this signal handler interrupted: "
+                f"inbox {self._layout.path} is being changed by the very call that this signal handler "
+                "interrupted: "
                 "have the handler set a flag, and add later"
             )
-        # Twice: the first may be interrupted before it does anything. (What is done twice by _leave does no harm.)
+        # Twice: the first may be interrupted before it does anything. (What is done twice by _leave does no
+        # harm.)
         try:
             try:
                 _inside.add(here)
@@ -183,7 +195,9 @@ class Index:
         until = None if patience is None else monotonic() + patience
         while True:
             if self._fd < 0:
-                self._fd = self._layout.open_own("index", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._fd = self._layout.open_own(
+                    "index", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                )
             if until is None:
                 self._flock(fcntl.LOCK_EX)
             else:
@@ -208,7 +222,8 @@ class Index:
             pause = min(2 * pause, 0.01)
 
     def _leave(self, here: tuple[tuple[int, int], int]) -> None:
-        """Leave the lock, if it is held. If the system will not have it, by closing the file: others must not wait for us."""
+        """Leave the lock, if it is held. If the system will not have it, by closing the file: others must not
+        wait for us."""
         if self._threads._is_owned():  # type: ignore[attr-defined]
             if self._fd >= 0:
                 try:
@@ -227,20 +242,25 @@ class Index:
         if fd >= 0:
             let_go(fd)
 
-    # --- without the lock --------------------------------------------------------------------------------------
+    # --- without the lock
+    # --------------------------------------------------------------------------------------
 
     def peek(self) -> int:
-        """Return the last number given out: perhaps an old one, never too high; 0 if the file is new, gone or damaged."""
+        """Return the last number given out: perhaps an old one, never too high; 0 if the file is new, gone or
+        damaged."""
         try:
             last, tag, _ = self._words(self.peek_header())
         except FileNotFoundError:
             return 0
         if tag == self.tag:
             self._highest = max(self._highest, last)
-        return last if tag or self._layout.sharing else self._highest  # (a full disk may keep us from writing what we know)
+        return (
+            last if tag or self._layout.sharing else self._highest
+        )  # (a full disk may keep us from writing what we know)
 
     def mark(self) -> int:
-        """Return the number up to which a listing of pending/ that begins now shows all that was ever there."""
+        """Return the number up to which a listing of pending/ that begins now shows all that was ever
+        there."""
         return self.peek()
 
     def _words(self, header: bytes) -> tuple[int, str, int]:
@@ -249,8 +269,8 @@ class Index:
 
     def peek_header(self) -> bytes:
         """Return the header as it is now: perhaps an old one."""
-        # Opened anew: the lock's descriptor belongs to whoever is in a section; and on a network file system a descriptor that
-        # was open all the time shows what this host remembers.
+        # Opened anew: the lock's descriptor belongs to whoever is in a section; and on a network file system
+        # a descriptor that was open all the time shows what this host remembers.
         fd = self._open_to_read()
         try:
             return os.pread(fd, HEADER, 0)
@@ -279,7 +299,8 @@ class Index:
     def _open_to_read(self) -> int:
         return self._layout.open_own("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    # --- Inside the section: the last number, and the next ones ---------------------------------------------------
+    # --- Inside the section: the last number, and the next ones
+    # ---------------------------------------------------
 
     def _begin(self, header: bytes, size: int) -> None:
         """The lock was taken: learn what the header says."""
@@ -287,18 +308,21 @@ class Index:
             self._last, self._seen_tag, self._seen_lines = self._words(header)
             self._seen = header
         self._is_ours = self._seen_tag == self.tag
-        if self._last < self._highest:  # lost, or an old copy was put in its place: its lines may name places of before
+        if (
+            self._last < self._highest
+        ):  # lost, or an old copy was put in its place: its lines may name places of before
             self._last, self._is_ours, self._seen = self._highest, False, b""
         elif self._is_ours:
             self._highest = self._last
         self._lines = self._seen_lines if self._is_ours and size >= HEADER + self._seen_lines * LINE else 0
 
     def settle(self) -> None:
-        """Do nothing. (Where several hosts share the inbox: follow a section that was left open by one that is done.)"""
+        """Do nothing. (Where several hosts share the inbox: follow a section that was left open by one that
+        is done.)"""
 
     def doubt(self) -> None:
-        """Do nothing. (Where several hosts share the inbox: a number above the last one was found. If it may be one that was
-        given out, so that `last` was set back, make the index anew.)"""
+        """Do nothing. (Where several hosts share the inbox: a number above the last one was found. If it may
+        be one that was given out, so that `last` was set back, make the index anew.)"""
 
     def _finish(self) -> None:
         """The step is done, and the lock still held."""
@@ -316,10 +340,11 @@ class Index:
         return self._last
 
     def admit(self, encoded: str, expected: int = 1) -> tuple[int, bool, list[int]]:
-        """Return (a key's place, whether a value waits there, numbers that may be this key's and do not wait).
+        """Return (a key's place, whether a value waits there, numbers that may be this key's and do not
+        wait).
 
-        The place is where the key waits, or the next number. `expected` places will be asked for in this section, this one
-        included. Raises OSError; then the place must not be used.
+        The place is where the key waits, or the next number. `expected` places will be asked for in this
+        section, this one included. Raises OSError; then the place must not be used.
         """
         if not self._lines:
             self.make_anew()
@@ -340,11 +365,14 @@ class Index:
         return self._look(encoded, self._crc(encoded, self.tag))[0] if self._lines else 0
 
     def will_publish(self) -> None:
-        """Something will be moved to a place that was found. (Where several hosts share the inbox others must know.)"""
+        """Something will be moved to a place that was found. (Where several hosts share the inbox others must
+        know.)"""
 
     def _give_out(self, expected: int) -> int:
         now = time_ns()
-        number = max(self._last + 1, now if now < HIGHEST else 0)  # a clock that is wrong by centuries does not count
+        number = max(
+            self._last + 1, now if now < HIGHEST else 0
+        )  # a clock that is wrong by centuries does not count
         self._write_header(number, self._lines)
         return number
 
@@ -360,7 +388,8 @@ class Index:
         if os.pwrite(self._fd, data, offset) != len(data):
             raise OSError(errno.ENOSPC, "only a part could be written", "index")
 
-    # --- the table -----------------------------------------------------------------------------------------------
+    # --- the table
+    # -----------------------------------------------------------------------------------------------
 
     def _crc(self, encoded: str, tag: str) -> int:
         return crc32(encoded.encode("ascii"))
@@ -369,8 +398,8 @@ class Index:
         return self._layout.exists("pending", name)
 
     def _look(self, encoded: str, crc: int) -> tuple[int, list[int], int]:
-        """Return (the number at which the key is known to wait, else 0; all numbers in lines of its CRC; the offset of the
-        line to write for it, -1 if the bucket is full)."""
+        """Return (the number at which the key is known to wait, else 0; all numbers in lines of its CRC; the
+        offset of the line to write for it, -1 if the bucket is full)."""
         home = _home(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
         mine = _lines_of(bucket, crc)
@@ -387,7 +416,8 @@ class Index:
         self._write(b"%010d %019d \n" % (crc, number), slot)
 
     def _lowest(self, crc: int) -> int:
-        """Return the offset of the line in a CRC's bucket that is written over when it is full: the oldest."""
+        """Return the offset of the line in a CRC's bucket that is written over when it is full: the
+        oldest."""
         home = _home(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
         return home + min(range(0, len(bucket), LINE), key=lambda at: bucket[at + 11 : at + 30])
@@ -396,15 +426,18 @@ class Index:
         """A bucket is full."""
         self.make_anew()
 
-    # --- made anew ------------------------------------------------------------------------------------------------
+    # --- made anew
+    # ------------------------------------------------------------------------------------------------
 
     def make_anew(self) -> None:
-        """Make header and table from what lies in the folders: after a boot, damage, or when a bucket was full.
+        """Make header and table from what lies in the folders: after a boot, damage, or when a bucket was
+        full.
 
-        `last` becomes the highest number in use. Of pending/ and failed/, where anybody may put a file, absurd numbers are
-        skipped; what is in flight or deferred is believed beyond the clock, which may have been set back. A key that is at
-        more than one place, or in flight or deferred as well, is made unknown: a line must not name the lower of two. (The
-        consumer takes meanwhile. What it takes was seen to wait, or is seen in flight after that.)
+        `last` becomes the highest number in use. Of pending/ and failed/, where anybody may put a file,
+        absurd numbers are skipped; what is in flight or deferred is believed beyond the clock, which may have
+        been set back. A key that is at more than one place, or in flight or deferred as well, is made
+        unknown: a line must not name the lower of two. (The consumer takes meanwhile. What it takes was seen
+        to wait, or is seen in flight after that.)
         """
         last, waiting = self._highest_in_use()
         self._highest = max(self._highest, last)
@@ -430,7 +463,8 @@ class Index:
         return last, waiting
 
     def _note(self, encoded: str, number: int) -> None:
-        """Have a line of a new table name a place; with a second place of its CRC, or 0, it names none from then on."""
+        """Have a line of a new table name a place; with a second place of its CRC, or 0, it names none from
+        then on."""
         crc = self._crc(encoded, self.tag)
         home = _home(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)

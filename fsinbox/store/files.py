@@ -1,4 +1,5 @@
-"""The files of an inbox: written whole, flushed, opened for reading without following anything. Every flush is here."""
+"""The files of an inbox: written whole, flushed, opened for reading without following anything. Every flush
+is here."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ _BTRFS_FS_INFO, _BTRFS_SYNC = 0x8400941F, 0x9408
 """Numbers of ioctl(2), from linux/btrfs.h; any user may call them."""
 
 _FEW = 4
-"""Up to so many files are flushed one by one: syncfs also writes out whatever else waits on their file system."""
+"""Up to so many files are flushed one by one: syncfs also writes out whatever else waits on their file
+system."""
 
-# --- written ------------------------------------------------------------------------------------------------------
+# --- written
+# ------------------------------------------------------------------------------------------------------
 
 
 def unused_temporary(layout: Layout) -> str:
@@ -31,8 +34,8 @@ def unused_temporary(layout: Layout) -> str:
 
 
 def create_temporary(layout: Layout, drafts: list[str]) -> int:
-    """Create a new file in tmp/; return a descriptor to write to it. Its name is added to `drafts` first, so that whoever
-    is interrupted, at any line, knows what to discard."""
+    """Create a new file in tmp/; return a descriptor to write to it. Its name is added to `drafts` first, so
+    that whoever is interrupted, at any line, knows what to discard."""
     while True:
         drafts.append(unused_temporary(layout))
         try:
@@ -108,7 +111,8 @@ def close_interrupted(name: str) -> None:
         pass  # no /proc: a descriptor too many
 
 
-# --- flushed ------------------------------------------------------------------------------------------------------
+# --- flushed
+# ------------------------------------------------------------------------------------------------------
 
 
 def flush(fd: int) -> None:
@@ -131,8 +135,8 @@ def flush_folder(layout: Layout, name: str) -> None:
 def flush_shared(layout: Layout, fd: int) -> None:
     """Flush a folder, or a file that others may rename meanwhile: one in drop/. Raises OSError.
 
-    On Btrfs fsync will not do: it copies names to a log while others rename, and may keep the half of a rename that it has
-    seen. A commit of the file system waits for each rename that has begun.
+    On Btrfs fsync will not do: it copies names to a log while others rename, and may keep the half of a
+    rename that it has seen. A commit of the file system waits for each rename that has begun.
     """
     if layout.commits is None:
         layout.commits = is_btrfs(fd)
@@ -143,14 +147,16 @@ def flush_shared(layout: Layout, fd: int) -> None:
 
 
 def commit(fd: int) -> None:
-    """Make all there is on the Btrfs of an open file or folder survive a power cut. Raises OSError, also if it failed before."""
+    """Make all there is on the Btrfs of an open file or folder survive a power cut. Raises OSError, also if
+    it failed before."""
     fcntl.ioctl(fd, _BTRFS_SYNC)
 
 
 def is_btrfs(fd: int) -> bool:
     """Tell whether an open file or folder is on Btrfs."""
     if os.major(os.fstat(fd).st_dev):
-        return False  # on a disk or partition: a volume of Btrfs has a device number of its own, as network mounts have
+        # on a disk or partition: a volume of Btrfs has a device number of its own, as network mounts have
+        return False
     try:
         fcntl.ioctl(fd, _BTRFS_FS_INFO, bytes(1024))
     except OSError:
@@ -164,7 +170,8 @@ def flush_pending(layout: Layout) -> None:
 
 
 def flush_all(layout: Layout, folder: str, names: list[str]) -> None:
-    """Make the content of these files survive a power cut, in one go (syncfs(2)) if they are many and the system can.
+    """Make the content of these files survive a power cut, in one go (syncfs(2)) if they are many and the
+    system can.
 
     A file that is gone by now is passed over. Raises OSError.
     """
@@ -192,7 +199,8 @@ def flush_all(layout: Layout, folder: str, names: list[str]) -> None:
             os.close(fd)
 
 
-# --- read ---------------------------------------------------------------------------------------------------------
+# --- read
+# ---------------------------------------------------------------------------------------------------------
 
 
 def open_for_reading(layout: Layout, folder: str, name: str) -> int:
@@ -232,7 +240,8 @@ def _read_rest(fd: int) -> bytes:
     return b"".join(pieces)
 
 
-# --- removed ------------------------------------------------------------------------------------------------------
+# --- removed
+# ------------------------------------------------------------------------------------------------------
 
 
 def remove(layout: Layout, folder: str, name: str) -> bool:
@@ -245,4 +254,5 @@ def remove(layout: Layout, folder: str, name: str) -> bool:
 
 
 label: Callable[[Layout, str], object] | None = None
-"""Called with each file in tmp/ that is about to be published: fsinbox.tracing leaves a producer's trace on it."""
+"""Called with each file in tmp/ that is about to be published: fsinbox.tracing leaves a producer's trace on
+it."""

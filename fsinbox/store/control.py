@@ -1,10 +1,14 @@
 """What people ask of the consumer: control/, which it looks at before it takes.
 
-    control/pause           a symlink, `<until>.<who>`: take nothing until then (ns since the epoch; 0: until resumed)
-    control/hold-<key>      a symlink, `<since>.<who>`: leave this key alone; what is added for it replaces and waits as always
-    control/look            a symlink, `<when>.<who>`: something came back to pending/, or is gone from deferred/
+    control/pause           a symlink, `<until>.<who>`: take nothing until then (ns since the epoch; 0: until
+                            resumed)
+    control/hold-<key>      a symlink, `<since>.<who>`: leave this key alone; what is added for it replaces
+                            and waits as always
+    control/look            a symlink, `<when>.<who>`: something came back to pending/, or is gone from
+                            deferred/
 
-Nothing is moved for a hold, so nothing can be lost by one. An fsinbox that does not know these takes as if they were not there.
+Nothing is moved for a hold, so nothing can be lost by one. An fsinbox that does not know these takes as if
+they were not there.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ import os
 from dataclasses import dataclass
 from time import time_ns
 
+from ..consumer.ownership import clean
 from .files import flush_folder, unused_temporary
 from .layout import Layout
-from .lock import clean
 from .names import decode_key
 
 _PAUSE = "pause"
@@ -60,7 +64,8 @@ def wishes(layout: Layout) -> Wishes:
 
 
 def pause(layout: Layout, until: int = 0) -> None:
-    """Have consumers take nothing until then (ns since the epoch; 0: until `resume`). Durable. Raises OSError."""
+    """Have consumers take nothing until then (ns since the epoch; 0: until `resume`). Durable. Raises
+    OSError."""
     _write(layout, _PAUSE, until)
 
 
@@ -80,7 +85,8 @@ def release(layout: Layout, encoded: str) -> bool:
 
 
 def look_again(layout: Layout) -> None:
-    """Have consumers list pending/ afresh before they take: what was brought back there is before what they know of.
+    """Have consumers list pending/ afresh before they take: what was brought back there is before what they
+    know of.
 
     Not flushed: whoever starts after a power cut lists it anyhow. Raises OSError.
     """
@@ -88,7 +94,8 @@ def look_again(layout: Layout) -> None:
 
 
 def put(layout: Layout, name: str, text: str) -> None:
-    """Have the symlink of this name in control/ say this from now on, in place of what it said. Not flushed. Raises OSError."""
+    """Have the symlink of this name in control/ say this from now on, in place of what it said. Not flushed.
+    Raises OSError."""
     layout.make("control")
     folder = layout.folder("control")
     draft = "." + unused_temporary(layout)

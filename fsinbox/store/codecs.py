@@ -1,4 +1,5 @@
-"""Values <-> payloads: JSON, text or bytes. Never pickle: a payload may come from anyone who can write a file."""
+"""Values <-> payloads: JSON, text or bytes. Never pickle: a payload may come from anyone who can write a
+file."""
 
 from .errors import InvalidPayload
 
@@ -22,17 +23,24 @@ def encode(codec: str, key: str, value: object) -> bytes:
             return text.encode("utf-8")
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidPayload(
-                f"the value for key {key!r} is not JSON: {error}: convert it first, or use codec='text' or 'bytes'"
+                f"the value for key {key!r} is not JSON: {error}: convert it first, or use codec='text' or "
+                "'bytes'"
             ) from error
     if codec == "text":
         if not isinstance(value, str):
-            raise InvalidPayload(f"codec 'text' takes str, the value for key {key!r} is {type(value).__name__}")
+            raise InvalidPayload(
+                f"codec 'text' takes str, the value for key {key!r} is {type(value).__name__}"
+            )
         try:
             return value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InvalidPayload(f"the value for key {key!r} is not text: {error}: use codec='bytes'") from error
+            raise InvalidPayload(
+                f"the value for key {key!r} is not text: {error}: use codec='bytes'"
+            ) from error
     if not isinstance(value, (bytes, bytearray, memoryview)):
-        raise InvalidPayload(f"codec 'bytes' takes bytes, the value for key {key!r} is {type(value).__name__}")
+        raise InvalidPayload(
+            f"codec 'bytes' takes bytes, the value for key {key!r} is {type(value).__name__}"
+        )
     return bytes(value)
 
 
@@ -51,5 +59,6 @@ def decode(codec: str, key: str, data: bytes) -> object:
         start = data[:40]
         raise InvalidPayload(
             f"the payload for key {key!r} is not {'JSON' if codec == 'json' else 'UTF-8 text'}: {error}; "
-            f"it has {len(data)} bytes and starts {start!r}: use another codec (json, text or bytes), or mend what writes it"
+            f"it has {len(data)} bytes and starts {start!r}: use another codec (json, text or bytes), or "
+            "mend what writes it"
         ) from error

@@ -1,7 +1,9 @@
-"""Reads an inbox that is a table of a database (update or insert by key, a lock column, delete when done), in order.
+"""Reads an inbox that is a table of a database (update or insert by key, a lock column, delete when done), in
+order.
 
-Rows are read by the keyset, `WHERE (order, ...) > (last, ...) LIMIT n`, each time in a short transaction, so that a large table
-is neither held nor loaded whole. Rows that come, go, or are locked meanwhile are no harm: at worst one is queued twice.
+Rows are read by the keyset, `WHERE (order, ...) > (last, ...) LIMIT n`, each time in a short transaction, so
+that a large table is neither held nor loaded whole. Rows that come, go, or are locked meanwhile are no harm:
+at worst one is queued twice.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from .errors import InboxError, InvalidKey, UnusableInbox
-from .files import open_for_reading, write_whole
-from .layout import Layout
-from .names import encode_key
+from ..store.errors import InboxError, InvalidKey, UnusableInbox
+from ..store.files import open_for_reading, write_whole
+from ..store.layout import Layout
+from ..store.names import encode_key
 
 Start = tuple[bool, list[Any]]
-"""Where rows begin: whether among those that are locked, and behind which values of the columns of the order ([]: the first)."""
+"""Where rows begin: whether among those that are locked, and behind which values of the columns of the order
+([]: the first)."""
 
 
 class BadSource(InboxError, ValueError):
@@ -52,7 +55,9 @@ class Source:
         try:
             import sqlalchemy
         except ImportError as error:
-            raise BadSource("migrate needs SQLAlchemy, which is not installed: pip install 'fsinbox[migrate]'") from error
+            raise BadSource(
+                "migrate needs SQLAlchemy, which is not installed: pip install 'fsinbox[migrate]'"
+            ) from error
         self._sql = sqlalchemy
         self._name = table
         try:
@@ -68,11 +73,15 @@ class Source:
         schema, _, name = table.rpartition(".")
         try:
             self._engine = sqlalchemy.create_engine(address)
-            self._table = sqlalchemy.Table(name, sqlalchemy.MetaData(), schema=schema or None, autoload_with=self._engine)
+            self._table = sqlalchemy.Table(
+                name, sqlalchemy.MetaData(), schema=schema or None, autoload_with=self._engine
+            )
         except sqlalchemy.exc.NoSuchTableError as error:
             raise BadSource(f"there is no table {table!r} in {shown}: name it with --table") from error
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-            raise BadSource(f"the driver for {shown} is not installed ({error}): install it with pip") from error
+            raise BadSource(
+                f"the driver for {shown} is not installed ({error}): install it with pip"
+            ) from error
         except sqlalchemy.exc.SQLAlchemyError as error:
             raise self._failed(error) from error
         self._key, self._value = self._column(key, "--key-column"), self._column(value, "--value-column")
@@ -88,7 +97,9 @@ class Source:
 
     def _failed(self, error: Exception) -> SourceFailed:
         why = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        return SourceFailed(f"the database refused: {why}: mend that, and run this again; it goes on where it was")
+        return SourceFailed(
+            f"the database refused: {why}: mend that, and run this again; it goes on where it was"
+        )
 
     def _read(self, query: Any) -> list[Any]:
         try:
@@ -119,21 +130,31 @@ class Source:
         """Return the columns that tell the order, so many that no two rows are the same in all of them."""
         own = list(self._table.primary_key.columns)
         if not (own or order):
-            raise BadSource(f"table {self._name!r} has no primary key: name the column that tells the order with --order-by")
+            raise BadSource(
+                f"table {self._name!r} has no primary key: name the column that tells the order with "
+                "--order-by"
+            )
         first = [self._column(order, "--order-by")] if order else []
         return list(dict.fromkeys([*first, *(own or [self._key])]))
 
     def count(self) -> int:
-        """Return how many rows there are. Raises SourceFailed; BadSource if some have no place in the order."""
+        """Return how many rows there are. Raises SourceFailed; BadSource if some have no place in the
+        order."""
         counted = self._sql.select(self._sql.func.count()).select_from(self._table)
-        homeless = self._read(counted.where(self._sql.or_(*(column.is_(None) for column in self._order))))[0][0]
+        homeless = self._read(counted.where(self._sql.or_(*(column.is_(None) for column in self._order))))[0][
+            0
+        ]
         if homeless:
             names = " or ".join(column.name for column in self._order)
-            raise BadSource(f"{homeless} rows of {self._name!r} have NULL as {names}: set it, or name another with --order-by")
+            raise BadSource(
+                f"{homeless} rows of {self._name!r} have NULL as {names}: set it, or name another with "
+                "--order-by"
+            )
         return int(self._read(counted)[0][0])
 
     def batches(self, start: Start | None, size: int) -> Iterator[Rows]:
-        """Go through the rows, those that are locked first, from where `Rows.after` told. Raises SourceFailed."""
+        """Go through the rows, those that are locked first, from where `Rows.after` told. Raises
+        SourceFailed."""
         locked, last = start or (True, [])
         done: set[str] = set()
         if locked and self._locked is not None:
@@ -143,7 +164,11 @@ class Source:
 
     def _walk(self, last: list[Any], size: int, done: set[str], *, free: bool = False) -> Iterator[Rows]:
         order = [self._bare(column) for column in self._order]
-        query = self._sql.select(self._bare(self._key), self._bare(self._value), *order).order_by(*order).limit(size)
+        query = (
+            self._sql.select(self._bare(self._key), self._bare(self._value), *order)
+            .order_by(*order)
+            .limit(size)
+        )
         if not free:
             query = query.where(self._locked)
         while True:
@@ -153,7 +178,9 @@ class Source:
             last = list(found[-1][2:])
             rows = Rows((not free, last))
             for key, value, *place in found:
-                name = ", ".join(f"{column.name} {text!r}" for column, text in zip(self._order, place, strict=True))
+                name = ", ".join(
+                    f"{column.name} {text!r}" for column, text in zip(self._order, place, strict=True)
+                )
                 if free and name in done:
                     continue
                 if not free:
@@ -165,8 +192,8 @@ class Source:
             yield rows
 
     def _bare(self, column: Any) -> Any:
-        """Return a column so that it gives what is stored. SQLite stores times as text, in more forms than SQLAlchemy writes:
-        what it has made of one would not be found again."""
+        """Return a column so that it gives what is stored. SQLite stores times as text, in more forms than
+        SQLAlchemy writes: what it has made of one would not be found again."""
         return self._sql.type_coerce(column, self._sql.types.NullType()) if self._is_sqlite else column
 
     def _behind(self, order: list[Any], last: list[Any]) -> Any:
@@ -179,7 +206,8 @@ class Source:
 
 
 def _element(key: Any, value: Any) -> tuple[str, bytes]:
-    """Return the key and payload of a row; what is neither text nor bytes becomes JSON. Raises InvalidKey, UnicodeError."""
+    """Return the key and payload of a row; what is neither text nor bytes becomes JSON. Raises InvalidKey,
+    UnicodeError."""
     if key is None:
         raise InvalidKey("its key is NULL")
     name = os.fsdecode(key) if isinstance(key, bytes) else str(key)
@@ -198,11 +226,13 @@ _KINDS: dict[str, tuple[type, Any, Any]] = {
     "uuid": (UUID, str, UUID),
     "bytes": (bytes, bytes.hex, bytes.fromhex),
 }
-"""Kinds of values that JSON does not have: the type, how one is written, how it is read. (A datetime is a date, too.)"""
+"""Kinds of values that JSON does not have: the type, how one is written, how it is read. (A datetime is a
+date, too.)"""
 
 
 class Place:
-    """How far a run has come, in control/ of the inbox, for the run after it. If it is lost, that begins anew."""
+    """How far a run has come, in control/ of the inbox, for the run after it. If it is lost, that begins
+    anew."""
 
     def __init__(self, layout: Layout, identity: str) -> None:
         self._layout = layout
@@ -216,7 +246,8 @@ class Place:
             with open(open_for_reading(self._layout, "control", self._name), encoding="utf-8") as file:
                 locked, values = json.load(file)
             return bool(locked), [
-                _KINDS[value["kind"]][2](value["text"]) if isinstance(value, dict) else value for value in values
+                _KINDS[value["kind"]][2](value["text"]) if isinstance(value, dict) else value
+                for value in values
             ]
         except (OSError, ValueError, TypeError, LookupError):
             return None

@@ -17,8 +17,8 @@ Made when they are first needed (OPTIONAL); a version of fsinbox that does not k
     stats/      what each consumer says of its work: see record
     done/       the last elements that were acknowledged, if the consumer is asked to keep some
 
-Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice, and a folder
-that somebody replaces by a symlink is refused when it is opened.
+Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice,
+and a folder that somebody replaces by a symlink is refused when it is opened.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .hosts import Sharing
+    from .network.sharing import Sharing
 
 VERSION = 2
 FOLDERS = ("tmp", "drop", "pending", "inflight", "deferred", "failed", "attempts")
@@ -51,8 +51,10 @@ HOLD = "lease-"
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs3 nfs4 cifs smb3 smbfs afs ncpfs 9p virtiofs ceph lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 glusterfs "
-    "fuse fuse.sshfs fuse.glusterfs fuse.ceph fuse.juicefs fuse.s3fs fuse.rclone vboxsf prl_fs vmhgfs fuse.vmhgfs-fuse "
+    "nfs nfs3 nfs4 cifs smb3 smbfs afs ncpfs 9p virtiofs ceph lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 "
+    "glusterfs "
+    "fuse fuse.sshfs fuse.glusterfs fuse.ceph fuse.juicefs fuse.s3fs fuse.rclone vboxsf prl_fs vmhgfs "
+    "fuse.vmhgfs-fuse "
     "osxfs fuse.osxfs fuse.grpcfuse fakeowner drvfs".split()
 )
 """File systems on which another host's (or the other side's) changes send no events here."""
@@ -62,19 +64,22 @@ class Layout:
     """An open inbox: one descriptor a folder. Close it when done; use one per process.
 
     `identity` is the device and inode of its folder.
-    `token` and `serial` make names for files in tmp/: no other open inbox has this token, and each number comes once.
-    `sharing` is None for an inbox of one host; else it says how this host works on it (see hosts). `inflight` is the folder
-    in which its consumer, if that is us, holds what it has taken (see hold_in).
+    `token` and `serial` make names for files in tmp/: no other open inbox has this token, and each number
+    comes once. `sharing` is None for an inbox of one host; else it says how this host works on it (see
+    hosts). `inflight` is the folder in which its consumer, if that is us, holds what it has taken (see
+    hold_in).
     """
 
     sharing: Sharing | None = None
-    commits: bool | None = None  # whether names last by a commit of the file system (Btrfs); None: not asked yet
+    commits: bool | None = (
+        None  # whether names last by a commit of the file system (Btrfs); None: not asked yet
+    )
 
     def __init__(self, root: str, *, create: bool = True, shared: bool = False, scope: str = "") -> None:
         """Open the inbox at `root`, creating it durably first if `create` and it is not there.
 
-        `shared` and `scope` only matter on creation: the group may read and write too; "local", "network", or as the file
-        system is. Raises UnusableInbox.
+        `shared` and `scope` only matter on creation: the group may read and write too; "local", "network", or
+        as the file system is. Raises UnusableInbox.
         """
         self._begin(root)
         try:
@@ -84,7 +89,7 @@ class Layout:
             self.identity = (status.st_dev, status.st_ino)
             self.scope = self._read_format()
             if self.scope == "network":
-                from .hosts import sharing_of
+                from .network.sharing import sharing_of
 
                 self.sharing = sharing_of(self.path, mount_of(self.path))
             self.file_mode = stat.S_IMODE(os.fstat(self.folder("tmp")).st_mode) & 0o666
@@ -97,7 +102,8 @@ class Layout:
 
     @classmethod
     def as_found(cls, root: str) -> Layout:
-        """Open what is at `root`, for the doctor: `format` need not be there, and folders may be missing or wrong.
+        """Open what is at `root`, for the doctor: `format` need not be there, and folders may be missing or
+        wrong.
 
         Raises UnusableInbox if it is not even a directory.
         """
@@ -122,7 +128,8 @@ class Layout:
     def _unusable(self, error: OSError) -> UnusableInbox:
         return UnusableInbox(
             f"cannot use inbox {self.path}: {error.strerror or error}"
-            f"{f' ({error.filename})' if error.filename else ''}: check the path and who may read and write there"
+            f"{f' ({error.filename})' if error.filename else ''}: check the path and who may read and write "
+            "there"
         )
 
     def folder(self, name: str) -> int:
@@ -138,10 +145,14 @@ class Layout:
             try:
                 fd = os.open(last, _OPEN_FOLDER, dir_fd=self.holders() if parent else self.root)
             except OSError as error:
-                if parent and error.errno in (errno.ENOENT, errno.ESTALE):  # a consumer's, which has ended since
+                if parent and error.errno in (
+                    errno.ENOENT,
+                    errno.ESTALE,
+                ):  # a consumer's, which has ended since
                     raise FileNotFoundError(error.errno, error.strerror, name) from error
                 raise UnusableInbox(
-                    f"cannot open folder {self.path}/{name}: {error.strerror}: it must be a real directory (not a link) "
+                    f"cannot open folder {self.path}/{name}: {error.strerror}: it must be a real directory "
+                    "(not a link) "
                     f"that this user may enter"
                 ) from error
             kept = self._fds.setdefault(name, fd)
@@ -161,7 +172,8 @@ class Layout:
             os.fsync(self.root)
 
     def fresh(self, folder: str) -> int:
-        """Return the descriptor of a folder in which a name is to be looked up: what it says then is how it is now."""
+        """Return the descriptor of a folder in which a name is to be looked up: what it says then is how it
+        is now."""
         fd = self.folder(folder)
         if self.sharing and self.sharing.opens_first:
             os.close(os.open(".", _OPEN_FOLDER, dir_fd=fd))
@@ -211,8 +223,8 @@ class Layout:
     def names_in(self, folder: int, *, hidden: bool = False) -> list[str]:
         """The same for a folder's descriptor.
 
-        Opens the folder afresh: a listing must not share its position with another thread's, and on a network file
-        system opening is what makes it current.
+        Opens the folder afresh: a listing must not share its position with another thread's, and on a network
+        file system opening is what makes it current.
         """
         if self.sharing and self.sharing.touches_first:
             self._touch(folder)
@@ -231,7 +243,8 @@ class Layout:
                 raise  # (who may only look is shown what this host remembers)
 
     def oldest_first(self, folder: str) -> list[str]:
-        """Return the names of the elements in a folder, in the order in which they came there (by the times of their inodes)."""
+        """Return the names of the elements in a folder, in the order in which they came there (by the times
+        of their inodes)."""
         times = []
         for name in self.names(folder):
             try:
@@ -241,7 +254,8 @@ class Layout:
         return [name for _, name in sorted(times) if is_element(name)]
 
     def names_one_by_one(self, folder: str) -> Iterator[str]:
-        """Go through a folder without keeping a million names; where hosts share the inbox, through every consumer's."""
+        """Go through a folder without keeping a million names; where hosts share the inbox, through every
+        consumer's."""
         if folder == "inflight" and self.sharing:
             yield from (name for _, name in self.out())
             return
@@ -256,9 +270,11 @@ class Layout:
             let_go(fd)
 
     def open_own(self, name: str, flags: int) -> int:
-        """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is shared, too.
+        """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is
+        shared, too.
 
-        Raises OSError, also if it is no regular file, or has another name: what is written to it would be written there, too.
+        Raises OSError, also if it is no regular file, or has another name: what is written to it would be
+        written there, too.
         """
         try:
             fd = os.open(name, flags, self.file_mode, dir_fd=self.root)
@@ -267,7 +283,11 @@ class Layout:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                wrong = "has another name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+                wrong = (
+                    "has another name (a hard link)"
+                    if stat.S_ISREG(status.st_mode)
+                    else "is not a regular file"
+                )
                 raise OSError(errno.EINVAL, f"{self.path}/{name} {wrong}: remove it, it is made anew")
             shared = self.file_mode & 0o060 == 0o060  # (else somebody has taken the right to write from tmp/)
             if shared and stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
@@ -286,14 +306,19 @@ class Layout:
         return True
 
     def where_it_went(self) -> str:
-        """Return "" if the path still leads to this inbox, as far as can be told; else what became of it, in words."""
+        """Return "" if the path still leads to this inbox, as far as can be told; else what became of it, in
+        words."""
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
             return "was removed, or moved away"
         except OSError:
             return ""  # this process may no longer walk the path, though it has the folders open
-        return "" if (status.st_dev, status.st_ino) == self.identity else "was moved away, and something else is in its place"
+        return (
+            ""
+            if (status.st_dev, status.st_ino) == self.identity
+            else "was moved away, and something else is in its place"
+        )
 
     def close(self) -> None:
         """Close every descriptor. Safe to call twice, by two threads as well."""
@@ -333,11 +358,12 @@ class Layout:
             )
         if not create:
             raise UnusableInbox(
-                f"{self.path} is an empty directory or an unfinished inbox: finish it with `fsinbox --inbox {self.path} init`"
+                f"{self.path} is an empty directory or an unfinished inbox: finish it with `fsinbox --inbox "
+                f"{self.path} init`"
             )
         scope = scope or ("network" if is_network(self.path) else "local")
         if scope == "network":
-            from .hosts import sharing_of
+            from .network.sharing import sharing_of
 
             sharing_of(self.path, mount_of(self.path))  # refused before anything is made
         _flush_parent(fd)  # whoever made the directory may not have got to it
@@ -360,19 +386,23 @@ class Layout:
         if len(words) < 3 or words[0] != b"fsinbox":
             raise UnusableInbox(
                 f"{self.path}/format does not say `fsinbox {VERSION} local`: "
-                "this is not an inbox, or the file was damaged; restore that line if the folders beside it are yours"
+                "this is not an inbox, or the file was damaged; restore that line if the folders beside it "
+                "are yours"
             )
         if words[1] != str(VERSION).encode():
             raise UnusableInbox(
-                f"{self.path} has format {words[1].decode('ascii', 'backslashreplace')}, this fsinbox knows {VERSION}: "
-                "use the version of fsinbox that made it; to move what waits, `fsinbox export` it with that version, "
+                f"{self.path} has format {words[1].decode('ascii', 'backslashreplace')}, this fsinbox knows "
+                f"{VERSION}: "
+                "use the version of fsinbox that made it; to move what waits, `fsinbox export` it with that "
+                "version, "
                 "and `fsinbox import` it into a new inbox with this one"
             )
         return "network" if words[2] == b"network" else "local"
 
 
 def let_go(fd: int) -> None:
-    """Close a descriptor through which nothing was written that could still be lost: whatever close(2) says, it is closed."""
+    """Close a descriptor through which nothing was written that could still be lost: whatever close(2) says,
+    it is closed."""
     try:
         os.close(fd)
     except OSError:
@@ -414,10 +444,14 @@ def make_file(root: int, name: str, *, shared: bool) -> None:
 
 
 def write_format(root: int, scope: str, *, shared: bool) -> None:
-    """Write `format`, whole or not at all, durably: from then on it is an inbox. `scope` is "local" or "network"."""
+    """Write `format`, whole or not at all, durably: from then on it is an inbox. `scope` is "local" or
+    "network"."""
     draft = f".format.{os.getpid()}.{os.urandom(4).hex()}"  # threads of one process may both be making it
     file = os.open(
-        draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=root
+        draft,
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+        PRIVATE_FILE,
+        dir_fd=root,
     )
     try:
         os.fchmod(file, SHARED_FILE if shared else PRIVATE_FILE)
@@ -432,7 +466,8 @@ def write_format(root: int, scope: str, *, shared: bool) -> None:
 
 
 def set_mode(root: int, name: str, mode: int) -> None:
-    """Set the mode of a folder or a file of the inbox, not through a link, and even if it may not be opened."""
+    """Set the mode of a folder or a file of the inbox, not through a link, and even if it may not be
+    opened."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
     try:
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
@@ -467,9 +502,11 @@ def _flush_parent(fd: int) -> None:
 
 
 def mount_of(path: str) -> tuple[str, str]:
-    """Return (type, options) of the file system that holds `path`: ("nfs4", "rw,vers=4.2,..."); ("", "") if it cannot be told.
+    """Return (type, options) of the file system that holds `path`: ("nfs4", "rw,vers=4.2,..."); ("", "") if
+    it cannot be told.
 
-    Source: /proc/self/mountinfo, whose format is in proc(5). The options are those of the file system, behind its type.
+    Source: /proc/self/mountinfo, whose format is in proc(5). The options are those of the file system, behind
+    its type.
     """
     path = os.path.realpath(path)
     best, found = "", ("", "")
@@ -479,7 +516,12 @@ def mount_of(path: str) -> tuple[str, str]:
                 left, _, right = line.partition(" - ")
                 mount = left.split(" ")[4]
                 if "\\" in mount:
-                    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+                    for code, character in (
+                        ("\\040", " "),
+                        ("\\011", "\t"),
+                        ("\\012", "\n"),
+                        ("\\134", "\\"),
+                    ):
                         mount = mount.replace(code, character)
                 inside = path == mount or path.startswith(mount.rstrip("/") + "/")
                 if inside and len(mount) >= len(best):
@@ -491,11 +533,13 @@ def mount_of(path: str) -> tuple[str, str]:
 
 
 def file_system_type(path: str) -> str:
-    """Return the type of the file system that holds `path` ("ext4", "nfs4", ...), or "" where that cannot be told."""
+    """Return the type of the file system that holds `path` ("ext4", "nfs4", ...), or "" where that cannot be
+    told."""
     return mount_of(path)[0]
 
 
 def is_network(path: str) -> bool:
-    """Tell whether `path` lies on a file system that other hosts change too, or that sends no events for it."""
+    """Tell whether `path` lies on a file system that other hosts change too, or that sends no events for
+    it."""
     kind = file_system_type(path)
     return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")

@@ -1,19 +1,22 @@
-"""What the one consumer knows: the lock that makes it the one, what waits and in which order, and what is in flight.
+"""What the one consumer knows: the lock that makes it the one, what waits and in which order, and what is in
+flight.
 
-The folders are the truth; this is a view of them that lets a take cost the same whatever waits. Its parts, each with
-what holds of it:
+The folders are the truth; this is a view of them that lets a take cost the same whatever waits. Its parts,
+each with what holds of it:
 
- _waiting    the last listing of pending/, oldest last. Every name in it had been given out when the listing began, so for
-             each key nothing older can turn up later: of two values the older is never delivered after the newer.
+ _waiting    the last listing of pending/, oldest last. Every name in it had been given out when the listing
+             began, so for each key nothing older can turn up later: of two values the older is never
+             delivered after the newer.
  _again      a heap of names that are ready again: requeued, no longer blocked, debounced, due
  _deferred   key -> its name in deferred/; no key is also waiting without _take noticing
  _in_flight  key -> the element that is in flight; at most one a key
- _returning  key -> an element that was to go back, but the lock could not be had, or the system refused: it stays in
-             inflight/, and is tried again between takes. No key is also in _in_flight
+ _returning  key -> an element that was to go back, but the lock could not be had, or the system refused: it
+             stays in inflight/, and is tried again between takes. No key is also in _in_flight
  _refused    those keys of _returning that the system refused: nobody needs to wait for them
  _blocked    key -> a name that waits until the element of its key, which is in one of these two, is done
- _ended      keys of which an element was ended since inflight/ and deferred/ were last flushed: before another one of such a
-             key is taken, they are flushed, so that a power cut cannot bring back the older one when the newer is gone
+ _ended      keys of which an element was ended since inflight/ and deferred/ were last flushed: before
+             another one of such a key is taken, they are flushed, so that a power cut cannot bring back the
+             older one when the newer is gone
  _rescan     a step was cut short, or is running: the view is made anew before the next take
  _wishes     what people ask for (control/): a pause, keys on hold
  _held       names of deferred elements that are due, of keys on hold
@@ -32,16 +35,16 @@ from itertools import compress, takewhile
 from operator import itemgetter
 from time import monotonic, sleep, time_ns
 
-from . import protocol
-from .adopt import Drops
+from ..store import transitions
+from ..store.control import NONE, Wishes, wishes
+from ..store.errors import UnusableInbox
+from ..store.files import flush_pending, remove
+from ..store.index import Busy, Index
+from ..store.layout import Layout
+from ..store.names import REASON, about, decode_key, element_name, parse_deferred, parse_element
 from .attempts import Attempts, Note
-from .control import NONE, Wishes, wishes
-from .errors import UnusableInbox
-from .files import flush_pending, remove
-from .index import Busy, Index
-from .layout import Layout
-from .lock import WHOLE, Hold, Shard
-from .names import REASON, about, decode_key, element_name, parse_deferred, parse_element
+from .ingest import Drops
+from .ownership import WHOLE, Hold, Shard
 from .watch import RESCAN
 
 TYPE_CHECKING = False
@@ -60,12 +63,16 @@ _MOST_ENDED = 10_000
 """Keys in _ended: then they are flushed, to bound what is kept in memory."""
 
 _LONG = 1000
-"""Names in pending/: a listing of more is only done if there is something new, where that can be told; or after RESCAN."""
+"""Names in pending/: a listing of more is only done if there is something new, where that can be told; or
+after RESCAN."""
 
-_DROP_INTERVAL = 0.02  # seconds between looks into drop/, and into control/, while there is a backlog to work on
+_DROP_INTERVAL = (
+    0.02  # seconds between looks into drop/, and into control/, while there is a backlog to work on
+)
 
 _WISH_INTERVAL = 1.0
-"""Seconds between looks into control/ where each look is a question to a server, and while nothing may be taken."""
+"""Seconds between looks into control/ where each look is a question to a server, and while nothing may be
+taken."""
 
 _SOON = 0.05
 """Seconds until what could not be done for want of the lock is tried again."""
@@ -136,7 +143,8 @@ def _hashes_of_twins(names: list[str]) -> set[int]:
 
 
 def _hold(layout: Layout, settings: Settings) -> Hold:
-    """Become the one consumer: by a lock, or where several hosts share the inbox by a lease. Raises InboxBusy, OSError."""
+    """Become the one consumer: by a lock, or where several hosts share the inbox by a lease. Raises
+    InboxBusy, OSError."""
     if layout.sharing is None:
         return Hold(layout, settings.shard)
     from .lease import Lease
@@ -192,7 +200,8 @@ class Consumer:
             raise
 
     def close(self) -> None:
-        """Stop being the consumer. What is in flight stays in inflight/ for the next one: requeue it first."""
+        """Stop being the consumer. What is in flight stays in inflight/ for the next one: requeue it
+        first."""
         self._hold.close()
 
     def abandon_after_fork(self) -> None:
@@ -200,7 +209,8 @@ class Consumer:
         self._hold.abandon()
 
     def _now(self) -> int:
-        """Return the time by the clock that sets the times of files, in nanoseconds: another host's, perhaps."""
+        """Return the time by the clock that sets the times of files, in nanoseconds: another host's,
+        perhaps."""
         return time_ns() + self._hold.offset
 
     def when_lost(self, tell: Callable[[], object]) -> None:
@@ -220,10 +230,12 @@ class Consumer:
         """Tell whether this element is in flight here, and was not ended."""
         return self._in_flight.get(taken.encoded) is taken
 
-    # --- becoming the consumer ---------------------------------------------------------------------------------
+    # --- becoming the consumer
+    # ---------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        # (Where hosts share it, only if `index` is new or damaged: a host that died may hold the lock for long.)
+        # (Where hosts share it, only if `index` is new or damaged: a host that died may hold the lock for
+        # long.)
         if self._layout.sharing is None or not self._index.peek():
             try:
                 self._index.try_locked(self._index.last_number)
@@ -231,10 +243,13 @@ class Consumer:
                 pass  # whoever has the lock does it, or will
             except OSError as error:
                 log.warning(
-                    "cannot make the index anew: %s: adds may fail until that is mended", error, extra={"event": "no_index"}
+                    "cannot make the index anew: %s: adds may fail until that is mended",
+                    error,
+                    extra={"event": "no_index"},
                 )
-        # What the consumer before has ended must not come back after what this one ends, and what is dropped here for a
-        # newer value must not be lost together with it: first of all, all that there is to be seen is there for good.
+        # What the consumer before has ended must not come back after what this one ends, and what is dropped
+        # here for a newer value must not be lost together with it: first of all, all that there is to be seen
+        # is there for good.
         self._flush_ended()
         self._attempts.load()
         self._look_afresh(died=True)
@@ -244,7 +259,8 @@ class Consumer:
         self._sweep_litter()
 
     def _look_afresh(self, *, died: bool) -> None:
-        """Make the view anew from what lies in the folders. What is in inflight/, and not known to be in flight, is requeued.
+        """Make the view anew from what lies in the folders. What is in inflight/, and not known to be in
+        flight, is requeued.
 
         `died`: a dead consumer left it there; else a step that was cut short.
         """
@@ -264,7 +280,8 @@ class Consumer:
                 self._remember_deferred(encoded, name, self._left_of(name))
 
     def _list_inflight(self) -> list[tuple[int, str]]:
-        """Return (number, encoded key) of what a dead consumer held, the newest of each key; older ones are dropped."""
+        """Return (number, encoded key) of what a dead consumer held, the newest of each key; older ones are
+        dropped."""
         newest: dict[str, int] = {}
         for name in sorted(self._layout.names("inflight")):
             parsed = self._parse("inflight", name)
@@ -274,7 +291,7 @@ class Consumer:
             if self._layout.sharing is None and not self._mine(encoded):
                 continue  # in flight with the consumer of another shard
             if encoded in newest:
-                protocol.acknowledge(self._layout, element_name(newest[encoded], encoded))
+                transitions.acknowledge(self._layout, element_name(newest[encoded], encoded))
             newest[encoded] = number
         return [(number, encoded) for encoded, number in newest.items()]
 
@@ -310,12 +327,14 @@ class Consumer:
                 highest[parsed[1]] = max(parsed[0], highest.get(parsed[1], 0))
         return highest
 
-    def _requeue_orphans(self, orphans: list[tuple[int, str]], waiting: dict[str, int], *, died: bool) -> None:
+    def _requeue_orphans(
+        self, orphans: list[tuple[int, str]], waiting: dict[str, int], *, died: bool
+    ) -> None:
         alone = "died" if len(orphans) == 1 else "suspect"
         for number, encoded in sorted(orphans):
             name = element_name(number, encoded)
             if waiting.get(encoded, -1) > number:
-                protocol.drop_superseded(self._layout, "inflight", name)
+                transitions.drop_superseded(self._layout, "inflight", name)
                 log.info(
                     "dropped what a dead consumer held of key %r: a newer value waits",
                     decode_key(encoded),
@@ -334,7 +353,11 @@ class Consumer:
                 self._refused.discard(encoded)  # said when it is tried again
             else:
                 if requeued and encoded not in self._returning:
-                    what = "a consumer died with key %r in flight: requeued" if died else "key %r was half taken: requeued"
+                    what = (
+                        "a consumer died with key %r in flight: requeued"
+                        if died
+                        else "key %r was half taken: requeued"
+                    )
                     log.warning(what, decode_key(encoded), extra=about("recovered", name))
 
     def _sweep_litter(self) -> None:
@@ -349,10 +372,11 @@ class Consumer:
                 continue
 
     def tidy(self, doubtful: list[str]) -> None:
-        """Put drop/ and pending/ in order, as a take would first do, and look closely at these names in pending/.
+        """Put drop/ and pending/ in order, as a take would first do, and look closely at these names in
+        pending/.
 
-        For the doctor. A producer may publish at a name in pending/ at any moment; so what is no regular file is taken
-        first, and set aside from inflight/, where nothing replaces it.
+        For the doctor. A producer may publish at a name in pending/ at any moment; so what is no regular file
+        is taken first, and set aside from inflight/, where nothing replaces it.
         """
         self._list_pending()
         for name in doubtful + [name for name in self._waiting if not parse_element(name)]:
@@ -360,15 +384,17 @@ class Consumer:
             if taken:
                 self.requeue(taken, counted=False)
 
-    # --- what to take next -------------------------------------------------------------------------------------
+    # --- what to take next
+    # -------------------------------------------------------------------------------------
 
     def take(self) -> Taken | None:
         """Take the oldest element that may be taken now; None if there is none."""
         if self._layout.sharing:
             self._hold.check()
         self.mend()
-        # In the middle of this an element may be in inflight/, or in deferred/, that this view does not know of. Whatever cuts
-        # it short, it must not be left there until a newer one is done, and come back after it.
+        # In the middle of this an element may be in inflight/, or in deferred/, that this view does not know
+        # of. Whatever cuts it short, it must not be left there until a newer one is done, and come back after
+        # it.
         self._rescan = True
         taken = self._take_next()
         self._rescan = False
@@ -381,7 +407,8 @@ class Consumer:
             self._rescan = False
 
     def disown(self, owned: Mapping[str, object]) -> None:
-        """Requeue what is in flight, but for these keys (encoded): a take was cut short before it was handed over."""
+        """Requeue what is in flight, but for these keys (encoded): a take was cut short before it was handed
+        over."""
         for encoded in self._in_flight.keys() - owned.keys():
             del self._in_flight[encoded]
             self._rescan = True
@@ -401,7 +428,9 @@ class Consumer:
         while True:
             self._wake_up_deferred()
             name = self._oldest()
-            if name is None or not self._listed:  # (else what is due in deferred/ would go before what came earlier)
+            if (
+                name is None or not self._listed
+            ):  # (else what is due in deferred/ would go before what came earlier)
                 if listings > (1 if self._more else 0):
                     return None
                 listings += 1
@@ -428,7 +457,9 @@ class Consumer:
         before, self._wishes = self._wishes, wishes(self._layout)
         if before.paused != self._wishes.paused:
             if self._wishes.paused:
-                log.warning("paused by %s: nothing is taken", self._wishes.by or "somebody", extra={"event": "paused"})
+                log.warning(
+                    "paused by %s: nothing is taken", self._wishes.by or "somebody", extra={"event": "paused"}
+                )
             else:
                 log.warning("resumed", extra={"event": "resumed"})
         if before.look != self._wishes.look:
@@ -467,7 +498,8 @@ class Consumer:
         return monotonic() + _WISH_INTERVAL if self._wishes.paused or self._wishes.held else None
 
     def next_look(self) -> float | None:
-        """Return when (monotonic seconds) something may become takeable without any event; None if nothing will."""
+        """Return when (monotonic seconds) something may become takeable without any event; None if nothing
+        will."""
         times = [monotonic() + _SOON] if self._returning.keys() - self._refused or self._rescan else []
         if self._wishes.paused:
             return min(times, default=None)
@@ -534,7 +566,7 @@ class Consumer:
 
     def _take_due(self, deferred: str, name: str, encoded: str) -> bool:
         try:
-            outcome = self._index.try_locked(protocol.come_due, self._layout, self._index, deferred, name)
+            outcome = self._index.try_locked(transitions.come_due, self._layout, self._index, deferred, name)
         except Busy:
             heapq.heappush(self._due, (monotonic() + _SOON, deferred))
             return False
@@ -542,14 +574,15 @@ class Consumer:
         if outcome == "moved":
             return True
         if outcome == "newer":
-            protocol.drop_superseded(self._layout, "deferred", deferred)
+            transitions.drop_superseded(self._layout, "deferred", deferred)
         self._ended.add(encoded)
         if not self._is_ready_again(name):  # (else a person has ended its back-off)
             self._attempts.forget(name)
         return False
 
     def _is_ready_again(self, name: str) -> bool:
-        """Tell whether something waits under the name of what was dropped; then nothing newer of its key may be taken first."""
+        """Tell whether something waits under the name of what was dropped; then nothing newer of its key may
+        be taken first."""
         there = self._layout.exists("pending", name)
         if there:
             heapq.heappush(self._again, name)
@@ -558,14 +591,14 @@ class Consumer:
     def _take_waiting(self, name: str, number: int, encoded: str) -> bool:
         if self._settings.settle and not self._settled(name, number):
             return False
-        if not protocol.take(self._layout, name):
+        if not transitions.take(self._layout, name):
             self._hold.verify()
             return False
         older = self._deferred.get(encoded)
         if older and older[20:] <= name:
             # Superseded by what was just taken: dropped at once, whatever its back-off said.
             del self._deferred[encoded]
-            protocol.supersede_deferred(self._layout, older)
+            transitions.supersede_deferred(self._layout, older)
             if older[20:] != name:
                 if self._looks_regular(older[20:]):
                     remove(self._layout, "pending", older[20:])  # a person has ended its back-off meanwhile
@@ -573,7 +606,8 @@ class Consumer:
         return True
 
     def _settled(self, name: str, number: int) -> bool:
-        """Tell whether a waiting element has been left alone for the settle time, or has waited up to the ceiling."""
+        """Tell whether a waiting element has been left alone for the settle time, or has waited up to the
+        ceiling."""
         try:
             status = os.lstat(name, dir_fd=self._layout.fresh("pending"))
         except FileNotFoundError:
@@ -590,7 +624,7 @@ class Consumer:
 
     def _flush_ended(self) -> None:
         if self._settings.durable:
-            protocol.flush_ended(self._layout)
+            transitions.flush_ended(self._layout)
         self._ended.clear()
 
     def _have_taken(self, name: str, number: int, encoded: str, key: str) -> Taken | None:
@@ -617,19 +651,22 @@ class Consumer:
         self._in_flight[encoded] = taken
         return taken
 
-    # --- listing pending/ --------------------------------------------------------------------------------------
+    # --- listing pending/
+    # --------------------------------------------------------------------------------------
 
     def _list_pending(self) -> None:
         """Look at drop/ and pending/ afresh; coalesce what has more than one place."""
         if gone := self._layout.where_it_went():
-            raise UnusableInbox(f"inbox {self._layout.path} {gone}: stop, and start anew on the one that is meant")
+            raise UnusableInbox(
+                f"inbox {self._layout.path} {gone}: stop, and start anew on the one that is meant"
+            )
         self._hold.check()
         self.drops.adopt()
         self._log_drops()
         if self._nothing_new():
             return
-        # A listing is not atomic: of two names that come while it runs it may show only the later one. So what was
-        # not given out before it began is left for the next.
+        # A listing is not atomic: of two names that come while it runs it may show only the later one. So
+        # what was not given out before it began is left for the next.
         mark = self._index.mark()
         names = self._layout.names("pending")
         self._long = len(names) > _LONG
@@ -645,9 +682,14 @@ class Consumer:
             else:
                 self._set_aside("pending", name, "its name is not <number>-<key>")
         self._more = self._sort_out_future(future)
-        # (What is foreign among the others is set aside when its turn comes: to look at each of a million takes a second.)
+        # (What is foreign among the others is set aside when its turn comes: to look at each of a million
+        # takes a second.)
         self._waiting = self._coalesce_all(names)
-        held = set(self._blocked.values()) | {name for _, name in self._settling} if self._blocked or self._settling else ()
+        held = (
+            set(self._blocked.values()) | {name for _, name in self._settling}
+            if self._blocked or self._settling
+            else ()
+        )
         if held:
             self._waiting = [name for name in self._waiting if name not in held]
         self._again = [name for name in self._again if self._deferred_again(name)]
@@ -655,10 +697,12 @@ class Consumer:
         self._listed = True
 
     def _nothing_new(self) -> bool:
-        """Tell whether a long listing can be spared: no add has ended since the last one, and nothing is in doubt.
+        """Tell whether a long listing can be spared: no add has ended since the last one, and nothing is in
+        doubt.
 
-        Only where several hosts share the inbox: there every add ends with a change of the header, after its element is in
-        its place. What is done by hand, or is not seen on this host, is seen when the listing is old.
+        Only where several hosts share the inbox: there every add ends with a change of the header, after its
+        element is in its place. What is done by hand, or is not seen on this host, is seen when the listing
+        is old.
         """
         if self._layout.sharing is None:
             return False
@@ -670,7 +714,8 @@ class Consumer:
         return False
 
     def _deferred_again(self, name: str) -> bool:
-        """Tell whether a name that is ready again waits in deferred/, where a listing of pending/ does not show it."""
+        """Tell whether a name that is ready again waits in deferred/, where a listing of pending/ does not
+        show it."""
         parsed = parse_element(name)
         return bool(parsed and self._deferred.get(parsed[1], "").endswith(name))
 
@@ -695,7 +740,8 @@ class Consumer:
         return more
 
     def _settle(self) -> None:
-        """A host was cut off, or died, in its section: follow it by one of ours, so that what it published counts."""
+        """A host was cut off, or died, in its section: follow it by one of ours, so that what it published
+        counts."""
         try:
             self._index.try_locked(self._index.settle)
         except OSError:
@@ -724,24 +770,30 @@ class Consumer:
                 self._index.make_anew()
                 return True
             if waits:  # it must not overwrite what was added properly, and there is no telling which is newer
-                self._set_aside("pending", name, "its number was never given out, and a proper value of its key waits")
+                self._set_aside(
+                    "pending", name, "its number was never given out, and a proper value of its key waits"
+                )
                 return False
             log.warning(
                 "pending/%s has a number that was never given out: it is queued as if it came now",
                 name,
                 extra=about("renumbered", name) | {"seq": number},
             )
-            return protocol.move_drop(self._layout, name, element_name(number, parsed[1]), "pending")
+            return transitions.move_drop(self._layout, name, element_name(number, parsed[1]), "pending")
         except OSError as error:
             log.warning(
-                "cannot queue pending/%s: %s: it is tried again", name, error.strerror, extra=about("not_renumbered", name)
+                "cannot queue pending/%s: %s: it is tried again",
+                name,
+                error.strerror,
+                extra=about("not_renumbered", name),
             )
             return False
 
     def _coalesce_all(self, names: list[str]) -> list[str]:
         """Coalesce every key that has several places; return `names` (newest first) with one place a key.
 
-        But for keys that are in flight or deferred: what comes back would count as newer than a value below it (I2).
+        But for keys that are in flight or deferred: what comes back would count as newer than a value below
+        it (I2).
         """
         twice = _hashes_of_twins(names)
         if not twice:
@@ -755,36 +807,52 @@ class Consumer:
         for encoded, numbers in places.items():
             if len(numbers) > 1 and decode_key(encoded) is None:
                 for number in numbers:
-                    self._set_aside("pending", element_name(number, encoded), "its name is not <number>-<key>")
+                    self._set_aside(
+                        "pending", element_name(number, encoded), "its name is not <number>-<key>"
+                    )
                 gone.update(element_name(number, encoded) for number in numbers)
-            elif len(numbers) > 1 and not any(encoded in view for view in (self._in_flight, self._returning, self._deferred)):
+            elif len(numbers) > 1 and not any(
+                encoded in view for view in (self._in_flight, self._returning, self._deferred)
+            ):
                 gone.update(self._coalesce(encoded, numbers))
         return [name for name in names if name not in gone]
 
     def _coalesce(self, encoded: str, numbers: list[int]) -> list[str]:
-        """Make one of a key's places, as far as the lock can be had; return the names that are gone. `numbers` ascend."""
-        # A directory among them could be renamed neither over nor under a file. It is set aside when it is taken: here, a
-        # producer may be about to publish in its place.
-        lowest, *others = [number for number in numbers if self._looks_regular(element_name(number, encoded))] or [0]
+        """Make one of a key's places, as far as the lock can be had; return the names that are gone.
+        `numbers` ascend."""
+        # A directory among them could be renamed neither over nor under a file. It is set aside when it is
+        # taken: here, a producer may be about to publish in its place.
+        lowest, *others = [
+            number for number in numbers if self._looks_regular(element_name(number, encoded))
+        ] or [0]
         gone: list[str] = []
         for number in others:
             if gone:
-                flush_pending(self._layout)  # a power cut must not keep the later of two renames without the earlier
+                flush_pending(
+                    self._layout
+                )  # a power cut must not keep the later of two renames without the earlier
             try:
-                self._index.try_locked(protocol.coalesce, self._layout, self._index, encoded, lowest, number)
+                self._index.try_locked(
+                    transitions.coalesce, self._layout, self._index, encoded, lowest, number
+                )
             except Busy:
                 self._more = True
                 break
             gone.append(element_name(number, encoded))
         return gone
 
-    # --- the ways out ------------------------------------------------------------------------------------------
+    # --- the ways out
+    # ------------------------------------------------------------------------------------------
 
     def acknowledge(self, taken: Taken) -> None:
         """The element is done."""
         keep = self._settings.keep_done
         try:
-            was_there = self._keep_done(taken.name, keep) if keep else protocol.acknowledge(self._layout, taken.name)
+            was_there = (
+                self._keep_done(taken.name, keep)
+                if keep
+                else transitions.acknowledge(self._layout, taken.name)
+            )
         except OSError:
             self._returning[taken.encoded] = WayBack(taken.name, taken.encoded, "pending", taken.name)
             self._done(taken)
@@ -801,7 +869,7 @@ class Consumer:
             found = self._layout.oldest_first("done")
             self._done_names = dict.fromkeys(name for name in found if self._mine(name[20:]))
         try:
-            if not protocol.keep_done(self._layout, name):
+            if not transitions.keep_done(self._layout, name):
                 return False
         except OSError as error:
             log.warning(
@@ -810,7 +878,7 @@ class Consumer:
                 error.strerror,
                 extra=about("not_kept", name),
             )
-            return protocol.acknowledge(self._layout, name)
+            return transitions.acknowledge(self._layout, name)
         self._done_names.pop(name, None)  # from before it was replayed
         self._done_names[name] = None
         while len(self._done_names) > most:
@@ -828,12 +896,12 @@ class Consumer:
         """Defer the element for `delay` seconds. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
         delay = min(delay, MAX_DELAY)
-        deferred = protocol.name_deferred(self._now() + int(delay * 1e9), taken.name)
+        deferred = transitions.name_deferred(self._now() + int(delay * 1e9), taken.name)
         return self._end(taken, WayBack(taken.name, taken.encoded, "deferred", deferred, delay))
 
     def fail(self, taken: Taken, reason: str) -> bool:
         """Give the element up. False if a newer value waits and it was dropped."""
-        protocol.write_reason(self._layout, taken.name, reason)  # first: what has failed has a reason
+        transitions.write_reason(self._layout, taken.name, reason)  # first: what has failed has a reason
         return self._end(taken, WayBack(taken.name, taken.encoded, "failed", taken.name))
 
     def _end(self, taken: Taken, way: WayBack) -> bool:
@@ -850,13 +918,14 @@ class Consumer:
     def _send_back(self, way: WayBack) -> bool:
         """Send an element its way; False if a newer value waits and it was dropped, or if it is gone.
 
-        If the lock is not to be had it is tried again later; so it is if the system refuses, which is raised: OSError.
+        If the lock is not to be had it is tried again later; so it is if the system refuses, which is raised:
+        OSError.
         """
         try:
-            step = protocol.go_back
+            step = transitions.go_back
             outcome = self._index.try_locked(step, self._layout, self._index, way.name, way.folder, way.new)
             if outcome == "newer":
-                protocol.drop_superseded(self._layout, "inflight", way.name)
+                transitions.drop_superseded(self._layout, "inflight", way.name)
         except Busy:
             self._returning[way.encoded] = way
             return True
@@ -886,7 +955,8 @@ class Consumer:
                 remove(self._layout, "failed", way.name + REASON)
 
     def send_back_again(self, patience: float = 0.0) -> OSError | None:
-        """Try again what could not go back, for `patience` seconds in all. Returns why the system refused the last such one."""
+        """Try again what could not go back, for `patience` seconds in all. Returns why the system refused the
+        last such one."""
         refused = None
         until = monotonic() + patience
         for way in list(self._returning.values()):
@@ -930,7 +1000,8 @@ class Consumer:
         heapq.heappush(self._due, (monotonic() + max(0.0, left), deferred))
 
     def _left_of(self, deferred: str) -> float:
-        """Return how many seconds of its back-off are left. Never more than the whole, if the clock was set back since."""
+        """Return how many seconds of its back-off are left. Never more than the whole, if the clock was set
+        back since."""
         due = int(deferred[:19])
         try:
             began = os.lstat(deferred, dir_fd=self._layout.folder("deferred")).st_ctime_ns
@@ -946,7 +1017,8 @@ class Consumer:
         else:
             self._attempts.forget(taken.name)
 
-    # --- what is no element ------------------------------------------------------------------------------------
+    # --- what is no element
+    # ------------------------------------------------------------------------------------
 
     def _parse(self, folder: str, name: str) -> tuple[int, str] | None:
         parsed = parse_element(name)
@@ -975,7 +1047,9 @@ class Consumer:
 
     def _set_aside(self, folder: str, name: str, reason: str) -> None:
         try:
-            aside = protocol.set_aside(self._layout, folder, name, f"{folder}/{name} was set aside: {reason}\n")
+            aside = transitions.set_aside(
+                self._layout, folder, name, f"{folder}/{name} was set aside: {reason}\n"
+            )
         except OSError as error:
             log.warning(
                 "%s/%s is no element (%s) and cannot be moved: %s",
@@ -992,7 +1066,8 @@ class Consumer:
                 name,
                 reason,
                 aside,
-                extra=about("set_aside", name) | {"folder": folder, "file": name, "reason": reason, "aside": aside},
+                extra=about("set_aside", name)
+                | {"folder": folder, "file": name, "reason": reason, "aside": aside},
             )
 
     def _log_drops(self) -> None:

@@ -1,12 +1,14 @@
-"""What people do to elements: `fsinbox retry`, `discard`, `requeue`, `replay`. Safe beside producers and a consumer.
+"""What people do to elements: `fsinbox retry`, `discard`, `requeue`, `replay`. Safe beside producers and a
+consumer.
 
-    failed/    -- retry -->   its place in pending/     (left where it is if a newer value of its key is about)
+    failed/    -- retry -->   its place in pending/     (left where it is if a newer value of its key is
+               about)
     deferred/  -- requeue --> its place in pending/     (the same)
     done/      -- replay -->  its place in pending/, as a copy
     any of these, and pending/ -- discard --> gone
 
-An element goes back to the number it had, so to the front: it has waited long enough, and a newer value can not be lost by it
-(protocol.return_to_place).
+An element goes back to the number it had, so to the front: it has waited long enough, and a newer value can
+not be lost by it (transitions.return_to_place).
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from . import files, protocol
-from .control import look_again
-from .errors import UnusableInbox
-from .index import open_index
-from .layout import Layout
-from .names import REASON, encode_key
+from ..store import files, transitions
+from ..store.control import look_again
+from ..store.errors import UnusableInbox
+from ..store.index import open_index
+from ..store.layout import Layout
+from ..store.names import REASON, encode_key
 from .survey import Row, rows
 
 TYPE_CHECKING = False
@@ -48,7 +50,9 @@ class Steering:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             self.flush()
         finally:
@@ -56,15 +60,17 @@ class Steering:
             self.layout.close()
 
     def rows(self, states: Iterable[str], keys: Iterable[str] | None = None) -> Iterator[Row]:
-        """Go through the elements in these states (survey.STATES, or "done"), those of `keys` only if given."""
+        """Go through the elements in these states (survey.STATES, or "done"), those of `keys` only if
+        given."""
         wanted = None if keys is None else set(keys)
         for row in rows(self.layout, tuple(states)):
             if wanted is None or row.key in wanted:
                 yield row
 
     def retry(self, row: Row) -> str:
-        """Queue an element that failed again: "queued"; "newer" if a newer value of its key waits, is out or deferred, or
-        "foreign" if it is no regular file: then nothing is done; "gone" if it is not there. Raises UnusableInbox.
+        """Queue an element that failed again: "queued"; "newer" if a newer value of its key waits, is out or
+        deferred, or "foreign" if it is no regular file: then nothing is done; "gone" if it is not there.
+        Raises UnusableInbox.
         """
         outcome = self._return(row)
         if outcome == "queued":
@@ -77,7 +83,7 @@ class Steering:
 
     def replay(self, row: Row) -> str:
         """Queue a copy of an element in done/: the same as retry."""
-        from .transfer import Stream
+        from ..store.transfer import Stream
 
         with self._refusals(row):
             try:
@@ -96,9 +102,11 @@ class Steering:
         return outcome
 
     def discard(self, row: Row) -> bool:
-        """Remove an element that waits, is deferred, has failed or is done, whatever it is; False if it was gone.
+        """Remove an element that waits, is deferred, has failed or is done, whatever it is; False if it was
+        gone.
 
-        What waits is removed as it is then: if a newer value has just replaced it, that one. Raises UnusableInbox.
+        What waits is removed as it is then: if a newer value has just replaced it, that one. Raises
+        UnusableInbox.
         """
         if row.state == "out":
             raise ValueError("an element that is out is its consumer's to end")
@@ -124,13 +132,16 @@ class Steering:
             if self._look_again:
                 self._look_again = False
                 look_again(self.layout)
-            for folder in sorted(changed, key="pending".__ne__):  # pending/ first: better there twice than nowhere
+            for folder in sorted(
+                changed, key="pending".__ne__
+            ):  # pending/ first: better there twice than nowhere
                 files.flush_folder(self.layout, folder)
             for reason in reasons:  # only now: what has come back to failed/ must have one
                 files.remove(self.layout, "failed", reason)
         except OSError as error:
             raise UnusableInbox(
-                f"cannot make it last in inbox {self.layout.path}: {error}: it is done, but a power cut may undo it"
+                f"cannot make it last in inbox {self.layout.path}: {error}: it is done, but a power cut may "
+                "undo it"
             ) from error
 
     def _return(self, row: Row) -> str:
@@ -145,8 +156,10 @@ class Steering:
     def _bring_back(self, row: Row, folder: str, file: str) -> str:
         """Move what lies in a folder as `file` to the element's place. Raises UnusableInbox."""
         with self._refusals(row):
-            step = protocol.return_to_place
-            outcome = self._index.locked(step, self.layout, self._index, folder, file, row.seq, encode_key(row.key))
+            step = transitions.return_to_place
+            outcome = self._index.locked(
+                step, self.layout, self._index, folder, file, row.seq, encode_key(row.key)
+            )
         if outcome == "queued":
             self._have_changed(row, look=True)
         return outcome
@@ -170,7 +183,8 @@ class Steering:
 
 
 def size_and_time(layout: Layout, row: Row) -> tuple[int, int] | None:
-    """Return an element's size in bytes, and when it came to where it is (ns since the epoch); None if it is gone."""
+    """Return an element's size in bytes, and when it came to where it is (ns since the epoch); None if it is
+    gone."""
     try:
         status = os.lstat(row.file, dir_fd=layout.folder(row.folder))
     except FileNotFoundError:

@@ -1,13 +1,15 @@
 """drop/: what is an element and what is set aside, and why.
 
-Anyone may `mv` a file into drop/; its name is the key. Hidden files, `*.tmp` and `*.part` are left alone: they are
-somebody's drafts. What is not a readable regular file of a sensible size is set aside. The rest must be *finished*:
+Anyone may `mv` a file into drop/; its name is the key. Hidden files, `*.tmp` and `*.part` are left alone:
+they are somebody's drafts. What is not a readable regular file of a sensible size is set aside. The rest must
+be *finished*:
 
- - a file that some process has open for writing is not (asked of the kernel with a read lease, where it tells);
- - one that was seen to be renamed in, or whose status changed after its content did (ctime after mtime: it was renamed
-   in, or had its times set, as the last thing that was done to it) is;
- - any other may be under the hand of a writer that cannot rename (scp, sftp): it must lie still for the settle time. A
-   writer that keeps coming back cannot put it off for ever: the ceiling ends the wait.
+ - a file that some process has open for writing is not (asked of the kernel with a read lease, where it
+   tells);
+ - one that was seen to be renamed in, or whose status changed after its content did (ctime after mtime: it
+   was renamed in, or had its times set, as the last thing that was done to it) is;
+ - any other may be under the hand of a writer that cannot rename (scp, sftp): it must lie still for the
+   settle time. A writer that keeps coming back cannot put it off for ever: the ceiling ends the wait.
 """
 
 from __future__ import annotations
@@ -16,20 +18,21 @@ import os
 import stat
 from time import monotonic, time_ns
 
-from . import protocol
-from .dropped import DRAFTS, NEVER, has_writer, open_drop, renamed_in
-from .errors import InvalidKey
-from .files import flush_all, flush_folder, flush_pending
-from .index import Busy, Index
-from .layout import Layout, let_go
-from .names import element_name, encode_key
+from ..store import transitions
+from ..store.drops import DRAFTS, NEVER, has_writer, open_drop, renamed_in
+from ..store.errors import InvalidKey
+from ..store.files import flush_all, flush_folder, flush_pending
+from ..store.index import Busy, Index
+from ..store.layout import Layout, let_go
+from ..store.names import element_name, encode_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BATCH = 100
-"""Files adopted in one go: with two flushes, before the consumer gets on with its work. New keys wait as long for the lock."""
+"""Files adopted in one go: with two flushes, before the consumer gets on with its work. New keys wait as long
+for the lock."""
 
 
 class Drops:
@@ -45,7 +48,8 @@ class Drops:
         max_size: int,
         mine: Callable[[str], bool] | None = None,
     ) -> None:
-        """`settle` and `ceiling` in seconds, `max_size` in bytes. `mine`: which encoded keys are ours, "" for what is no key."""
+        """`settle` and `ceiling` in seconds, `max_size` in bytes. `mine`: which encoded keys are ours, "" for
+        what is no key."""
         self._mine = mine
         self._layout = layout
         self._index = index
@@ -53,7 +57,9 @@ class Drops:
         self._ceiling = ceiling
         self._max_size = max_size
         self._arrived: list[str] = []  # of the last listing, what has not been looked at
-        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}  # name: first seen, still since, its stamp
+        self._seen: dict[
+            str, tuple[float, float, tuple[int, int]]
+        ] = {}  # name: first seen, still since, its stamp
         self._stuck: set[str] = set()
         self.moved_in: set[str] = set()
         """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
@@ -92,7 +98,8 @@ class Drops:
         names = set(self._arrived)
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
         self._stuck &= names
-        # Not emptied each time, for one may just have come: only names that others took away are left for long.
+        # Not emptied each time, for one may just have come: only names that others took away are left for
+        # long.
         if not names and len(self.moved_in) > 10_000:
             self.moved_in.clear()
 
@@ -114,18 +121,24 @@ class Drops:
             self._set_aside(name, f"its name cannot be a key: {error}")
             return None
         except OSError as error:
-            self._leave(name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            self._leave(
+                name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
+            )
             return None
         if status.st_size > self._max_size and stat.S_ISREG(status.st_mode):
             self._set_aside(
-                name, f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, or split it"
+                name,
+                f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, "
+                "or split it",
             )
             return None
         try:
             fd = open_drop(self._layout, name, status)
         except FileNotFoundError:
             return None
-        except BlockingIOError:  # somebody has a lease on it (Samba takes them), and has just been asked to give it back
+        except (
+            BlockingIOError
+        ):  # somebody has a lease on it (Samba takes them), and has just been asked to give it back
             again = monotonic() + max(self._settle, 0.05)
             self.look_again = min(self.look_again or again, again)
             return None
@@ -133,12 +146,18 @@ class Drops:
             if error.errno in NEVER:
                 self._set_aside(name, str(error.strerror))
             else:
-                self._leave(name, f"cannot open {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+                self._leave(
+                    name, f"cannot open {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
+                )
             return None
         try:
-            left = self._time_left(name, os.fstat(fd), writer=None if self._layout.sharing else has_writer(fd))
+            left = self._time_left(
+                name, os.fstat(fd), writer=None if self._layout.sharing else has_writer(fd)
+            )
         except OSError as error:
-            self._leave(name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+            self._leave(
+                name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
+            )
             return None
         finally:
             let_go(fd)
@@ -173,10 +192,14 @@ class Drops:
             # Their writers need not have done it: in pending/ a name must not outlive its content.
             flush_all(self._layout, "drop", names)
         except OSError as error:
-            if len(finished) > 1:  # one may have been replaced by what cannot be flushed: it must not stop the others
+            if (
+                len(finished) > 1
+            ):  # one may have been replaced by what cannot be flushed: it must not stop the others
                 return sum(self._admit_all([entry]) for entry in finished)
             self._leave(
-                names[0], f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried again"
+                names[0],
+                f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried "
+                "again",
             )
             return 0
         moved = 0
@@ -197,20 +220,29 @@ class Drops:
         for done, (name, encoded) in enumerate(finished):
             try:
                 number, _, _ = self._index.admit(encoded, len(finished) - done)
-                moved += protocol.move_drop(self._layout, name, element_name(number, encoded))
+                moved += transitions.move_drop(self._layout, name, element_name(number, encoded))
             except OSError as error:
-                self._leave(name, f"cannot ingest {name!r} now: {error.strerror}: it stays in drop/ and is tried again")
+                self._leave(
+                    name,
+                    f"cannot ingest {name!r} now: {error.strerror}: it stays in drop/ and is tried again",
+                )
         return moved
 
     def _set_aside(self, name: str, reason: str) -> None:
         try:
-            aside = protocol.set_aside(self._layout, "drop", name, f"dropped file {name!r} was set aside: {reason}\n")
+            aside = transitions.set_aside(
+                self._layout, "drop", name, f"dropped file {name!r} was set aside: {reason}\n"
+            )
         except FileNotFoundError:
             return
         except OSError as error:
-            self._leave(name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}")
+            self._leave(
+                name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}"
+            )
             return
-        self.messages.append(("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})"))
+        self.messages.append(
+            ("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
+        )
 
     def _leave(self, name: str, message: str) -> None:
         if name not in self._stuck:

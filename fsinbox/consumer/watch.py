@@ -2,13 +2,14 @@
 
 What is peculiar to us, and why it is not simply an Observer with a handler:
 
- - watchdog's emitter asks for IN_MOVED_FROM and holds each such event back for half a second, with everything queued
-   behind it (inotify_move_event_grouper.py): a consumer that takes elements out of pending/ would wake late. So we hang
-   on its InotifyFD, one level below, and ask for nothing but arrivals. That also tells us of queue overflows, and
-   spares two of the three threads an event passes through.
- - It watches only while armed, that is while the consumer has nothing to do: no events to read while it works.
- - On a file system that several hosts change no event comes for the others' changes; there we poll. Elsewhere a probe
-   of our own (a file renamed into pending/) must be seen before we trust events.
+ - watchdog's emitter asks for IN_MOVED_FROM and holds each such event back for half a second, with everything
+   queued behind it (inotify_move_event_grouper.py): a consumer that takes elements out of pending/ would wake
+   late. So we hang on its InotifyFD, one level below, and ask for nothing but arrivals. That also tells us of
+   queue overflows, and spares two of the three threads an event passes through.
+ - It watches only while armed, that is while the consumer has nothing to do: no events to read while it
+   works.
+ - On a file system that several hosts change no event comes for the others' changes; there we poll. Elsewhere
+   a probe of our own (a file renamed into pending/) must be seen before we trust events.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from .files import write_whole
-from .layout import Layout
+from ..store.files import write_whole
+from ..store.layout import Layout
 
 log = logging.getLogger("fsinbox")
 
 RESCAN = 30.0
-"""Seconds after which even an idle consumer with working events looks again: for what an overflow may have lost."""
+"""Seconds after which even an idle consumer with working events looks again: for what an overflow may have
+lost."""
 
 PROBE_PATIENCE = 0.2
 """Seconds within which the event of our own probe must arrive."""
@@ -38,12 +40,14 @@ _POLLING = {"event": "polling"}
 
 
 class Waker:
-    """Wakes one sleeper, from any thread or signal handler (SimpleQueue.put is reentrant; an Event's lock is not)."""
+    """Wakes one sleeper, from any thread or signal handler (SimpleQueue.put is reentrant; an Event's lock is
+    not)."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[None] = SimpleQueue()
         self.relay: Callable[[], object] | None = None
-        """Called at each wake as well, in the waking thread: for a sleeper that sleeps elsewhere (asyncio)."""
+        """Called at each wake as well, in the waking thread: for a sleeper that sleeps elsewhere
+        (asyncio)."""
 
     def set(self) -> None:
         """Wake the sleeper, now or when it next sleeps."""
@@ -85,11 +89,14 @@ class Source(Protocol):
 class Watch:
     """Sleeps until there may be something new in pending/ or drop/."""
 
-    def __init__(self, layout: Layout, moved_in: Callable[[str], object], *, mode: str = "auto", poll: float = 1.0) -> None:
-        """`moved_in` is called with each name that was renamed into drop/. `mode`: "auto", "events" or "poll".
+    def __init__(
+        self, layout: Layout, moved_in: Callable[[str], object], *, mode: str = "auto", poll: float = 1.0
+    ) -> None:
+        """`moved_in` is called with each name that was renamed into drop/. `mode`: "auto", "events" or
+        "poll".
 
-        `poll` is the longest interval between polls, in seconds: the first is 20 ms, and each that finds nothing is followed by
-        one half as long again. Nothing is watched before the first armed().
+        `poll` is the longest interval between polls, in seconds: the first is 20 ms, and each that finds
+        nothing is followed by one half as long again. Nothing is watched before the first armed().
         """
         self._layout = layout
         self._moved_in = moved_in
@@ -108,7 +115,8 @@ class Watch:
 
     @contextmanager
     def armed(self) -> Iterator[Watch]:
-        """While this lasts, every arrival wakes the sleeper. Look for what is there already *after* entering."""
+        """While this lasts, every arrival wakes the sleeper. Look for what is there already *after*
+        entering."""
         self.start()
         if self._source:
             try:
@@ -130,7 +138,8 @@ class Watch:
         self.waker.wait(self.patience(limit))
 
     def patience(self, limit: float | None) -> float:
-        """Return for how many seconds to sleep now, at most `limit`: until the next poll, or the next rescan."""
+        """Return for how many seconds to sleep now, at most `limit`: until the next poll, or the next
+        rescan."""
         longest = RESCAN
         if self._armed and self.polling:
             longest = self._interval
@@ -220,7 +229,12 @@ class InotifySource:
         # pending/ only ever gets renames; into drop/ people also copy and link.
         self._wanted = {
             "pending": Mask(arrival | InotifyConstants.IN_ONLYDIR),
-            "drop": Mask(arrival | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_CREATE | InotifyConstants.IN_ONLYDIR),
+            "drop": Mask(
+                arrival
+                | InotifyConstants.IN_CLOSE_WRITE
+                | InotifyConstants.IN_CREATE
+                | InotifyConstants.IN_ONLYDIR
+            ),
         }
         # By descriptor: the folder that was opened, wherever its path leads by now.
         self._paths = {folder: f"/proc/self/fd/{layout.folder(folder)}".encode() for folder in self._wanted}

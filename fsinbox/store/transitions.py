@@ -1,31 +1,37 @@
 """The steps of an element's life, in the order they happen: docs/protocol.md, line by line.
 
     state      file                         leaves it by
-    -------    -------------------------    ----------------------------------------------------------------------------
-    (being     tmp/<unique>                 publish: rename to pending/        (a producer that dies here added nothing)
+    -------    -------------------------
+               ----------------------------------------------------------------------------
+    (being     tmp/<unique>                 publish: rename to pending/        (a producer that dies here
+               added nothing)
      written)
     dropped    drop/<key>                   ingest or publish: rename to pending/
-    waiting    pending/<n>-<key>            take: rename to inflight/                                     -- no lock
+    waiting    pending/<n>-<key>            take: rename to inflight/                                     --
+               no lock
                                             publish or coalesce of a newer value: rename over it, in its place
-    in flight  inflight/<n>-<key>           acknowledge: unlink                                           -- no lock
-                                            go_back: rename to pending/, deferred/ or failed/ (dropped if a newer value
-                                            waits)
+    in flight  inflight/<n>-<key>           acknowledge: unlink                                           --
+               no lock
+                                            go_back: rename to pending/, deferred/ or failed/ (dropped if a
+                                            newer value waits)
     deferred   deferred/<due>-<n>-<key>     come_due: rename to inflight/ (dropped if a newer value waits)
                                             take of a newer value: dropped
     failed     failed/<n>-<key>             only by hand: return_to_place
 
-Whatever is not marked "no lock" happens inside the section (index.py): the steps below that take an Index are to be run by its
-`locked` or `try_locked`. Nothing in a section waits for a disk, nor reads a payload.
+Whatever is not marked "no lock" happens inside the section (index.py): the steps below that take an Index are
+to be run by its `locked` or `try_locked`. Nothing in a section waits for a disk, nor reads a payload.
 
 What holds at every moment, and makes the steps right (docs/protocol.md has the proofs):
 
- I1  Numbers strictly increase. One is given out, and what it is for published, in one section; so of two values of a key the
-     higher number is the newer one, and whoever has returned from an add is followed by higher numbers only.
- I2  Of two files for a key the higher number is the newer value, the lower the older place. Only the consumer makes one of
-     two, from the bottom up, and never of a key that is in flight or deferred: no moment shows an older value on top.
+ I1  Numbers strictly increase. One is given out, and what it is for published, in one section; so of two
+     values of a key the higher number is the newer one, and whoever has returned from an add is followed by
+     higher numbers only.
+ I2  Of two files for a key the higher number is the newer value, the lower the older place. Only the consumer
+     makes one of two, from the bottom up, and never of a key that is in flight or deferred: no moment shows
+     an older value on top.
  I3  A key that is not known in the index is always safe: its next value is given a higher number.
- I4  What a rename may overwrite in pending/ is an older value of the same key: nobody can publish between the look and
-     the rename of one that goes back.
+ I4  What a rename may overwrite in pending/ is an older value of the same key: nobody can publish between the
+     look and the rename of one that goes back.
 """
 
 from __future__ import annotations
@@ -46,7 +52,8 @@ class Unsure(OSError):
 def _rename(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
     """Rename from folder to folder, where nobody else moves the file, nor makes the new name.
 
-    An NFS server that is started anew may be asked once more for what it has done, and then says that the file is gone.
+    An NFS server that is started anew may be asked once more for what it has done, and then says that the
+    file is gone.
     """
     try:
         os.rename(name, new, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder(to))
@@ -55,22 +62,28 @@ def _rename(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
             raise
 
 
-# --- a producer: publish -------------------------------------------------------------------------------------------
+# --- a producer: publish
+# -------------------------------------------------------------------------------------------
 
 
 class Published:
-    """What became of the drafts of one section: of each, in order, whether a value waited, and numbers that may be its key's."""
+    """What became of the drafts of one section: of each, in order, whether a value waited, and numbers that
+    may be its key's."""
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[bool, list[int]]] = []
         self.moved_drop = False
 
 
-def publish(layout: Layout, index: Index, drafts: list[tuple[str, str, str | None]], published: Published) -> None:
-    """Make each file in tmp/ the waiting value of its key, new or in place of the older one. Inside the section.
+def publish(
+    layout: Layout, index: Index, drafts: list[tuple[str, str, str | None]], published: Published
+) -> None:
+    """Make each file in tmp/ the waiting value of its key, new or in place of the older one. Inside the
+    section.
 
-    `drafts`: of each (name in tmp/, encoded key, the key's name in drop/ if a finished file lies there). That arrived before
-    this add, so it must not be ingested after it: it is moved to the place first. `published` is filled as it goes.
+    `drafts`: of each (name in tmp/, encoded key, the key's name in drop/ if a finished file lies there). That
+    arrived before this add, so it must not be ingested after it: it is moved to the place first. `published`
+    is filled as it goes.
     """
     for done, (temporary, encoded, dropped) in enumerate(drafts):
         number, waits, others = index.admit(encoded, len(drafts) - done)
@@ -84,19 +97,23 @@ def publish(layout: Layout, index: Index, drafts: list[tuple[str, str, str | Non
         except FileNotFoundError as error:
             if layout.sharing is None:
                 raise
-            raise Unsure(error.errno, error.strerror) from error  # a consumer has been quick; or it was removed by hand
+            raise Unsure(
+                error.errno, error.strerror
+            ) from error  # a consumer has been quick; or it was removed by hand
         published.outcomes.append((waits, others))
 
 
 def flush_published(layout: Layout, published: Published) -> None:
-    """Make it survive a power cut. A drop that was replaced only after what replaced it: it must not be lost with it."""
+    """Make it survive a power cut. A drop that was replaced only after what replaced it: it must not be lost
+    with it."""
     flush_pending(layout)
     if published.moved_drop:
         flush_folder(layout, "drop")
 
 
 def move_drop(layout: Layout, name: str, place: str, folder: str = "drop") -> bool:
-    """Move a file that no producer of ours wrote to its place in pending/; False if it is gone. Inside the section."""
+    """Move a file that no producer of ours wrote to its place in pending/; False if it is gone. Inside the
+    section."""
     try:
         os.rename(name, place, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("pending"))
     except FileNotFoundError:
@@ -112,7 +129,8 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     return bool(names) and any(name in names for _, name in layout.out())
 
 
-# --- the consumer: take, acknowledge, give back ---------------------------------------------------------------------
+# --- the consumer: take, acknowledge, give back
+# ---------------------------------------------------------------------
 
 
 def take(layout: Layout, name: str) -> bool:
@@ -128,16 +146,18 @@ def take(layout: Layout, name: str) -> bool:
 
 
 def acknowledge(layout: Layout, name: str) -> bool:
-    """Remove an element that was worked on. No lock, no flush: after a power cut the worst is one more delivery.
+    """Remove an element that was worked on. No lock, no flush: after a power cut the worst is one more
+    delivery.
 
-    But not after one of a newer value: see flush_ended. False if it was not there: removed by hand, it is as acknowledged
-    as it can be; or this consumer has lost its lease.
+    But not after one of a newer value: see flush_ended. False if it was not there: removed by hand, it is as
+    acknowledged as it can be; or this consumer has lost its lease.
     """
     return remove(layout, "inflight", name)
 
 
 def keep_done(layout: Layout, name: str) -> bool:
-    """Acknowledge, and keep what was done: to done/, in place of an earlier delivery of the same. False as in acknowledge."""
+    """Acknowledge, and keep what was done: to done/, in place of an earlier delivery of the same. False as in
+    acknowledge."""
     try:
         _rename(layout, "inflight", name, "done", name)
     except FileNotFoundError:
@@ -146,22 +166,27 @@ def keep_done(layout: Layout, name: str) -> bool:
 
 
 def newer_waits(layout: Layout, index: Index, number: int, encoded: str) -> bool:
-    """Tell whether a newer value for the key of an element that is in flight, or deferred, waits. Inside the section."""
+    """Tell whether a newer value for the key of an element that is in flight, or deferred, waits. Inside the
+    section."""
     try:
-        index.last_number()  # made anew here if it is damaged: what goes back must not be found in lines of before
+        # made anew here if it is damaged: what goes back must not be found in lines of before
+        index.last_number()
     except OSError:
         if layout.sharing:
             raise  # the lock was lost, perhaps
         # A full disk: then no key is known, which is safe (I3).
-    # Under its own number: from a producer in whose section it was taken. (Its own value is newer, and next in turn.)
+    # Under its own number: from a producer in whose section it was taken. (Its own value is newer, and next
+    # in turn.)
     return index.find(encoded) > number or layout.exists("pending", element_name(number, encoded))
 
 
 def go_back(layout: Layout, index: Index, name: str, to: str, new: str) -> str:
-    """Move an element that is in flight to pending/, deferred/ or failed/, under the name `new`. Inside the section.
+    """Move an element that is in flight to pending/, deferred/ or failed/, under the name `new`. Inside the
+    section.
 
-    Returns "moved"; "newer" if a newer value waits: then nothing was done, and drop_superseded is next; "gone" if it is not
-    there. The index is not written: its line for this number, if there is one, is right again. Raises OSError.
+    Returns "moved"; "newer" if a newer value waits: then nothing was done, and drop_superseded is next;
+    "gone" if it is not there. The index is not written: its line for this number, if there is one, is right
+    again. Raises OSError.
     """
     number, encoded = _parsed(name)
     if newer_waits(layout, index, number, encoded):
@@ -178,7 +203,8 @@ def go_back(layout: Layout, index: Index, name: str, to: str, new: str) -> str:
 
 
 def come_due(layout: Layout, index: Index, deferred: str, name: str) -> str:
-    """Take a deferred element that is due: "moved"; "newer" if a newer value waits, and it is to be dropped; "gone".
+    """Take a deferred element that is due: "moved"; "newer" if a newer value waits, and it is to be dropped;
+    "gone".
 
     Inside the section. Raises OSError.
     """
@@ -202,8 +228,8 @@ def drop_superseded(layout: Layout, folder: str, name: str) -> None:
 
 
 def supersede_deferred(layout: Layout, deferred: str) -> None:
-    """Remove a deferred element when a newer value of its key has been taken: flushed before and after, for the same
-    reasons as in drop_superseded and in flush_ended."""
+    """Remove a deferred element when a newer value of its key has been taken: flushed before and after, for
+    the same reasons as in drop_superseded and in flush_ended."""
     flush_pending(layout)
     flush_folder(layout, "inflight")
     remove(layout, "deferred", deferred)
@@ -213,11 +239,12 @@ def supersede_deferred(layout: Layout, deferred: str) -> None:
 def flush_ended(layout: Layout) -> None:
     """Make the end of every element that was in flight or deferred survive a power cut.
 
-    Called before the next element of such a key is taken. Else a power cut could keep the end of the newer element, and
-    bring back the older one: it would be delivered after it.
+    Called before the next element of such a key is taken. Else a power cut could keep the end of the newer
+    element, and bring back the older one: it would be delivered after it.
 
-    pending/ first: flushing inflight/ alone may keep a take, and not the rename by which what was taken had replaced an
-    older value (coalesce, or a newer add): the older would be back in its place, and count as newer.
+    pending/ first: flushing inflight/ alone may keep a take, and not the rename by which what was taken had
+    replaced an older value (coalesce, or a newer add): the older would be back in its place, and count as
+    newer.
     """
     flush_pending(layout)
     flush_folder(layout, "inflight")
@@ -227,14 +254,15 @@ def flush_ended(layout: Layout) -> None:
 def coalesce(layout: Layout, index: Index, encoded: str, lower: int, upper: int) -> None:
     """Make one of two neighbouring places of a key: the newer value at the older place. Inside the section.
 
-    From the bottom up: at every moment the newest value has the highest number, so a crash between two of these leaves
-    something that coalesces to the newest again (I2).
+    From the bottom up: at every moment the newest value has the highest number, so a crash between two of
+    these leaves something that coalesces to the newest again (I2).
     """
     old, new = element_name(lower, encoded), element_name(upper, encoded)
     try:
         if layout.sharing:
-            # By way of our own folder: a consumer that was cut off may do a rename late, but not from or to that folder, once
-            # its successor has removed it. In between it is in flight, from where recovery moves it back to where it was.
+            # By way of our own folder: a consumer that was cut off may do a rename late, but not from or to
+            # that folder, once its successor has removed it. In between it is in flight, from where recovery
+            # moves it back to where it was.
             index.will_publish()  # a producer that comes before the late rename must not use the lower place
             _rename(layout, "pending", new, "inflight", new)
             os.rename(new, old, src_dir_fd=layout.folder("inflight"), dst_dir_fd=layout.folder("pending"))
@@ -250,19 +278,23 @@ def _parsed(name: str) -> tuple[int, str]:
     return parsed
 
 
-# --- people: what failed, was deferred, or is done, goes back to its place -------------------------------------------
+# --- people: what failed, was deferred, or is done, goes back to its place
+# -------------------------------------------
 
 
 def return_to_place(layout: Layout, index: Index, folder: str, file: str, number: int, encoded: str) -> str:
     """Queue what lies in failed/, deferred/ or tmp/ again, at its old number: "queued", "newer" or "gone".
 
-    "newer": nothing was done, for a newer value of its key waits, is in flight or deferred. (A new number would be wrong: it
-    would put an old value above a newer one.) Inside the section; the caller flushes. Raises OSError.
+    "newer": nothing was done, for a newer value of its key waits, is in flight or deferred. (A new number
+    would be wrong: it would put an old value above a newer one.) Inside the section; the caller flushes.
+    Raises OSError.
     """
     index.last_number()
     if _newer_is_held(layout, number, encoded) or newer_waits(layout, index, number, encoded):
         return "newer"
-    if _newer_is_held(layout, number, encoded):  # twice: the consumer takes without the lock, so one may just have left pending/
+    if _newer_is_held(
+        layout, number, encoded
+    ):  # twice: the consumer takes without the lock, so one may just have left pending/
         return "newer"
     try:
         _rename(layout, folder, file, "pending", element_name(number, encoded))
@@ -281,7 +313,8 @@ def _newer_is_held(layout: Layout, number: int, encoded: str) -> bool:
 
 
 def add_if_none_waits(layout: Layout, index: Index, temporary: str, encoded: str) -> bool:
-    """Publish a file in tmp/ as its key's value unless one waits; tell whether it was done. Inside the section."""
+    """Publish a file in tmp/ as its key's value unless one waits; tell whether it was done. Inside the
+    section."""
     number, waits, _ = index.admit(encoded)
     if not waits:
         _rename(layout, "tmp", temporary, "pending", element_name(number, encoded))
@@ -289,7 +322,8 @@ def add_if_none_waits(layout: Layout, index: Index, temporary: str, encoded: str
 
 
 def put_into_failed(layout: Layout, temporary: str, number: int, encoded: str, reason: str) -> bool:
-    """Move a file in tmp/ to failed/, its reason beside it, unless one of its name is there; tell whether it was done.
+    """Move a file in tmp/ to failed/, its reason beside it, unless one of its name is there; tell whether it
+    was done.
 
     Inside the section.
     """
@@ -301,13 +335,15 @@ def put_into_failed(layout: Layout, temporary: str, number: int, encoded: str, r
     return True
 
 
-# --- what is no element ----------------------------------------------------------------------------------------------
+# --- what is no element
+# ----------------------------------------------------------------------------------------------
 
 
 def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
     """Move what is no element out of the way, whatever it is, to failed/; return its name there.
 
-    It gets a number of the present and its own name as key, shortened if need be. Nothing is opened or followed.
+    It gets a number of the present and its own name as key, shortened if need be. Nothing is opened or
+    followed.
     """
     aside = name if is_element(name) else element_name(time_ns(), label_for(name))
     while layout.exists("failed", aside):
@@ -318,7 +354,8 @@ def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
 
 
 def write_reason(layout: Layout, name: str, reason: str) -> None:
-    """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being moved."""
+    """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being
+    moved."""
     try:
         write_whole(layout, "failed", name + REASON, reason.encode("utf-8", "backslashreplace"))
     except OSError:
@@ -326,5 +363,6 @@ def write_reason(layout: Layout, name: str, reason: str) -> None:
 
 
 def name_deferred(due: int, name: str) -> str:
-    """Return the name in deferred/ of an element; `due` in nanoseconds. Whatever the clock says, it must remain a name."""
+    """Return the name in deferred/ of an element; `due` in nanoseconds. Whatever the clock says, it must
+    remain a name."""
     return deferred_name(min(max(due, 0), 10**DIGITS - 1), name)

@@ -1,7 +1,9 @@
-"""An inbox as a tar file: written beside producers and a consumer, read into another inbox; what was cut short can go on.
+"""An inbox as a tar file: written beside producers and a consumer, read into another inbox; what was cut
+short can go on.
 
-A member is `<state>/<number>-<key>`; its header has the key (`FSINBOX.key`) and, of what failed, the reason (`FSINBOX.reason`).
-What is put in first is what is first in the queue, so that reading it in order keeps the order.
+A member is `<state>/<number>-<key>`; its header has the key (`FSINBOX.key`) and, of what failed, the reason
+(`FSINBOX.reason`). What is put in first is what is first in the queue, so that reading it in order keeps the
+order.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from . import control, files, protocol
-from .errors import AddFailed, InboxError, InvalidKey
-from .layout import Layout
-from .names import decode_key, element_name, encode_key, parse_element
+from ..store import control, files, transitions
+from ..store.errors import AddFailed, InboxError, InvalidKey
+from ..store.layout import Layout
+from ..store.names import decode_key, element_name, encode_key, parse_element
 from .survey import Row, reason, rows
 
 if TYPE_CHECKING:
-    from .inbox import Inbox
+    from ..inbox import Inbox
 
 STATES = ("out", "waiting", "deferred", "failed", "done")
 
@@ -37,8 +39,16 @@ class ArchiveError(InboxError):
     """A file is no archive of ours, or not whole."""
 
 
-def write(layout: Layout, file: IO[bytes], states: tuple[str, ...], *, progress: Callable[[int], object], skip: set[str]) -> int:
-    """Write the elements in these states to a tar file, but for members called as in `skip`; return how many. Raises OSError.
+def write(
+    layout: Layout,
+    file: IO[bytes],
+    states: tuple[str, ...],
+    *,
+    progress: Callable[[int], object],
+    skip: set[str],
+) -> int:
+    """Write the elements in these states to a tar file, but for members called as in `skip`; return how many.
+    Raises OSError.
 
     `file` is written at its position; `progress` is called with the number written so far.
     """
@@ -72,7 +82,8 @@ def _put(layout: Layout, tar: tarfile.TarFile, row: Row, name: str) -> bool:
 
 
 def whole_part(file: IO[bytes]) -> tuple[set[str], int]:
-    """Return what an export that was cut short has written whole: the names of its members, and where they end (bytes)."""
+    """Return what an export that was cut short has written whole: the names of its members, and where they
+    end (bytes)."""
     names: set[str] = set()
     end = 0
     size = file.seek(0, os.SEEK_END)
@@ -99,7 +110,9 @@ class Member:
         parsed = parse_element(file)
         key = info.pax_headers.get(_KEY) or (parsed and decode_key(parsed[1]))
         if state not in STATES or not parsed or not key or not info.isreg():
-            raise ArchiveError(f"{info.name!r} in the archive is no element: it was not written by `fsinbox export`")
+            raise ArchiveError(
+                f"{info.name!r} in the archive is no element: it was not written by `fsinbox export`"
+            )
         try:
             encode_key(key)
         except InvalidKey as error:
@@ -118,7 +131,8 @@ class Member:
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
-    """Go through an archive, from the file's position on. Raises ArchiveError at what is not whole, or not ours."""
+    """Go through an archive, from the file's position on. Raises ArchiveError at what is not whole, or not
+    ours."""
     try:
         with tarfile.open(fileobj=file, mode="r|*") as tar:
             for info in tar:
@@ -130,10 +144,12 @@ def members(file: IO[bytes]) -> Iterator[Member]:
 
 
 class Import:
-    """Reads an archive into an inbox, in order. What it has done is noted in control/, so that it can go on."""
+    """Reads an archive into an inbox, in order. What it has done is noted in control/, so that it can go
+    on."""
 
     def __init__(self, inbox: Inbox, identity: bytes, *, replace: bool) -> None:
-        """`identity`: what makes this archive this one. `replace`: in place of what waits in the inbox already."""
+        """`identity`: what makes this archive this one. `replace`: in place of what waits in the inbox
+        already."""
         self._inbox = inbox
         self._layout = inbox.layout
         self._replace = replace
@@ -142,8 +158,8 @@ class Import:
         """Members that were read, this time and before."""
 
     def put(self, member: Member) -> str:
-        """Queue an element: "added", or "kept" if a value of its key waits; what failed: "failed", or "kept"; what is done is
-        "skipped". Raises AddFailed.
+        """Queue an element: "added", or "kept" if a value of its key waits; what failed: "failed", or "kept";
+        what is done is "skipped". Raises AddFailed.
         """
         outcome = self._put(member)
         self.done += 1
@@ -152,7 +168,7 @@ class Import:
         return outcome
 
     def _put(self, member: Member) -> str:
-        from .transfer import Stream
+        from ..store.transfer import Stream
 
         if member.state == "done":
             return "skipped"
@@ -169,17 +185,20 @@ class Import:
                 temporary = drafts[0]
                 index = self._inbox._index
                 if member.state == "failed":
-                    step = protocol.put_into_failed
+                    step = transitions.put_into_failed
                     kept = not index.locked(step, self._layout, temporary, member.seq, encoded, member.reason)
                 else:
-                    kept = not index.locked(protocol.add_if_none_waits, self._layout, index, temporary, encoded)
+                    kept = not index.locked(
+                        transitions.add_if_none_waits, self._layout, index, temporary, encoded
+                    )
             finally:
                 if kept and drafts:
                     files.discard_temporary(self._layout, drafts[0])
         except OSError as error:
             raise AddFailed(
                 error.errno,
-                f"cannot add key {member.key!r} to inbox {self._layout.path}: {error.strerror or error}: mend that, and import "
+                f"cannot add key {member.key!r} to inbox {self._layout.path}: {error.strerror or error}: "
+                "mend that, and import "
                 "again: it goes on from there",
                 maybe_added=True,
             ) from error
@@ -199,13 +218,18 @@ class Import:
 
     def _read_note(self) -> int:
         try:
-            return int(os.readlink(self._note, dir_fd=self._layout.folder("control"))) if self._layout.has("control") else 0
+            return (
+                int(os.readlink(self._note, dir_fd=self._layout.folder("control")))
+                if self._layout.has("control")
+                else 0
+            )
         except (OSError, ValueError):
             return 0
 
 
 def identity(path: str) -> bytes:
-    """Return what makes the archive at `path` this one: its size, and its first and last blocks. Raises OSError."""
+    """Return what makes the archive at `path` this one: its size, and its first and last blocks. Raises
+    OSError."""
     with open(path, "rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)

@@ -1,8 +1,9 @@
-"""What a consumer says of its work: stats/<i>of<n>.json, for `fsinbox status`, `top`, `web` and whoever else wants to know.
+"""What a consumer says of its work: stats/<i>of<n>.json, for `fsinbox status`, `top`, `web` and whoever else
+wants to know.
 
-Written by `fsinbox consume`, at most once a second and only while something happens; each write replaces the file whole. The
-totals go on where the consumer before has left off. Nothing rests on it: it is not flushed, and whoever reads it takes what
-does not fit for not there.
+Written by `fsinbox consume`, at most once a second and only while something happens; each write replaces the
+file whole. The totals go on where the consumer before has left off. Nothing rests on it: it is not flushed,
+and whoever reads it takes what does not fit for not there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from time import time
 from typing import Any, TypeVar
 
-from .files import write_whole
-from .layout import Layout
-from .lock import Shard
+from ..consumer.ownership import Shard
+from ..store.files import write_whole
+from ..store.layout import Layout
 
 Made = TypeVar("Made", "Record", "Totals", "Running", "Failure")
 
@@ -34,7 +35,8 @@ _HIGHEST = 10**19
 
 @dataclass(slots=True)
 class Totals:
-    """What consumers of this shard have done, since the inbox was made. Seconds are of handlers, and of wake-ups."""
+    """What consumers of this shard have done, since the inbox was made. Seconds are of handlers, and of
+    wake-ups."""
 
     taken: int = 0
     """Handed to a handler: each attempt."""
@@ -67,7 +69,8 @@ class Running:
 
 @dataclass(slots=True)
 class Failure:
-    """An attempt that failed, in one line. `last`: whether it was the last, so that the element is in failed/ now."""
+    """An attempt that failed, in one line. `last`: whether it was the last, so that the element is in failed/
+    now."""
 
     key: str
     seq: int
@@ -89,10 +92,12 @@ class Record:
     at: float = 0.0
     """When this was written."""
     stopped: bool = False
-    """Whether it has come to an end by itself. (Whether one is running, the lock tells: see survey.consumers.)"""
+    """Whether it has come to an end by itself. (Whether one is running, the lock tells: see
+    survey.consumers.)"""
     totals: Totals = field(default_factory=Totals)
     minutes: list[list[int]] = field(default_factory=list)
-    """The last MINUTES in which something happened: [minute since the epoch, acknowledged, failed attempts, arrived]."""
+    """The last MINUTES in which something happened: [minute since the epoch, acknowledged, failed attempts,
+    arrived]."""
     running: list[Running] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     """The newest failed attempts, newest first."""
@@ -169,7 +174,9 @@ def _read(layout: Layout, name: str) -> Record | None:
     if not layout.has("stats"):
         return None
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.folder("stats"))
+        fd = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.folder("stats")
+        )
         with open(fd, "rb") as file:
             return _parse(json.loads(file.read(_LARGEST)))
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
@@ -190,7 +197,8 @@ def _parse(raw: Any) -> Record:
 
 
 def _typed(kind: type[Made], raw: Any) -> Made:
-    """Make one of our dataclasses of the members that it knows. Raises TypeError if one is of another type."""
+    """Make one of our dataclasses of the members that it knows. Raises TypeError if one is of another
+    type."""
     if not isinstance(raw, dict):
         raise TypeError("no object")
     values: dict[str, Any] = {}
@@ -198,7 +206,9 @@ def _typed(kind: type[Made], raw: Any) -> Made:
         expected = _TYPES.get(str(member.type))
         if expected and member.name in raw:
             value: Any = raw[member.name]
-            if not isinstance(value, expected) or (isinstance(value, (int, float)) and not abs(value) < _HIGHEST):
+            if not isinstance(value, expected) or (
+                isinstance(value, (int, float)) and not abs(value) < _HIGHEST
+            ):
                 raise TypeError(f"{member.name} is of another type, or no such number")
             values[member.name] = value
     return kind(**values)

@@ -56,7 +56,9 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         let_go(self._fd)
         if kind is None and self._path is not None:
             try:
@@ -96,7 +98,8 @@ class Source:
             return
         try:
             try:
-                # A link: if somebody has put another file there meanwhile, both are kept, ours in tmp/ for a day.
+                # A link: if somebody has put another file there meanwhile, both are kept, ours in tmp/ for a
+                # day.
                 os.link(name, self._moved_from, src_dir_fd=layout.folder("tmp"))
             except FileExistsError:
                 raise
@@ -112,7 +115,8 @@ class Source:
                 return  # it was not moved: it is there
             raise OSError(
                 error.errno,
-                f"{error.strerror} (and {self._moved_from} could not be given back: it is tmp/{name} in {layout.path} now)",
+                f"{error.strerror} (and {self._moved_from} could not be given back: it is tmp/{name} in "
+                f"{layout.path} now)",
             ) from error
         discard_temporary(layout, name)
 
@@ -152,7 +156,8 @@ class Stream:
 
 
 def _copy(source: int, target: int) -> None:
-    """Copy one open file to another: shared blocks if the file system can, else inside the kernel, else by hand."""
+    """Copy one open file to another: shared blocks if the file system can, else inside the kernel, else by
+    hand."""
     import fcntl
 
     try:

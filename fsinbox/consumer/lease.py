@@ -1,21 +1,23 @@
-"""The consumer's lease in an inbox that several hosts share: a folder of its own, which its successor takes away.
+"""The consumer's lease in an inbox that several hosts share: a folder of its own, which its successor takes
+away.
 
-A lock does not tell its holder that it was lost, and what a host does over the network it may do late. So a consumer takes
-into a folder of its own, inflight/lease-<i>of<n>-<epoch>/: every take is a rename into it, everything that ends an element
-a rename or unlink out of it. In it lies `.lease`: who this is, and for how long the lease holds without a sign of life. The
-holder sets that file's times every so often; the server's clock gives them.
+A lock does not tell its holder that it was lost, and what a host does over the network it may do late. So a
+consumer takes into a folder of its own, inflight/lease-<i>of<n>-<epoch>/: every take is a rename into it,
+everything that ends an element a rename or unlink out of it. In it lies `.lease`: who this is, and for how
+long the lease holds without a sign of life. The holder sets that file's times every so often; the server's
+clock gives them.
 
-    become the consumer     lock consumer.lock, as on one host. If it was had, whoever was the consumer is gone, or was cut off.
-                            If not: is the latest lease still alive? Then the inbox is busy; else its holder counts as dead.
-                            mkdir of the next epoch: one of two gets it.
-    fence the one before    remove its .lease; rename all it holds into our folder; rmdir; again, if it has taken one meanwhile.
-                            From then on no rename or unlink of it can do anything: its folder is gone from the server.
-                            Only now put back what it held, and take.
+    become the consumer     lock consumer.lock, as on one host. If it was had, whoever was the consumer is
+                            gone, or was cut off. If not: is the latest lease still alive? Then the inbox is
+                            busy; else its holder counts as dead. mkdir of the next epoch: one of two gets it.
+    fence the one before    remove its .lease; rename all it holds into our folder; rmdir; again, if it has
+                            taken one meanwhile. From then on no rename or unlink of it can do anything: its
+                            folder is gone from the server. Only now put back what it held, and take.
     notice                  a sign of life, or an end of an element, that finds nothing there: LeaseLost.
 
-So a takeover is safe at any moment; how long a lease holds without a sign of life only says how long others wait.
-No two hosts' clocks are ever compared, and where files do not get their times from one clock, a holder counts as dead
-only when its sign of life was seen not to change.
+So a takeover is safe at any moment; how long a lease holds without a sign of life only says how long others
+wait. No two hosts' clocks are ever compared, and where files do not get their times from one clock, a holder
+counts as dead only when its sign of life was seen not to change.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from contextlib import suppress
 from time import monotonic, sleep, time_ns
 from typing import NamedTuple
 
-from .errors import InboxBusy, LeaseLost, UnusableInbox
-from .files import create_temporary, discard_temporary
-from .layout import HOLD, PRIVATE_FOLDER, SHARED_FOLDER, Layout, let_go
-from .lock import Hold, Shard, clean, is_locked, word
-from .names import parse_element
+from ..store.errors import InboxBusy, LeaseLost, UnusableInbox
+from ..store.files import create_temporary, discard_temporary
+from ..store.layout import HOLD, PRIVATE_FOLDER, SHARED_FOLDER, Layout, let_go
+from ..store.names import parse_element
+from .ownership import Hold, Shard, clean, is_locked, word
 
 _FILE = ".lease"
 
@@ -58,7 +60,8 @@ class Held(NamedTuple):
 
     @property
     def needs_lock(self) -> bool:
-        """Whether it counts as dead without the lock: it had it; or it died, or is paused, before it has left word."""
+        """Whether it counts as dead without the lock: it had it; or it died, or is paused, before it has left
+        word."""
         return self.locked or not self.lasts
 
 
@@ -74,7 +77,8 @@ def leases(layout: Layout) -> list[Held]:
 
 
 def server_clock(layout: Layout) -> int:
-    """Return what time it is by the clock that sets the times of files in this inbox, in nanoseconds. Raises OSError."""
+    """Return what time it is by the clock that sets the times of files in this inbox, in nanoseconds. Raises
+    OSError."""
     drafts: list[str] = []
     fd = create_temporary(layout, drafts)
     try:
@@ -91,7 +95,8 @@ def _parse(name: str) -> Held | None:
 
 
 def _read(layout: Layout, held: Held) -> Held:
-    """Read a lease. One without .lease (its holder has just begun, or has just ended) is as old as its folder."""
+    """Read a lease. One without .lease (its holder has just begun, or has just ended) is as old as its
+    folder."""
     folder = layout.open_hold(held.name)
     try:
         try:
@@ -137,7 +142,11 @@ class Lease(Hold):
         epoch = 1 + max([held.epoch for held in found if held.shard == self.shard], default=0)
         self._name = f"{HOLD}{self.shard.index}of{self.shard.count}-{epoch:010d}"
         try:
-            os.mkdir(self._name, SHARED_FOLDER if self.layout.file_mode & 0o060 else PRIVATE_FOLDER, dir_fd=self.layout.holders())
+            os.mkdir(
+                self._name,
+                SHARED_FOLDER if self.layout.file_mode & 0o060 else PRIVATE_FOLDER,
+                dir_fd=self.layout.holders(),
+            )
         except FileExistsError:
             raise self.busy() from None  # another one was quicker
         self.layout.hold_in(self._name)
@@ -146,11 +155,17 @@ class Lease(Hold):
             os.fchmod(self._folder, SHARED_FOLDER)  # the umask has taken something
         terms = f"{self._lasts:g} {'locked' if locked else 'not-locked'}\n"
         try:
-            fd = os.open(_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self.layout.file_mode, dir_fd=self._folder)
+            fd = os.open(
+                _FILE,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                self.layout.file_mode,
+                dir_fd=self._folder,
+            )
         except OSError as error:
             if error.errno not in (errno.EEXIST, *_GONE):
                 raise
-            # GlusterFS now and then lets two make the same folder; or a successor has removed it before we left word.
+            # GlusterFS now and then lets two make the same folder; or a successor has removed it before we
+            # left word.
             self.lost = True  # it is another one's
             raise self.busy() from None
         try:
@@ -161,7 +176,9 @@ class Lease(Hold):
             os.close(fd)
         others = [held for held in leases(self.layout) if held.name != self._name]
         for held in others:
-            if held.shard == self.shard and held.epoch > epoch:  # our mkdir came late: that one has followed us already
+            if (
+                held.shard == self.shard and held.epoch > epoch
+            ):  # our mkdir came late: that one has followed us already
                 raise self.busy(held.holder)
         self._fence([held for held in others if self._comes_after(held)])
         self._bring_in_strays()
@@ -169,13 +186,15 @@ class Lease(Hold):
         return True
 
     def leave_word(self) -> None:
-        """Begin to give signs of life. (The word is in .lease; the lock's file may be locked by one that is cut off.)"""
+        """Begin to give signs of life. (The word is in .lease; the lock's file may be locked by one that is
+        cut off.)"""
         with suppress(OSError):
             os.utime(self._fds[-1])  # status tells by it which division was there last
         threading.Thread(target=self._give_signs, name="fsinbox-lease", daemon=True).start()
 
     def _comes_after(self, held: Held) -> bool:
-        """Tell whether we are the successor of that one: of our shard, or, for the first shard, of another division."""
+        """Tell whether we are the successor of that one: of our shard, or, for the first shard, of another
+        division."""
         return held.shard == self.shard or (self.shard.index == 1 and held.shard.count != self.shard.count)
 
     def _refuse_if_busy(self, found: list[Held], locked: bool) -> None:
@@ -193,18 +212,26 @@ class Lease(Hold):
                 raise self.busy(held.holder)
             if not self._comes_after(held):
                 raise InboxBusy(
-                    f"inbox {self.layout.path} was divided into {held.shard.count}, and the consumer of shard {held.shard} has "
+                    f"inbox {self.layout.path} was divided into {held.shard.count}, and the consumer of "
+                    f"shard {held.shard} has "
                     f"left elements: start the one of shard 1/{self.shard.count} first",
                     held.holder,
                 )
         if any(self.shard.has(encoded) for encoded in self._keys_of_others(found)):
-            raise InboxBusy(f"the consumer of another shard of inbox {self.layout.path} is putting back what is of {self.shard}")
+            raise InboxBusy(
+                f"the consumer of another shard of inbox {self.layout.path} is putting back what is of "
+                f"{self.shard}"
+            )
         if not found and not locked:
             raise self.busy()
 
     def _keys_of_others(self, found: list[Held]) -> list[str]:
         """Return the keys, encoded, that consumers of other shards of our division hold."""
-        others = {f"inflight/{held.name}" for held in found if held.shard != self.shard and held.shard.count == self.shard.count}
+        others = {
+            f"inflight/{held.name}"
+            for held in found
+            if held.shard != self.shard and held.shard.count == self.shard.count
+        }
         return [name[20:] for folder, name in self.layout.out() if folder in others] if others else []
 
     def _is_alive(self, held: Held) -> bool:
@@ -265,7 +292,8 @@ class Lease(Hold):
                     os.rename(name, name, src_dir_fd=folder, dst_dir_fd=self._folder)
 
     def _bring_in_strays(self) -> None:
-        """Bring into our folder what lies in inflight/ itself: from before it was shared, or put there by hand."""
+        """Bring into our folder what lies in inflight/ itself: from before it was shared, or put there by
+        hand."""
         for name in self.layout.names_in(self.layout.holders()):
             parsed = parse_element(name)
             if not name.startswith(HOLD) and (self.shard.has(parsed[1]) if parsed else self.shard.index == 1):
@@ -303,9 +331,12 @@ class Lease(Hold):
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(
-            f"another consumer has taken over {'' if self.shard.count == 1 else f'shard {self.shard} of '}inbox "
-            f"{self.layout.path}, for this one ({word().strip()}) gave no sign of life for {self._lasts:g} s, or its host was "
-            "cut off: what it had taken is with the other one now, and was not acknowledged here; start anew if it ends"
+            "another consumer has taken over "
+            f"{'' if self.shard.count == 1 else f'shard {self.shard} of '}inbox "
+            f"{self.layout.path}, for this one ({word().strip()}) gave no sign of life for {self._lasts:g} "
+            "s, or its host was "
+            "cut off: what it had taken is with the other one now, and was not acknowledged here; start anew "
+            "if it ends"
         )
 
     def check(self) -> None:
@@ -318,7 +349,9 @@ class Lease(Hold):
         try:
             self._sign()
         except OSError as error:
-            raise UnusableInbox(f"cannot renew the lease of inbox {self.layout.path}: {error}: mend that, start anew") from error
+            raise UnusableInbox(
+                f"cannot renew the lease of inbox {self.layout.path}: {error}: mend that, start anew"
+            ) from error
 
     # --- the end ---
 

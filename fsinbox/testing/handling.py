@@ -1,4 +1,5 @@
-"""A run of the real worker in this process, for tests of handlers: no waiting, and an account of what became of each element."""
+"""A run of the real worker in this process, for tests of handlers: no waiting, and an account of what became
+of each element."""
 
 from __future__ import annotations
 
@@ -8,15 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .inbox import Element, Inbox
-from .worker.backoff import Backoff
-from .worker.functions import FunctionHandler, load_function
-from .worker.observer import Observer
-from .worker.outcome import Handler, Outcome
-from .worker.runner import Runner
+from ..inbox import Element, Inbox
+from ..worker.backoff import Backoff
+from ..worker.functions import FunctionHandler, load_function
+from ..worker.observer import Observer
+from ..worker.outcome import Handler, Outcome
+from ..worker.runner import Runner
 
 PATIENCE = 100
-"""How often a handler may say TryLater to one element before it fails: a back-off would wait, a test must end."""
+"""How often a handler may say TryLater to one element before it fails: a back-off would wait, a test must
+end."""
 
 
 @dataclass(slots=True)
@@ -35,13 +37,16 @@ class Handled:
 def handle_all(
     handler: Callable[..., Any] | Handler | str, inbox: Inbox, *, concurrency: int = 1, max_attempts: int = 5
 ) -> Handled:
-    """Have `handler` work through `inbox` until nothing waits, as `fsinbox consume --drain` does, but wait out no back-off.
+    """Have `handler` work through `inbox` until nothing waits, as `fsinbox consume --drain` does, but wait
+    out no back-off.
 
-    handler       what --handler takes ("module:func", or a name), the function itself, or a worker.outcome.Handler
+    handler       what --handler takes ("module:func", or a name), the function itself, or a
+                  worker.outcome.Handler
     concurrency   how many at once
     max_attempts  then an element goes to failed/
 
-    Call it in the main thread. Raises WrongState if as many elements are out as may be, worker.outcome.HandlerError.
+    Call it in the main thread. Raises WrongState if as many elements are out as may be,
+    worker.outcome.HandlerError.
     """
     if isinstance(handler, str):
         handler = load_function(handler)
@@ -87,7 +92,10 @@ class _Impatient:
         self._put_off[element.seq] += 1
         if self._put_off[element.seq] < PATIENCE:
             return outcome
-        why = f"it was put off {PATIENCE} times, and nothing else is left that could change that: {outcome.summary}"
+        why = (
+            f"it was put off {PATIENCE} times, and nothing else is left that could change that: "
+            f"{outcome.summary}"
+        )
         return Outcome("reject", why, f"{why}\n{outcome.detail}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from time import monotonic, sleep
 
-from .layout import Layout
+from ..store.layout import Layout
 from .survey import rows
 
 _SHORTEST, _LONGEST = 0.02, 0.5
@@ -28,7 +28,8 @@ def not_done(layout: Layout, keys: Iterable[str] | None) -> set[str]:
 
 
 def wait_for(layout: Layout, keys: Iterable[str] | None, timeout: float | None) -> set[str]:
-    """Wait until these keys are done (None: until nothing waits); return what is not after `timeout` seconds. Raises OSError."""
+    """Wait until these keys are done (None: until nothing waits); return what is not after `timeout` seconds.
+    Raises OSError."""
     deadline = None if timeout is None else monotonic() + timeout
     wanted = None if keys is None else list(keys)
     pause = _SHORTEST

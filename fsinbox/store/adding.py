@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from . import files
-from .dropped import finished_drop
+from .drops import finished_drop
 from .files import close_interrupted, discard_interrupted, flush_all, write_payload
 from .index import Index
 from .layout import Layout
-from .protocol import Published, Unsure, flush_published, is_in_flight, publish
+from .transitions import Published, Unsure, flush_published, is_in_flight, publish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Add:
         return bool(self._published.outcomes) or isinstance(error, Unsure)
 
     def one(self, key: str, encoded: str, payload: Any) -> Added:
-        """Queue one value: bytes, or what writes itself (transfer.Source, transfer.Stream). Raises OSError."""
+        """Queue one value: bytes, or what writes itself (transfer.Source, transfer.Stream). Raises
+        OSError."""
         try:
             if isinstance(payload, bytes):
                 write_payload(self._layout, payload, self._drafts, durable=self._durable)
@@ -84,7 +85,11 @@ class Add:
         if self._durable:
             flush_published(self._layout, self._published)
         return [
-            "replaced" if waited else "behind" if others and is_in_flight(self._layout, encoded, others) else "new"
+            "replaced"
+            if waited
+            else "behind"
+            if others and is_in_flight(self._layout, encoded, others)
+            else "new"
             for encoded, (waited, others) in zip(keys, self._published.outcomes, strict=True)
         ]
 

@@ -32,8 +32,8 @@ from binascii import crc32
 from threading import Event, Lock, Thread
 from time import monotonic, time_ns
 
-from .index import HEADER, HIGHEST, LINE, Busy, Index, header_line, read_header
-from .layout import let_go
+from ..index import HEADER, HIGHEST, LINE, Busy, Index, header_line, read_header
+from ..layout import let_go
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ KEPT = 0.1
 
 
 class Turn:
-    """A place in the queue for the lock, held by a thread: a server hands the lock to those who wait for it, and who
-    only asks now and then may never have it. (On NFS 3 not once in 138 times, beside six producers.)"""
+    """A place in the queue for the lock, held by a thread: a server hands the lock to those who wait for it,
+    and who only asks now and then may never have it. (On NFS 3 not once in 138 times, beside six
+    producers.)"""
 
     def __init__(self, fd: int, lock: Callable[[int, int], None]) -> None:
         """`fd`: of the file, for this alone; `lock(fd, how)`."""
@@ -81,7 +82,8 @@ class Turn:
                 let_go(self._fd)
 
     def claim(self, seconds: float) -> int:
-        """Return the descriptor that has the lock, from then on the caller's; -1 if it does not get it in this time."""
+        """Return the descriptor that has the lock, from then on the caller's; -1 if it does not get it in
+        this time."""
         self._had.wait(max(0.0, seconds))
         with self._mutex:
             if self.is_over or not self._had.is_set():
@@ -114,7 +116,7 @@ class NetworkIndex(Index):
 
     def _lock_file(self, fd: int, how: int) -> None:
         if self._range_locks:
-            from .hosts import range_lock
+            from .sharing import range_lock
 
             range_lock(fd, how)
         else:
@@ -192,8 +194,8 @@ class NetworkIndex(Index):
         return self._last - self._spare
 
     def _waits(self, name: str) -> bool:
-        # Once a section: what others do meanwhile, without the lock, is taking. Publishing in the place of what
-        # was just taken is publishing like any other.
+        # Once a section: what others do meanwhile, without the lock, is taking. Publishing in the place of
+        # what was just taken is publishing like any other.
         if not self._is_fresh:
             self._layout.fresh("pending")
             self._is_fresh = True
@@ -205,8 +207,12 @@ class NetworkIndex(Index):
 
     def _set(self, last: int, state: bytes, reserved: int) -> None:
         """Write the header, if the lock is still ours, and flush it. Raises OSError."""
-        if os.pread(self._fd, HEADER, 0) != self._seen:  # NFS 3 does not refuse a write to who has lost the lock
-            raise OSError(errno.ESTALE, "this host was cut off, and another one has had the lock since", "index")
+        if (
+            os.pread(self._fd, HEADER, 0) != self._seen
+        ):  # NFS 3 does not refuse a write to who has lost the lock
+            raise OSError(
+                errno.ESTALE, "this host was cut off, and another one has had the lock since", "index"
+            )
         header = header_line(last, self.tag, self._lines, _more(self._sections, state, reserved))
         self._write(header, 0)
         os.fsync(self._fd)  # else whether the server has taken it shows only when the lock is left
@@ -265,7 +271,8 @@ def _more(sections: int, state: bytes, reserved: int) -> bytes:
 
 
 def read_words(header: bytes) -> tuple[int, str, int, int, bool]:
-    """Return (last number, tag, lines, sections, whether the last one is done), (0, "", 0, 0, False) if damaged."""
+    """Return (last number, tag, lines, sections, whether the last one is done), (0, "", 0, 0, False) if
+    damaged."""
     sections, state, reserved = header[40:52], header[53:57], header[58:63]
     is_state = state == b"open" or (state == b"done" and reserved == b"00000")
     if sections.isdigit() and reserved.isdigit() and is_state:

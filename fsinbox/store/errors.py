@@ -10,7 +10,8 @@ class UnusableInbox(InboxError):
 
 
 class InboxBusy(InboxError):
-    """Another consumer holds the inbox. `holder` is the text that consumer left: who, where and since when."""
+    """Another consumer holds the inbox. `holder` is the text that consumer left: who, where and since
+    when."""
 
     def __init__(self, message: str, holder: str = "") -> None:
         super().__init__(message)
@@ -18,7 +19,8 @@ class InboxBusy(InboxError):
 
 
 class LeaseLost(InboxError):
-    """Another consumer has taken over, on another host perhaps: this one was cut off, or stopped, for too long.
+    """Another consumer has taken over, on another host perhaps: this one was cut off, or stopped, for too
+    long.
 
     What it had taken is with its successor, and nothing of it can be acknowledged or put back here any more.
     """
@@ -33,14 +35,15 @@ class InvalidPayload(InboxError, ValueError):
 
 
 class WrongState(InboxError, RuntimeError):
-    """The call does not fit: take while an element is out, commit with none out, ack twice, ack after a rollback."""
+    """The call does not fit: take while an element is out, commit with none out, ack twice, ack after a
+    rollback."""
 
 
 class AddFailed(InboxError, OSError):
     """The system refused an add. `errno` is the system's.
 
-    `maybe_added` is False when nothing became visible, and True when the element was published but could not be
-    made durable: it may be delivered. Either way, adding again is safe: the newest value wins.
+    `maybe_added` is False when nothing became visible, and True when the element was published but could not
+    be made durable: it may be delivered. Either way, adding again is safe: the newest value wins.
     """
 
     def __init__(self, errno: int | None, message: str, *, maybe_added: bool) -> None:
@@ -52,8 +55,10 @@ class AddFailed(InboxError, OSError):
 
 
 class Reject(InboxError):
-    """Raised by a handler of `fsinbox consume`: no later try can succeed. The element goes to failed/ at once."""
+    """Raised by a handler of `fsinbox consume`: no later try can succeed. The element goes to failed/ at
+    once."""
 
 
 class TryLater(InboxError):
-    """Raised by a handler of `fsinbox consume`: not now. The element is tried again, and the attempt does not count."""
+    """Raised by a handler of `fsinbox consume`: not now. The element is tried again, and the attempt does not
+    count."""

@@ -1,12 +1,14 @@
 """Who is the consumer: a lock for each shard, and the word that its holder leaves.
 
-An flock, through filelock, on a descriptor of our own (FileLock would walk the path again, and follow what it finds there).
-The kernel frees it the moment its holder dies, so what a dead consumer held comes back without waiting for a lease. In an inbox
-that several hosts share a lock is not enough, and the consumer holds a lease as well: see lease.
+An flock, through filelock, on a descriptor of our own (FileLock would walk the path again, and follow what it
+finds there). The kernel frees it the moment its holder dies, so what a dead consumer held comes back without
+waiting for a lease. In an inbox that several hosts share a lock is not enough, and the consumer holds a lease
+as well: see lease.
 
-Shards. The consumer of all keys is shard 1 of 1, and locks `consumer.lock` for itself. That of shard 2 of 4 shares that lock
-with the others, and locks `consumer-2of4.lock` for itself. So there is never one of all beside one of some. Whoever is about to
-be shard 2 of 4 also looks whether somebody holds a lock of a division by another number.
+Shards. The consumer of all keys is shard 1 of 1, and locks `consumer.lock` for itself. That of shard 2 of 4
+shares that lock with the others, and locks `consumer-2of4.lock` for itself. So there is never one of all
+beside one of some. Whoever is about to be shard 2 of 4 also looks whether somebody holds a lock of a division
+by another number.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from dataclasses import dataclass
 from time import sleep, strftime
 from zlib import crc32
 
-from .errors import InboxBusy, UnusableInbox
-from .layout import Layout, let_go
+from ..store.errors import InboxBusy, UnusableInbox
+from ..store.layout import Layout, let_go
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +49,12 @@ class Shard:
         return "consumer.lock" if self.count == 1 else f"consumer-{self.index}of{self.count}.lock"
 
     def has(self, encoded: str) -> bool:
-        """Tell whether a key, as its file name has it, is of this shard: by its CRC-32. "", which is none, is the first's."""
-        return self.count == 1 or crc32(encoded.encode("ascii", "surrogateescape")) % self.count == self.index - 1
+        """Tell whether a key, as its file name has it, is of this shard: by its CRC-32. "", which is none, is
+        the first's."""
+        return (
+            self.count == 1
+            or crc32(encoded.encode("ascii", "surrogateescape")) % self.count == self.index - 1
+        )
 
 
 WHOLE = Shard(1, 1)
@@ -59,8 +65,12 @@ MOST_SHARDS = 999
 def parse_shard(text: str) -> Shard:
     """Return the shard that "2/4" means. Raises ValueError."""
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= MOST_SHARDS):
-        raise ValueError(f"a shard is I/N, with I from 1 to N and N at most {MOST_SHARDS}, like 1/4: not {text!r}")
+    if not (
+        slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= MOST_SHARDS
+    ):
+        raise ValueError(
+            f"a shard is I/N, with I from 1 to N and N at most {MOST_SHARDS}, like 1/4: not {text!r}"
+        )
     return Shard(int(index), int(count))
 
 
@@ -100,14 +110,17 @@ class Hold:
         """Take the locks; tell whether all could be had. Raises OSError."""
         if self.shard.count == 1:
             return self._lock("consumer.lock", fcntl.LOCK_EX)
-        if not (self._lock("consumer.lock", fcntl.LOCK_SH) and self._lock(self.shard.lock_file, fcntl.LOCK_EX)):
+        if not (
+            self._lock("consumer.lock", fcntl.LOCK_SH) and self._lock(self.shard.lock_file, fcntl.LOCK_EX)
+        ):
             return False
         for name in os.listdir(self.layout.root):
             other = shard_of_lock(name)
             if other and other.count not in (1, self.shard.count) and is_locked(self.layout, name):
                 raise InboxBusy(
                     f"inbox {self.layout.path} is divided into {other.count} shards by a running consumer "
-                    f"({read_holder(self.layout, name) or 'it left no word of itself'}): stop those first, or be one of them"
+                    f"({read_holder(self.layout, name) or 'it left no word of itself'}): stop those first, "
+                    "or be one of them"
                 )
         return True
 
@@ -124,8 +137,14 @@ class Hold:
     def busy(self, holder: str = "") -> InboxBusy:
         """Return the error that says who is the consumer."""
         # (If only the first lock was tried: it is the consumer of all keys that has it.)
-        holder = holder or read_holder(self.layout, self.shard.lock_file if len(self._fds) > 1 else "consumer.lock")
-        what = f"inbox {self.layout.path}" if self.shard.count == 1 else f"shard {self.shard} of inbox {self.layout.path}"
+        holder = holder or read_holder(
+            self.layout, self.shard.lock_file if len(self._fds) > 1 else "consumer.lock"
+        )
+        what = (
+            f"inbox {self.layout.path}"
+            if self.shard.count == 1
+            else f"shard {self.shard} of inbox {self.layout.path}"
+        )
         return InboxBusy(
             f"{what} already has a consumer ({holder or 'it left no word of itself'}): stop that one first, "
             "or give it more to do at once with --concurrency",
@@ -144,11 +163,13 @@ class Hold:
         """Raise UnusableInbox if the lock's file was removed: whoever comes then locks another one."""
         if not os.fstat(self._fds[-1]).st_nlink:
             raise UnusableInbox(
-                f"{self.layout.path}/{self.shard.lock_file} was removed: another consumer may be at work; start anew"
+                f"{self.layout.path}/{self.shard.lock_file} was removed: another consumer may be at work; "
+                "start anew"
             )
 
     def verify(self) -> None:
-        """Raise LeaseLost if another consumer has taken over: asked when something of ours is not where it was."""
+        """Raise LeaseLost if another consumer has taken over: asked when something of ours is not where it
+        was."""
 
     def abandon(self) -> None:
         """In a forked child: the parent goes on."""
@@ -171,7 +192,8 @@ class Hold:
 
 
 def word() -> str:
-    """Return what a consumer says of itself: "pid 123 on host since 2026-01-31T12:00:00+0000", and a newline."""
+    """Return what a consumer says of itself: "pid 123 on host since 2026-01-31T12:00:00+0000", and a
+    newline."""
     return f"pid {os.getpid()} on {os.uname().nodename} since {strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
 
 
@@ -182,7 +204,7 @@ def _try_lock(layout: Layout, fd: int, how: int) -> bool:
         return lock_descriptor(fd, blocking=False)
     try:
         if layout.sharing and layout.sharing.range_locks:
-            from .hosts import range_lock
+            from ..store.network.sharing import range_lock
 
             range_lock(fd, how | fcntl.LOCK_NB)
         else:
@@ -193,7 +215,8 @@ def _try_lock(layout: Layout, fd: int, how: int) -> bool:
 
 
 def read_holder(layout: Layout, name: str = "consumer.lock") -> str:
-    """Return what the last consumer left as word of itself: "pid 123 on host since 2026-01-31T12:00:00+0000", or ""."""
+    """Return what the last consumer left as word of itself: "pid 123 on host since 2026-01-31T12:00:00+0000",
+    or ""."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)
     except OSError:
@@ -213,8 +236,10 @@ def clean(raw: bytes) -> str:
 
 
 def is_locked(layout: Layout, name: str) -> bool:
-    """Tell whether some process has locked a file of the inbox now, or has a share of its lock. Raises OSError."""
-    # For reading only: whoever may only look must be told, too. (A network file system refuses such a lock: EBADF.)
+    """Tell whether some process has locked a file of the inbox now, or has a share of its lock. Raises
+    OSError."""
+    # For reading only: whoever may only look must be told, too. (A network file system refuses such a lock:
+    # EBADF.)
     flags = os.O_RDWR if layout.sharing else os.O_RDONLY
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.root)

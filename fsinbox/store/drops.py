@@ -1,5 +1,5 @@
-"""When a dropped file is finished, and what may be one: for the consumer that ingests it, and the producer that must not be
-overtaken by it."""
+"""When a dropped file is finished, and what may be one: for the consumer that ingests it, and the producer
+that must not be overtaken by it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ STILL = 1.0
 """Seconds for which a producer watches a dropped file of its key, if nothing tells that it is finished."""
 
 NEVER = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
-"""Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may pass."""
+"""Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may
+pass."""
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -32,11 +33,14 @@ _KINDS = {
 
 
 def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
-    """Open a dropped file for reading. Raises OSError, whose strerror says in plain words why it cannot be an element."""
+    """Open a dropped file for reading. Raises OSError, whose strerror says in plain words why it cannot be an
+    element."""
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         # Not even opened: opening some devices does something.
-        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are adopted")
+        raise OSError(
+            errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are adopted"
+        )
     try:
         return open_for_reading(layout, "drop", name)
     except PermissionError:
@@ -48,7 +52,8 @@ def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
 
 
 def finished_drop(layout: Layout, key: str) -> str | None:
-    """Return the key's name in drop/ if a finished file lies there: for a producer, which must not be overtaken by it.
+    """Return the key's name in drop/ if a finished file lies there: for a producer, which must not be
+    overtaken by it.
 
     Raises OSError.
     """
@@ -67,7 +72,8 @@ def finished_drop(layout: Layout, key: str) -> str | None:
             return key if renamed_in(status) or _lies_still(layout, key, status) else None
         if error.errno in NEVER or error.errno == errno.ENOENT:
             return None
-        raise  # it may be one: to add now and have it ingested later would put an older value in place of a newer
+        # it may be one: to add now and have it ingested later would put an older value in place of a newer
+        raise
     try:
         writer = None if layout.sharing else has_writer(fd)
         status = os.fstat(fd)
@@ -82,8 +88,8 @@ def finished_drop(layout: Layout, key: str) -> str | None:
 def _lies_still(layout: Layout, key: str, before: os.stat_result) -> bool:
     """Wait whether a dropped file is left alone for a second.
 
-    Where no lease tells (another user's file, another host's writer), this is left of finding out whether it is being written,
-    or was renamed in within a tick of the clock after it was.
+    Where no lease tells (another user's file, another host's writer), this is left of finding out whether it
+    is being written, or was renamed in within a tick of the clock after it was.
     """
     sleep(STILL)
     try:
@@ -101,16 +107,17 @@ def renamed_in(status: os.stat_result) -> bool:
 def has_writer(fd: int) -> bool | None:
     """Tell whether any process has the file open for writing; None where the kernel does not say.
 
-    Asks for a read lease, which fcntl(2) refuses with EAGAIN while there is a writer, and gives it back at once. (An NFS
-    client refuses it whenever the server has not delegated the file to it, and does not know of other hosts' writers: in an
-    inbox that several hosts share it is not asked.)
+    Asks for a read lease, which fcntl(2) refuses with EAGAIN while there is a writer, and gives it back at
+    once. (An NFS client refuses it whenever the server has not delegated the file to it, and does not know of
+    other hosts' writers: in an inbox that several hosts share it is not asked.)
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return None
     from signal import SIGURG  # not at the top: a producer that meets no drop does not pay for it
 
     try:
-        # A writer that comes in this instant breaks the lease; the signal for that must not be the deadly SIGIO.
+        # A writer that comes in this instant breaks the lease; the signal for that must not be the deadly
+        # SIGIO.
         fcntl.fcntl(fd, fcntl.F_SETSIG, SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

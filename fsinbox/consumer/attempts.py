@@ -1,9 +1,10 @@
 """attempts/: the consumer's notes of how often an element was taken and not acknowledged.
 
-A note is a symbolic link named like the element, to `<attempts>.<inode>.<mtime ns>.<how>`. It is believed only for the very file
-it was written for: a newer value in the same place starts afresh. A consumer that finds elements in inflight/ counts the attempt
-for each. If there was one, it was this one that its consumer died of; if there were several, each is a *suspect* and is next
-taken alone, so that the guilty one is found without blame on the others.
+A note is a symbolic link named like the element, to `<attempts>.<inode>.<mtime ns>.<how>`. It is believed
+only for the very file it was written for: a newer value in the same place starts afresh. A consumer that
+finds elements in inflight/ counts the attempt for each. If there was one, it was this one that its consumer
+died of; if there were several, each is a *suspect* and is next taken alone, so that the guilty one is found
+without blame on the others.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import logging
 import os
 from dataclasses import dataclass
 
-from .layout import Layout
-from .names import about
+from ..store.layout import Layout
+from ..store.names import about
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Note:
     attempts: int
     inode: int
     modified: int
-    alone: str  # "" | "suspect": in flight with others when a consumer died | "died": in flight alone when a consumer died
+    # "" | "suspect": in flight with others when a consumer died | "died": in flight alone when a consumer
+    # died
+    alone: str
 
 
 class Attempts:
@@ -80,7 +83,9 @@ class Attempts:
                 os.unlink(self._draft, dir_fd=folder)
             except FileNotFoundError:
                 pass
-            os.symlink(f"{note.attempts}.{note.inode}.{note.modified}.{note.alone}", self._draft, dir_fd=folder)
+            os.symlink(
+                f"{note.attempts}.{note.inode}.{note.modified}.{note.alone}", self._draft, dir_fd=folder
+            )
             os.rename(self._draft, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
             log.warning(

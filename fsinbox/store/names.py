@@ -1,11 +1,13 @@
 """Key <-> file name, and number <-> prefix: total, reversible, readable.
 
-An element's file is called `<number>-<key>`: 19 decimal digits, a dash, the encoded key. In the encoded key the bytes of
-PLAIN stand for themselves and every other byte of the key's UTF-8 is `%XX` (upper-case hexadecimal), as is a leading
-dot. So a plain key stays plain, `/` and NUL cannot occur, no name is hidden, and `~` is free to mark what is not an
-element (`~reason.txt` in failed/). A name is only accepted if it is exactly what its key encodes to.
+An element's file is called `<number>-<key>`: 19 decimal digits, a dash, the encoded key. In the encoded key
+the bytes of PLAIN stand for themselves and every other byte of the key's UTF-8 is `%XX` (upper-case
+hexadecimal), as is a leading dot. So a plain key stays plain, `/` and NUL cannot occur, no name is hidden,
+and `~` is free to mark what is not an element (`~reason.txt` in failed/). A name is only accepted if it is
+exactly what its key encodes to.
 
-Keys that came from file names which are not UTF-8 carry those bytes as surrogates, as `os.fsdecode` makes them.
+Keys that came from file names which are not UTF-8 carry those bytes as surrogates, as `os.fsdecode` makes
+them.
 """
 
 import os
@@ -15,7 +17,8 @@ from .errors import InvalidKey
 PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+@=,"
 DIGITS = 19
 MAX_ENCODED = 200
-"""Longest encoded key, in bytes. `<due>-<number>-<key>` and `<number>-<key>~reason.txt` then fit the usual 255."""
+"""Longest encoded key, in bytes. `<due>-<number>-<key>` and `<number>-<key>~reason.txt` then fit the usual
+255."""
 
 REASON = "~reason.txt"
 
@@ -30,7 +33,9 @@ def encode_key(key: str) -> str:
     if not isinstance(key, str):
         raise InvalidKey(f"a key must be text (str), not {type(key).__name__}: pass str(key)")
     if not key:
-        raise InvalidKey("a key must not be empty (an unset shell variable, perhaps?): name what the value is for")
+        raise InvalidKey(
+            "a key must not be empty (an unset shell variable, perhaps?): name what the value is for"
+        )
     try:
         raw = key.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -77,7 +82,8 @@ def element_name(number: int, encoded: str) -> str:
 
 
 def parse_element(name: str) -> tuple[int, str] | None:
-    """Return (number, encoded key) of an element's file name, or None for a foreign name. The key is not decoded."""
+    """Return (number, encoded key) of an element's file name, or None for a foreign name. The key is not
+    decoded."""
     digits = name[:DIGITS]
     if len(name) > DIGITS + 1 and name[DIGITS] == "-" and digits.isdecimal() and digits.isascii():
         return int(digits), name[DIGITS + 1 :]

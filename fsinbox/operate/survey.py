@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import gmtime, monotonic, sleep, strftime, time, time_ns
 
-from .errors import InvalidKey
-from .files import open_for_reading
-from .index import HIGHEST
-from .layout import Layout
-from .lock import WHOLE, Shard, clean, is_locked, read_holder, shard_of_lock
-from .names import DIGITS, REASON, decode_key, encode_key, parse_deferred, parse_element
+from ..consumer.ownership import WHOLE, Shard, clean, is_locked, read_holder, shard_of_lock
+from ..store.errors import InvalidKey
+from ..store.files import open_for_reading
+from ..store.index import HIGHEST
+from ..store.layout import Layout
+from ..store.names import DIGITS, REASON, decode_key, encode_key, parse_deferred, parse_element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .control import Wishes
-    from .record import Record, Totals
+    from ..store.control import Wishes
+    from .stats import Record, Totals
 
 STATES = {"out": "inflight", "waiting": "pending", "deferred": "deferred", "failed": "failed"}
 """State of an element -> the folder it lies in then."""
@@ -35,7 +35,8 @@ _LONGEST_REASON = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One element, and where it lies. `seq`, its arrival, and `due`, of a deferred one, in nanoseconds since the epoch."""
+    """One element, and where it lies. `seq`, its arrival, and `due`, of a deferred one, in nanoseconds since
+    the epoch."""
 
     key: str
     state: str
@@ -53,7 +54,8 @@ class Row:
 
 
 def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Row]:
-    """Go through the elements, state by state, the oldest of each first. A key with several places shows each.
+    """Go through the elements, state by state, the oldest of each first. A key with several places shows
+    each.
 
     `states`: of STATES, or "done".
     """
@@ -86,7 +88,8 @@ def _files(layout: Layout, state: str) -> list[tuple[str, str]]:
 
 
 def find(layout: Layout, key: str) -> Row | None:
-    """Return the element of `key` that a person means: the newest that waits, else is out, is deferred, has failed."""
+    """Return the element of `key` that a person means: the newest that waits, else is out, is deferred, has
+    failed."""
     encode_key(key)  # a clear error for what cannot be a key
     for state in ("waiting", "out", "deferred", "failed"):
         matches = [row for row in rows(layout, (state,)) if row.key == key]
@@ -106,7 +109,8 @@ def reason(layout: Layout, row: Row) -> str | None:
 
 
 AGES = tuple(300 << doubled for doubled in range(9))
-"""Limits of the columns of an age histogram, in seconds: 5, 10, 20 ... 1280 minutes, those of Postfix's qshape."""
+"""Limits of the columns of an age histogram, in seconds: 5, 10, 20 ... 1280 minutes, those of Postfix's
+qshape."""
 
 PREFIXES = 8
 """The commonest prefixes of keys that an age histogram has."""
@@ -123,7 +127,8 @@ _STEADY = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """How long what waits has waited. A row is counts by age: up to limits[0], up to limits[1] ..., older than all of them."""
+    """How long what waits has waited. A row is counts by age: up to limits[0], up to limits[1] ..., older
+    than all of them."""
 
     limits: tuple[int, ...]
     """In seconds."""
@@ -134,7 +139,8 @@ class Ages:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How quickly the work goes, by the accounts that consumers keep (see record). Times in seconds since the epoch."""
+    """How quickly the work goes, by the accounts that consumers keep (see record). Times in seconds since the
+    epoch."""
 
     rate: float | None
     """Acknowledged a minute; None if the consumer keeps no account."""
@@ -238,9 +244,10 @@ def _encoded(name: str) -> str:
 
 
 def summary(layout: Layout) -> Summary:
-    """Tell how the inbox stands. `dropped`: files in drop/ that are not adopted yet; `consumer`: who holds it now, if anyone."""
-    from .control import wishes
-    from .record import records
+    """Tell how the inbox stands. `dropped`: files in drop/ that are not adopted yet; `consumer`: who holds it
+    now, if anyone."""
+    from ..store.control import wishes
+    from .stats import records
 
     now = time_ns()
     found = census(layout)
@@ -276,14 +283,17 @@ def summary(layout: Layout) -> Summary:
 
 
 def ages(places: dict[str, str], now: int) -> Ages:
-    """Return the age histogram of what waits (see Census.places), at a time in nanoseconds since the epoch."""
+    """Return the age histogram of what waits (see Census.places), at a time in nanoseconds since the
+    epoch."""
     limits = [f"{max(0, now - limit * 10**9):0{DIGITS}d}" for limit in reversed(AGES)]
     total = Counter(bisect(limits, digits) for digits in places.values())
     common = Counter(map(_prefix, places))
     top = [name for name, count in common.most_common(PREFIXES) if count > 1]
     wanted = set(top)
     cells = Counter(
-        (prefix, bisect(limits, digits)) for encoded, digits in places.items() if (prefix := _prefix(encoded)) in wanted
+        (prefix, bisect(limits, digits))
+        for encoded, digits in places.items()
+        if (prefix := _prefix(encoded)) in wanted
     )
     newest_first = range(len(limits), -1, -1)
     return Ages(
@@ -294,7 +304,8 @@ def ages(places: dict[str, str], now: int) -> Ages:
 
 
 def _prefix(encoded: str) -> str:
-    """Return what an encoded key begins with, up to the first `/`, `:`, `-` or `.` behind another character."""
+    """Return what an encoded key begins with, up to the first `/`, `:`, `-` or `.` behind another
+    character."""
     match = _PREFIX.match(encoded)
     return match[0] if match else encoded
 
@@ -308,12 +319,15 @@ def account_of(one: dict[str, object], accounts: list[Record]) -> Record | None:
 
 
 def last_acknowledged(accounts: list[Record]) -> float | None:
-    """Return the beginning of the minute in which something was last acknowledged, in seconds since the epoch."""
-    return max((minute[0] * 60.0 for account in accounts for minute in account.minutes if minute[1]), default=None)
+    """Return the beginning of the minute in which something was last acknowledged, in seconds since the
+    epoch."""
+    return max(
+        (minute[0] * 60.0 for account in accounts for minute in account.minutes if minute[1]), default=None
+    )
 
 
 def _sum(accounts: list[Record]) -> Totals:
-    from .record import Totals
+    from .stats import Totals
 
     total = Totals()
     for account in accounts:
@@ -345,9 +359,12 @@ def _pace(found: Census, accounts: list[Record], holders: list[dict[str, object]
     elif not known:
         why = "the consumer keeps no account: only `fsinbox consume` does"
     else:
-        # Only while something waited the consumers were surely at work all the time: a rate with their rests in it would lie.
+        # Only while something waited the consumers were surely at work all the time: a rate with their rests
+        # in it would lie.
         busy_since = max([int(min(for_work)) / 1e9, *(account.since for account in at_work)])
-        begin = max(latest, -(-busy_since // 60) * 60)  # the minute in which that was may hold what was done before
+        begin = max(
+            latest, -(-busy_since // 60) * 60
+        )  # the minute in which that was may hold what was done before
         count = _acknowledged(accounts, begin)
         if now - begin < _STEADY:
             why = "the work has only just begun"
@@ -371,12 +388,12 @@ def _first(account: Record) -> float:
 def consumers(layout: Layout) -> list[dict[str, object]]:
     """Return who consumes: for each shard its name ("1/1" for all keys), and its holder or None.
 
-    Where several hosts share the inbox, `sign` is how many seconds ago it gave its last sign of life, and `epoch` counts the
-    consumers. Shards that nobody consumes are there as soon as one of their division was.
+    Where several hosts share the inbox, `sign` is how many seconds ago it gave its last sign of life, and
+    `epoch` counts the consumers. Shards that nobody consumes are there as soon as one of their division was.
     """
     found: dict[Shard, dict[str, object]] = {}
     if layout.sharing:
-        from .lease import leases, server_clock
+        from ..consumer.lease import leases, server_clock
 
         now = 0
         for held in leases(layout):
@@ -388,7 +405,12 @@ def consumers(layout: Layout) -> list[dict[str, object]]:
             lapsed = age > (held.lasts or 15.0)
             found.setdefault(
                 held.shard,
-                {"holder": held.holder or "unknown", "sign": round(age, 1), "lapsed": lapsed, "epoch": held.epoch},
+                {
+                    "holder": held.holder or "unknown",
+                    "sign": round(age, 1),
+                    "lapsed": lapsed,
+                    "epoch": held.epoch,
+                },
             )
     else:
         for shard in _locks(layout):
@@ -402,7 +424,10 @@ def consumers(layout: Layout) -> list[dict[str, object]]:
     for count in counts:
         for index in range(1, count + 1):
             found.setdefault(Shard(index, count), {"holder": None})
-    return [{"shard": str(shard)} | found[shard] for shard in sorted(found, key=lambda shard: (shard.count, shard.index))]
+    return [
+        {"shard": str(shard)} | found[shard]
+        for shard in sorted(found, key=lambda shard: (shard.count, shard.index))
+    ]
 
 
 def _locks(layout: Layout) -> list[Shard]:
@@ -415,10 +440,12 @@ def _locks(layout: Layout) -> list[Shard]:
     return [shard for _, shard in sorted(times, key=lambda pair: pair[0], reverse=True)]
 
 
-# --- who holds the admission lock -----------------------------------------------------------------------------------
+# --- who holds the admission lock
+# -----------------------------------------------------------------------------------
 
 PATIENCE = 1.0
-"""Seconds after which a lock that cannot be had is worth telling: an add holds it for some 50 microseconds."""
+"""Seconds after which a lock that cannot be had is worth telling: an add holds it for some 50
+microseconds."""
 
 
 def _stuck(layout: Layout) -> str | None:
@@ -441,7 +468,7 @@ def share_lock(layout: Layout, fd: int) -> str | None:
     while True:
         try:
             if layout.sharing and layout.sharing.range_locks:
-                from .hosts import range_lock
+                from ..store.network.sharing import range_lock
 
                 range_lock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             else:
@@ -456,7 +483,8 @@ def share_lock(layout: Layout, fd: int) -> str | None:
 
 
 def _holder_of(fd: int) -> str:
-    """Return which process holds an flock on this file, as far as the kernel says. See proc(5), /proc/locks."""
+    """Return which process holds an flock on this file, as far as the kernel says. See proc(5),
+    /proc/locks."""
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
@@ -471,15 +499,19 @@ def _holder_of(fd: int) -> str:
 
 
 def _last_given_out(fd: int) -> str:
-    """Return when the last number was given out. (Nobody keeps since when a lock is held: since then, or later.)"""
+    """Return when the last number was given out. (Nobody keeps since when a lock is held: since then, or
+    later.)"""
     digits = os.pread(fd, DIGITS, 0)
     if not digits.isdigit() or int(digits) >= HIGHEST:
         return ""
-    return f"; the last number was given out at {strftime('%Y-%m-%dT%H:%M:%S+00:00', gmtime(int(digits) / 1e9))}"
+    return (
+        f"; the last number was given out at {strftime('%Y-%m-%dT%H:%M:%S+00:00', gmtime(int(digits) / 1e9))}"
+    )
 
 
 def _program(pid: str) -> str:
-    """Return " (python3, stopped)" for a process, "" where that cannot be told. See proc(5), /proc/PID/stat."""
+    """Return " (python3, stopped)" for a process, "" where that cannot be told. See proc(5),
+    /proc/PID/stat."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             name, _, rest = file.read().partition(b"(")[2].rpartition(b")")

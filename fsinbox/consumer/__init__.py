@@ -1,0 +1,1 @@
+"""The one taker: what it knows, and what it does."""

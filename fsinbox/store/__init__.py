@@ -1,0 +1,1 @@
+"""The format on disk: folders, names, numbers, and every step that changes them."""

@@ -1,0 +1,1 @@
+"""What only an inbox that several hosts share needs."""
