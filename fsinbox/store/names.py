@@ -10,9 +10,16 @@ Keys that came from file names which are not UTF-8 carry those bytes as surrogat
 them.
 """
 
+from __future__ import annotations
+
 import os
+from operator import itemgetter
 
 from .errors import InvalidKey
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+@=,"
 DIGITS = 19
@@ -88,6 +95,27 @@ def parse_element(name: str) -> tuple[int, str] | None:
     if len(name) > DIGITS + 1 and name[DIGITS] == "-" and digits.isdecimal() and digits.isascii():
         return int(digits), name[DIGITS + 1 :]
     return None
+
+
+# The parts of a name that is known to be an element's, or at least to be cut like one. (Cutting is what a
+# million names can bear; parse_element is for a name that nobody has looked at.)
+
+
+def digits_of(name: str) -> str:
+    """Return the number of an element's name, as its 19 digits."""
+    return name[:DIGITS]
+
+
+def number_of(name: str) -> int:
+    """Return the number of an element's name."""
+    return int(name[:DIGITS])
+
+
+encoded_of: Callable[[str], str] = itemgetter(slice(DIGITS + 1, None))
+"""Return the encoded key of an element's name."""
+
+element_of: Callable[[str], str] = encoded_of
+"""Return the element's name of a name in deferred/."""
 
 
 def deferred_name(due: int, name: str) -> str:
