@@ -43,6 +43,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'fsinbox' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module("." + _HOMES.get(name, "errors"), __name__), name)
+    value = getattr(import_module("." + _HOMES.get(name, "store.errors"), __name__), name)
     globals()[name] = value
     return value

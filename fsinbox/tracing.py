@@ -23,7 +23,7 @@ from typing import Any
 
 from .inbox import Inbox
 from .store import files
-from .store.layout import Layout, let_go
+from .store.layout import Layout, close_quietly
 
 try:
     from opentelemetry import trace
@@ -111,7 +111,7 @@ def _label(layout: Layout, temporary: str) -> None:
     except (OSError, AttributeError):
         pass
     finally:
-        let_go(fd)
+        close_quietly(fd)
 
 
 def _traced_add(add: Callable[..., Any]) -> Callable[..., Any]:

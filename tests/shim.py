@@ -63,14 +63,16 @@ class _Between:
 def modules() -> list[ModuleType]:
     """Return every module of the package that works on files: all but those of the command line and the
     workers."""
-    for module in pkgutil.iter_modules(fsinbox.__path__, "fsinbox."):
-        if not module.ispkg and module.name != "fsinbox.__main__":
+    for module in pkgutil.walk_packages(fsinbox.__path__, "fsinbox."):
+        if _works_on_files(module.name) and not module.ispkg:
             importlib.import_module(module.name)
-    return [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith("fsinbox.") and (name.count(".") == 1 or name.startswith("fsinbox.doctor."))
-    ]
+    return [module for name, module in sys.modules.items() if _works_on_files(name)]
+
+
+def _works_on_files(name: str) -> bool:
+    first, _, rest = name.removeprefix("fsinbox.").partition(".")
+    storeys = ("store", "consumer", "operate", "doctor")
+    return name.startswith("fsinbox.") and first != "__main__" and (not rest or first in storeys)
 
 
 @contextmanager

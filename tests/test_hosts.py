@@ -460,12 +460,12 @@ def test_who_tries_for_the_lock_keeps_its_turn(shared: Inbox) -> None:
     shared.add("a", "1")
     index = index_of(shared)
     wait_until(lambda: threads() == 0)
-    with held(shared) as let_go:
+    with held(shared) as close_quietly:
         for _ in range(3):
             with pytest.raises(Busy):
                 index.try_locked(index.last_number, patience=0)
         assert threads() == 1
-        let_go()
+        close_quietly()
 
         def has_its_turn() -> bool:
             try:

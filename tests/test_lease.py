@@ -407,7 +407,7 @@ def test_a_lease_that_says_nonsense_lasts_as_long_as_ones_own(inbox_dir: Path) -
 def test_who_has_the_lock_but_no_folder_yet_is_about_to_be_the_consumer(inbox_dir: Path) -> None:
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.take()
-        lease_of(one).layout.hold_in("")
+        lease_of(one).layout.enter_claim("")
         for name in os.listdir(inbox_dir / "inflight" / FIRST):
             os.unlink(inbox_dir / "inflight" / FIRST / name)
         os.rmdir(inbox_dir / "inflight" / FIRST)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox, InboxBusy
-from fsinbox.consumer.ownership import WHOLE, Hold, is_locked, read_holder
+from fsinbox.consumer.ownership import WHOLE, ConsumerLock, is_locked, read_holder
 from fsinbox.store.layout import Layout
 from tests.shim import refusing
 
@@ -43,7 +43,7 @@ def test_a_word_cannot_play_tricks_on_a_terminal(layout: Layout) -> None:
 
 
 def test_a_lock_is_seen_while_it_is_held(layout: Layout) -> None:
-    held = Hold(layout, WHOLE)
+    held = ConsumerLock(layout, WHOLE)
     assert is_locked(layout, "consumer.lock") is True
     assert read_holder(layout).startswith(f"pid {os.getpid()} on ")
     held.close()

@@ -154,7 +154,7 @@ def test_fixtures_of_the_same_name_take_precedence_and_nothing_is_imported_befor
         def test_it(inbox):
             assert inbox == "mine"
             ours = {name for name in sys.modules if name.startswith("fsinbox")}
-            assert ours == {"fsinbox", "fsinbox.testing.pytest_plugin"}, ours
+            assert ours == {"fsinbox", "fsinbox.testing", "fsinbox.testing.pytest_plugin"}, ours
             assert "click" not in sys.modules and "watchdog" not in sys.modules
         """,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fsinbox import Inbox, UnusableInbox, WrongState
-from fsinbox.consumer.ownership import Hold
+from fsinbox.consumer.ownership import ConsumerLock
 from fsinbox.store import files
 from fsinbox.store import transitions as protocol
 from fsinbox.store.index import HEADER, LINE, Index, header_line, read_header
@@ -248,7 +248,7 @@ def test_a_second_sleeper_gives_up_at_its_own_time(inbox: Inbox) -> None:
 
 
 def test_a_lock_that_was_only_just_made_is_let_go() -> None:
-    Hold.__new__(Hold).__del__()
+    ConsumerLock.__new__(ConsumerLock).__del__()
 
 
 # --- files and folders

@@ -493,18 +493,18 @@ def test_a_pause_with_an_end_ends_by_itself_and_survives_a_restart(inbox_dir: Pa
 def test_what_is_no_wish_of_ours_pauses_rather_than_not_and_holds_nothing(
     inbox_dir: Path, layout: Layout
 ) -> None:
-    assert control.wishes(layout) == control.NONE
+    assert control.requests(layout) == control.NONE
     layout.make("control")
     (inbox_dir / "control" / "hold-%zz").touch()
     (inbox_dir / "control" / "notes").touch()
-    assert control.wishes(layout) == control.NONE
+    assert control.requests(layout) == control.NONE
     (inbox_dir / "control" / "pause").touch()
-    assert control.wishes(layout) == control.Wishes(paused=True)
+    assert control.requests(layout) == control.Requests(paused=True)
     (inbox_dir / "control" / "pause").unlink()
     os.symlink("soon.\x1b[31mwho", inbox_dir / "control" / "pause")
-    assert control.wishes(layout) == control.Wishes(paused=True, by="?[31mwho")
+    assert control.requests(layout) == control.Requests(paused=True, by="?[31mwho")
     control.pause(layout, 1)  # in place of the other one
-    assert not control.wishes(layout).paused
+    assert not control.requests(layout).paused
 
 
 def test_without_a_control_folder_there_is_nothing_to_end(inbox_dir: Path, layout: Layout) -> None:

@@ -26,13 +26,13 @@ from fsinbox.doctor import examine
 
 ROOT = Path(__file__).parent.parent
 
-FORMAT_2 = "fsinbox/store/index.py"
+FORMAT_2 = "fsinbox/index.py"
 """The file that came with format 2."""
 
 OLDER = {
     "as it first worked": "tests/oracle.py",
-    "before control, stats and done": "fsinbox/operate/stats.py",
-    "before it could export": "fsinbox/operate/archive.py",
+    "before control, stats and done": "fsinbox/record.py",
+    "before it could export": "fsinbox/archive.py",
     "the last of format 1": FORMAT_2,
 }
 """Versions of format 1, each by the file that came with the commit after it."""

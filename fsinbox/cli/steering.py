@@ -316,7 +316,7 @@ def hold(inbox: str | None, json: bool, keys: tuple[str, ...]) -> None:
 
     with Steering(chosen(inbox)) as steering:
         if not keys:
-            for encoded in sorted(control.wishes(steering.layout).held):
+            for encoded in sorted(control.requests(steering.layout).held):
                 key = decode_key(encoded) or encoded
                 say(key=key) if json else click.echo(printable(key))
             return
@@ -339,7 +339,7 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
     with Steering(chosen(inbox)) as steering:
         if wanted is None:
             wanted = [
-                decode_key(encoded) or encoded for encoded in sorted(control.wishes(steering.layout).held)
+                decode_key(encoded) or encoded for encoded in sorted(control.requests(steering.layout).held)
             ]
             if wanted:
                 confirm(f"Release {len(wanted)} keys of {steering.layout.path}?", keys, yes=yes)

@@ -36,7 +36,7 @@ from operator import itemgetter
 from time import monotonic, sleep, time_ns
 
 from ..store import transitions
-from ..store.control import NONE, Wishes, wishes
+from ..store.control import NONE, Requests, requests
 from ..store.errors import UnusableInbox
 from ..store.files import flush_pending, remove
 from ..store.index import Busy, Index
@@ -44,7 +44,7 @@ from ..store.layout import Layout
 from ..store.names import REASON, about, decode_key, element_name, parse_deferred, parse_element
 from .attempts import Attempts, Note
 from .ingest import Drops
-from .ownership import WHOLE, Hold, Shard
+from .ownership import WHOLE, ConsumerLock, Shard
 from .watch import RESCAN
 
 TYPE_CHECKING = False
@@ -142,11 +142,11 @@ def _hashes_of_twins(names: list[str]) -> set[int]:
     return twice
 
 
-def _hold(layout: Layout, settings: Settings) -> Hold:
+def _hold(layout: Layout, settings: Settings) -> ConsumerLock:
     """Become the one consumer: by a lock, or where several hosts share the inbox by a lease. Raises
     InboxBusy, OSError."""
     if layout.sharing is None:
-        return Hold(layout, settings.shard)
+        return ConsumerLock(layout, settings.shard)
     from .lease import Lease
 
     return Lease(layout, settings.shard, settings.lease)
@@ -186,7 +186,7 @@ class Consumer:
         self._listed = False
         self._next_drop_look = 0.0
         self._next_wish_look = 0.0
-        self._wishes: Wishes = NONE
+        self._wishes: Requests = NONE
         self._held: list[str] = []
         self._done_names: dict[str, None] | None = None
         self._seen_header = b""
@@ -454,7 +454,7 @@ class Consumer:
             return
         if self._layout.sharing:
             self._next_wish_look = now + _WISH_INTERVAL
-        before, self._wishes = self._wishes, wishes(self._layout)
+        before, self._wishes = self._wishes, requests(self._layout)
         if before.paused != self._wishes.paused:
             if self._wishes.paused:
                 log.warning(
@@ -462,7 +462,7 @@ class Consumer:
                 )
             else:
                 log.warning("resumed", extra={"event": "resumed"})
-        if before.look != self._wishes.look:
+        if before.rescan:
             self._listed = False
             self._forget_moved()
         if before.held - self._wishes.held:  # what was passed over is in no view: make it anew

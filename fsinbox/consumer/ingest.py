@@ -23,7 +23,7 @@ from ..store.drops import DRAFTS, NEVER, has_writer, open_drop, renamed_in
 from ..store.errors import InvalidKey
 from ..store.files import flush_all, flush_folder, flush_pending
 from ..store.index import Busy, Index
-from ..store.layout import Layout, let_go
+from ..store.layout import Layout, close_quietly
 from ..store.names import element_name, encode_key
 
 TYPE_CHECKING = False
@@ -160,7 +160,7 @@ class Drops:
             )
             return None
         finally:
-            let_go(fd)
+            close_quietly(fd)
         if left > 0:
             now = monotonic()
             self.look_again = min(self.look_again or now + left, now + left)

@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 from ..store.errors import InboxBusy, LeaseLost, UnusableInbox
 from ..store.files import create_temporary, discard_temporary
-from ..store.layout import HOLD, PRIVATE_FOLDER, SHARED_FOLDER, Layout, let_go
+from ..store.layout import CLAIM, PRIVATE_FOLDER, SHARED_FOLDER, Layout, close_quietly
 from ..store.names import parse_element
-from .ownership import Hold, Shard, clean, is_locked, word
+from .ownership import ConsumerLock, Shard, clean, is_locked, owner_text
 
 _FILE = ".lease"
 
@@ -68,7 +68,7 @@ class Held(NamedTuple):
 def leases(layout: Layout) -> list[Held]:
     """Return the consumers' folders that there are, dead ones included, the latest first. Raises OSError."""
     found = []
-    for name in layout.names_in(layout.holders()):
+    for name in layout.names_in(layout.inflight_root()):
         held = _parse(name)
         if held:
             with suppress(FileNotFoundError):
@@ -85,19 +85,19 @@ def server_clock(layout: Layout) -> int:
         os.utime(fd)
         return os.fstat(fd).st_mtime_ns
     finally:
-        let_go(fd)
+        close_quietly(fd)
         discard_temporary(layout, drafts[0])
 
 
 def _parse(name: str) -> Held | None:
-    match = re.fullmatch(HOLD + r"(\d{1,3})of(\d{1,3})-(\d{10})", name)
+    match = re.fullmatch(CLAIM + r"(\d{1,3})of(\d{1,3})-(\d{10})", name)
     return Held(name, Shard(int(match[1]), int(match[2])), int(match[3])) if match else None
 
 
 def _read(layout: Layout, held: Held) -> Held:
     """Read a lease. One without .lease (its holder has just begun, or has just ended) is as old as its
     folder."""
-    folder = layout.open_hold(held.name)
+    folder = layout.open_claim(held.name)
     try:
         try:
             fd = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -107,19 +107,19 @@ def _read(layout: Layout, held: Held) -> Held:
             holder, _, terms = os.read(fd, 500).partition(b"\n")
             sign = os.fstat(fd).st_mtime_ns
         finally:
-            let_go(fd)
+            close_quietly(fd)
     except OSError as error:
         if error.errno in _GONE:
             raise FileNotFoundError(error.errno, error.strerror, held.name) from error
         raise
     finally:
-        let_go(folder)
+        close_quietly(folder)
     lasts, _, lock = terms.decode("ascii", "replace").strip().partition(" ")
     seconds = float(lasts) if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", lasts) else 0.0
     return held._replace(holder=clean(holder), lasts=seconds, locked=lock == "locked", sign=sign)
 
 
-class Lease(Hold):
+class Lease(ConsumerLock):
     """That this process is the consumer of a shard of a shared inbox."""
 
     def __init__(self, layout: Layout, shard: Shard, lasts: float) -> None:
@@ -140,16 +140,16 @@ class Lease(Hold):
         found = leases(self.layout)
         self._refuse_if_busy(found, locked)
         epoch = 1 + max([held.epoch for held in found if held.shard == self.shard], default=0)
-        self._name = f"{HOLD}{self.shard.index}of{self.shard.count}-{epoch:010d}"
+        self._name = f"{CLAIM}{self.shard.index}of{self.shard.count}-{epoch:010d}"
         try:
             os.mkdir(
                 self._name,
                 SHARED_FOLDER if self.layout.file_mode & 0o060 else PRIVATE_FOLDER,
-                dir_fd=self.layout.holders(),
+                dir_fd=self.layout.inflight_root(),
             )
         except FileExistsError:
             raise self.busy() from None  # another one was quicker
-        self.layout.hold_in(self._name)
+        self.layout.enter_claim(self._name)
         self._folder = self.layout.folder("inflight")
         if self.layout.file_mode & 0o060:
             os.fchmod(self._folder, SHARED_FOLDER)  # the umask has taken something
@@ -171,7 +171,7 @@ class Lease(Hold):
         try:
             if self.layout.file_mode & 0o060:
                 os.fchmod(fd, self.layout.file_mode)  # the same: whoever comes next must be able to read it
-            os.write(fd, (word() + terms).encode("utf-8", "replace"))
+            os.write(fd, (owner_text() + terms).encode("utf-8", "replace"))
         finally:
             os.close(fd)
         others = [held for held in leases(self.layout) if held.name != self._name]
@@ -185,7 +185,7 @@ class Lease(Hold):
         self.verify()
         return True
 
-    def leave_word(self) -> None:
+    def write_owner(self) -> None:
         """Begin to give signs of life. (The word is in .lease; the lock's file may be locked by one that is
         cut off.)"""
         with suppress(OSError):
@@ -257,10 +257,10 @@ class Lease(Hold):
 
     def _fence(self, before: list[Held]) -> None:
         """Bring all that these hold into our folder, and remove theirs: from then on they can do nothing."""
-        root = self.layout.holders()
+        root = self.layout.inflight_root()
         for held in before:
             try:
-                folder = self.layout.open_hold(held.name)
+                folder = self.layout.open_claim(held.name)
             except FileNotFoundError:
                 continue
             try:
@@ -279,7 +279,7 @@ class Lease(Hold):
                 if error.errno not in _GONE:
                     raise
             finally:
-                let_go(folder)
+                close_quietly(folder)
 
     def _empty(self, folder: int) -> None:
         with suppress(FileNotFoundError):
@@ -294,11 +294,13 @@ class Lease(Hold):
     def _bring_in_strays(self) -> None:
         """Bring into our folder what lies in inflight/ itself: from before it was shared, or put there by
         hand."""
-        for name in self.layout.names_in(self.layout.holders()):
+        for name in self.layout.names_in(self.layout.inflight_root()):
             parsed = parse_element(name)
-            if not name.startswith(HOLD) and (self.shard.has(parsed[1]) if parsed else self.shard.index == 1):
+            if not name.startswith(CLAIM) and (
+                self.shard.has(parsed[1]) if parsed else self.shard.index == 1
+            ):
                 with suppress(FileNotFoundError):
-                    os.rename(name, name, src_dir_fd=self.layout.holders(), dst_dir_fd=self._folder)
+                    os.rename(name, name, src_dir_fd=self.layout.inflight_root(), dst_dir_fd=self._folder)
 
     # --- signs of life ---
 
@@ -333,10 +335,9 @@ class Lease(Hold):
         return LeaseLost(
             "another consumer has taken over "
             f"{'' if self.shard.count == 1 else f'shard {self.shard} of '}inbox "
-            f"{self.layout.path}, for this one ({word().strip()}) gave no sign of life for {self._lasts:g} "
-            "s, or its host was "
-            "cut off: what it had taken is with the other one now, and was not acknowledged here; start anew "
-            "if it ends"
+            f"{self.layout.path}, for this one ({owner_text().strip()}) sent no heartbeat for {self._lasts:g} s, "
+            "or its host was cut off: what it had taken is with the other one now, and was not acknowledged "
+            "here; start anew if it ends"
         )
 
     def check(self) -> None:
@@ -363,12 +364,12 @@ class Lease(Hold):
             if folder >= 0 and not self.lost and not self.layout.names_in(folder):
                 with suppress(FileNotFoundError):  # it had not come so far
                     os.unlink(_FILE, dir_fd=folder)
-                os.rmdir(self._name, dir_fd=self.layout.holders())
+                os.rmdir(self._name, dir_fd=self.layout.inflight_root())
         except OSError:
             pass  # whoever comes next does it
         if folder >= 0:
             try:
-                self.layout.hold_in("")
+                self.layout.enter_claim("")
             except (OSError, UnusableInbox):
                 pass
         self.unlock()

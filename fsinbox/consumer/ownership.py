@@ -21,7 +21,7 @@ from time import sleep, strftime
 from zlib import crc32
 
 from ..store.errors import InboxBusy, UnusableInbox
-from ..store.layout import Layout, let_go
+from ..store.layout import Layout, close_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def shard_of_lock(name: str) -> Shard | None:
     return shard if shard and shard.count > 1 and shard.index <= shard.count else None
 
 
-class Hold:
+class ConsumerLock:
     """That this process is the consumer of a shard, from when it is made until close()."""
 
     lost = False
@@ -101,7 +101,7 @@ class Hold:
         try:
             if not self.lock():
                 raise self.busy()
-            self.leave_word()
+            self.write_owner()
         except BaseException:
             self.close()
             raise
@@ -119,7 +119,7 @@ class Hold:
             if other and other.count not in (1, self.shard.count) and is_locked(self.layout, name):
                 raise InboxBusy(
                     f"inbox {self.layout.path} is divided into {other.count} shards by a running consumer "
-                    f"({read_holder(self.layout, name) or 'it left no word of itself'}): stop those first, "
+                    f"({read_holder(self.layout, name) or 'it did not say who it is'}): stop those first, "
                     "or be one of them"
                 )
         return True
@@ -146,16 +146,16 @@ class Hold:
             else f"shard {self.shard} of inbox {self.layout.path}"
         )
         return InboxBusy(
-            f"{what} already has a consumer ({holder or 'it left no word of itself'}): stop that one first, "
+            f"{what} already has a consumer ({holder or 'it did not say who it is'}): stop that one first, "
             "or give it more to do at once with --concurrency",
             holder,
         )
 
-    def leave_word(self) -> None:
+    def write_owner(self) -> None:
         """Write into the lock's file who holds it."""
         try:
             os.ftruncate(self._fds[-1], 0)
-            os.pwrite(self._fds[-1], word().encode("utf-8", "replace"), 0)
+            os.pwrite(self._fds[-1], owner_text().encode("utf-8", "replace"), 0)
         except OSError:
             pass  # a full disk: the lock is what counts
 
@@ -179,7 +179,7 @@ class Hold:
         """Let go of the locks."""
         fds, self._fds = self._fds, []
         for fd in fds:
-            let_go(fd)
+            close_quietly(fd)
 
     def close(self) -> None:
         """Stop being the consumer. Safe to call twice."""
@@ -191,7 +191,7 @@ class Hold:
             self.unlock()
 
 
-def word() -> str:
+def owner_text() -> str:
     """Return what a consumer says of itself: "pid 123 on host since 2026-01-31T12:00:00+0000", and a
     newline."""
     return f"pid {os.getpid()} on {os.uname().nodename} since {strftime('%Y-%m-%dT%H:%M:%S%z')}\n"

@@ -169,9 +169,7 @@ class Look:
             f"{len(self._places)} wait, {count['inflight']} in flight, {count['deferred']} deferred, "
             f"{count['failed']} failed, "
             f"{count['drop']} in drop/; {count['tmp']} being written",
-            f"consumer: {self.holder or 'it left no word of itself'}"
-            if self.consumed
-            else "no consumer runs",
+            f"consumer: {self.holder or 'it did not say who it is'}" if self.consumed else "no consumer runs",
         )
 
     def _see(self, kind: str, where: str, seen: object = "") -> None:

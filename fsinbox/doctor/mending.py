@@ -222,7 +222,7 @@ class _Repair:
             consumer = Consumer(layout, index, Settings())  # which requeues, drops and sets aside
         except InboxBusy as error:
             why = (
-                f"a consumer runs ({error.holder or 'it left no word of itself'}), and does it by itself, or "
+                f"a consumer runs ({error.holder or 'it did not say who it is'}), and does it by itself, or "
                 "when it next starts"
             )
             self._why |= dict.fromkeys((sign for sign in signs if sign.kind in _FOR_THE_CONSUMER), why)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ..store import files, transitions
-from ..store.control import look_again
+from ..store.control import ask_rescan
 from ..store.errors import UnusableInbox
 from ..store.index import open_index
 from ..store.layout import Layout
@@ -131,7 +131,7 @@ class Steering:
         try:
             if self._look_again:
                 self._look_again = False
-                look_again(self.layout)
+                ask_rescan(self.layout)
             for folder in sorted(
                 changed, key="pending".__ne__
             ):  # pending/ first: better there twice than nowhere

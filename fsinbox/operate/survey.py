@@ -23,7 +23,7 @@ from ..store.names import DIGITS, REASON, decode_key, encode_key, parse_deferred
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..store.control import Wishes
+    from ..store.control import Requests
     from .stats import Record, Totals
 
 STATES = {"out": "inflight", "waiting": "pending", "deferred": "deferred", "failed": "failed"}
@@ -246,14 +246,14 @@ def _encoded(name: str) -> str:
 def summary(layout: Layout) -> Summary:
     """Tell how the inbox stands. `dropped`: files in drop/ that are not adopted yet; `consumer`: who holds it
     now, if anyone."""
-    from ..store.control import wishes
+    from ..store.control import requests
     from .stats import records
 
     now = time_ns()
     found = census(layout)
     holders = consumers(layout)
     accounts = records(layout)
-    asked = wishes(layout)
+    asked = requests(layout)
 
     def age(state: str) -> float | None:
         return max(0, now - found.oldest[state]) / 1e9 if state in found.oldest else None
@@ -336,7 +336,7 @@ def _sum(accounts: list[Record]) -> Totals:
     return total
 
 
-def _pace(found: Census, accounts: list[Record], holders: list[dict[str, object]], asked: Wishes) -> Pace:
+def _pace(found: Census, accounts: list[Record], holders: list[dict[str, object]], asked: Requests) -> Pace:
     now = time()
     latest = (now // 60 - RATE_MINUTES + 1) * 60
     start = max(latest, min(map(_first, accounts), default=now))

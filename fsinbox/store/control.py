@@ -4,7 +4,7 @@
                             resumed)
     control/hold-<key>      a symlink, `<since>.<who>`: leave this key alone; what is added for it replaces
                             and waits as always
-    control/look            a symlink, `<when>.<who>`: something came back to pending/, or is gone from
+    control/rescan          a symlink, `<when>.<who>`: something came back to pending/, or is gone from
                             deferred/
 
 Nothing is moved for a hold, so nothing can be lost by one. An fsinbox that does not know these takes as if
@@ -24,11 +24,11 @@ from .names import decode_key
 
 _PAUSE = "pause"
 _HOLD = "hold-"
-_LOOK = "look"
+_RESCAN = "rescan"
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class Requests:
     """What was asked for. Times in nanoseconds since the epoch."""
 
     paused: bool = False
@@ -38,29 +38,29 @@ class Wishes:
     """Who has paused it."""
     held: frozenset[str] = frozenset()
     """The keys on hold, encoded."""
-    look: int = 0
+    rescan: int = 0
     """When a fresh listing was asked for last."""
 
 
-NONE = Wishes()
+NONE = Requests()
 
 
-def wishes(layout: Layout) -> Wishes:
+def requests(layout: Layout) -> Requests:
     """Return what is asked for now. Raises OSError."""
     if not layout.has("control"):
         return NONE
     held = set()
-    paused, until, by, look = False, 0, "", 0
+    paused, until, by, rescan = False, 0, "", 0
     for name in layout.names("control"):
         if name == _PAUSE:
             when, by = _read(layout, name)
             until = when
             paused = until == 0 or until > time_ns()
-        elif name == _LOOK:
-            look, _ = _read(layout, name)
+        elif name == _RESCAN:
+            rescan, _ = _read(layout, name)
         elif name.startswith(_HOLD) and decode_key(name[len(_HOLD) :]) is not None:
             held.add(name[len(_HOLD) :])
-    return Wishes(paused, until, by, frozenset(held), look)
+    return Requests(paused, until, by, frozenset(held), rescan)
 
 
 def pause(layout: Layout, until: int = 0) -> None:
@@ -84,13 +84,13 @@ def release(layout: Layout, encoded: str) -> bool:
     return _remove(layout, _HOLD + encoded)
 
 
-def look_again(layout: Layout) -> None:
+def ask_rescan(layout: Layout) -> None:
     """Have consumers list pending/ afresh before they take: what was brought back there is before what they
     know of.
 
     Not flushed: whoever starts after a power cut lists it anyhow. Raises OSError.
     """
-    _write(layout, _LOOK, time_ns(), durable=False)
+    _write(layout, _RESCAN, time_ns(), durable=False)
 
 
 def put(layout: Layout, name: str, text: str) -> None:

@@ -10,7 +10,7 @@ import stat
 from time import sleep
 
 from .files import flush_shared, open_for_reading
-from .layout import Layout, let_go
+from .layout import Layout, close_quietly
 
 DRAFTS = (".tmp", ".part")
 """How the names of somebody's drafts end."""
@@ -81,7 +81,7 @@ def finished_drop(layout: Layout, key: str) -> str | None:
             return None  # unfinished: it arrives later than this add
         flush_shared(layout, fd)
     finally:
-        let_go(fd)
+        close_quietly(fd)
     return key
 
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 
-from .layout import Layout, let_go
+from .layout import Layout, close_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def create_temporary(layout: Layout, drafts: list[str]) -> int:
             try:
                 os.fchmod(fd, layout.file_mode)  # shared on request: the umask must not take it back
             except BaseException:
-                let_go(fd)
+                close_quietly(fd)
                 raise
         return fd
 
@@ -104,7 +104,7 @@ def close_interrupted(name: str) -> None:
         for fd in os.listdir("/proc/self/fd"):
             try:
                 if os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)").endswith(f"/{name}"):
-                    let_go(int(fd))
+                    close_quietly(int(fd))
             except FileNotFoundError:
                 continue
     except OSError:
@@ -216,7 +216,7 @@ def _open_regular(layout: Layout, folder: str, name: str) -> tuple[int, int]:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", name)
     except BaseException:
-        let_go(fd)
+        close_quietly(fd)
         raise
     return fd, status.st_size
 
@@ -230,7 +230,7 @@ def read_payload(layout: Layout, folder: str, name: str) -> bytes:
             return data + _read_rest(fd)  # one read gives at most 2 GiB; or somebody is writing to it
         return data
     finally:
-        let_go(fd)
+        close_quietly(fd)
 
 
 def _read_rest(fd: int) -> bytes:

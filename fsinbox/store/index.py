@@ -38,7 +38,7 @@ from binascii import crc32
 from time import monotonic, sleep, time_ns
 
 from .errors import UnusableInbox, WrongState
-from .layout import Layout, let_go
+from .layout import Layout, close_quietly
 from .names import element_name, parse_element
 
 TYPE_CHECKING = False
@@ -240,7 +240,7 @@ class Index:
         """Close the descriptor, and with it leave the lock. Safe to call twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            let_go(fd)
+            close_quietly(fd)
 
     # --- without the lock
     # --------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Index:
         try:
             return os.pread(fd, HEADER, 0)
         finally:
-            let_go(fd)
+            close_quietly(fd)
 
     def peek_place(self, encoded: str) -> int:
         """Return the number at which a key is known to wait, else 0."""
@@ -290,7 +290,7 @@ class Index:
             is_known = lines and (tag == self.tag or self._layout.sharing)
             bucket = os.pread(fd, BUCKET * LINE, _home(crc, lines)) if is_known else b""
         finally:
-            let_go(fd)
+            close_quietly(fd)
         for number, _ in _lines_of(bucket, crc):
             if self._layout.exists("pending", element_name(number, encoded)):
                 return number

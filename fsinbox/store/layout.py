@@ -45,7 +45,7 @@ OPTIONAL = ("control", "stats", "done")
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 SHARED_FOLDER, SHARED_FILE = 0o2770, 0o660  # new files belong to the folder's group
 
-HOLD = "lease-"
+CLAIM = "lease-"
 """What the names of consumers' folders in a shared inbox's inflight/ begin with: no element's does."""
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -67,7 +67,7 @@ class Layout:
     `token` and `serial` make names for files in tmp/: no other open inbox has this token, and each number
     comes once. `sharing` is None for an inbox of one host; else it says how this host works on it (see
     hosts). `inflight` is the folder in which its consumer, if that is us, holds what it has taken (see
-    hold_in).
+    enter_claim).
     """
 
     sharing: Sharing | None = None
@@ -143,7 +143,7 @@ class Layout:
             if parent and name == self.inflight:
                 return self.folder("inflight")
             try:
-                fd = os.open(last, _OPEN_FOLDER, dir_fd=self.holders() if parent else self.root)
+                fd = os.open(last, _OPEN_FOLDER, dir_fd=self.inflight_root() if parent else self.root)
             except OSError as error:
                 if parent and error.errno in (
                     errno.ENOENT,
@@ -157,7 +157,7 @@ class Layout:
                 ) from error
             kept = self._fds.setdefault(name, fd)
             if kept != fd:  # another thread was quicker
-                let_go(fd)
+                close_quietly(fd)
             return kept
         return fd
 
@@ -179,30 +179,30 @@ class Layout:
             os.close(os.open(".", _OPEN_FOLDER, dir_fd=fd))
         return fd
 
-    def hold_in(self, name: str) -> None:
-        """From now on `inflight` is the folder of this name in it, until hold_in("")."""
-        root = self._fds["/inflight"] = self.holders()
+    def enter_claim(self, name: str) -> None:
+        """From now on `inflight` is the folder of this name in it, until enter_claim("")."""
+        root = self._fds["/inflight"] = self.inflight_root()
         own = os.open(name or ".", _OPEN_FOLDER, dir_fd=root)
         before, self._fds["inflight"] = self._fds["inflight"], own
         if before != root:
-            let_go(before)
+            close_quietly(before)
         self.inflight = f"inflight/{name}" if name else "inflight"
 
-    def holders(self) -> int:
+    def inflight_root(self) -> int:
         """Return the descriptor of inflight/ itself, wherever we hold what we have taken."""
         return self._fds["/inflight"] if "/inflight" in self._fds else self.folder("inflight")
 
-    def open_hold(self, name: str) -> int:
+    def open_claim(self, name: str) -> int:
         """Open a consumer's folder in inflight/ and return its descriptor. Raises OSError."""
-        return os.open(name, _OPEN_FOLDER, dir_fd=self.holders())
+        return os.open(name, _OPEN_FOLDER, dir_fd=self.inflight_root())
 
     def out(self) -> list[tuple[str, str]]:
         """Return (folder, name) of all that lies in inflight/, or in any consumer's folder there."""
         found = []
-        for name in self.names_in(self.holders()):
-            if self.sharing and name.startswith(HOLD):
+        for name in self.names_in(self.inflight_root()):
+            if self.sharing and name.startswith(CLAIM):
                 try:
-                    fd = self.open_hold(name)
+                    fd = self.open_claim(name)
                 except FileNotFoundError:
                     continue  # that consumer has just ended
                 try:
@@ -211,7 +211,7 @@ class Layout:
                     if error.errno not in (errno.ESTALE, errno.ENOENT):
                         raise
                 finally:
-                    let_go(fd)
+                    close_quietly(fd)
             else:
                 found.append(("inflight", name))
         return found
@@ -267,7 +267,7 @@ class Layout:
                 for entry in entries:
                     yield entry.name
         finally:
-            let_go(fd)
+            close_quietly(fd)
 
     def open_own(self, name: str, flags: int) -> int:
         """Open one of FILES and return its descriptor. One that O_CREAT makes anew in a shared inbox is
@@ -293,7 +293,7 @@ class Layout:
             if shared and stat.S_IMODE(status.st_mode) != self.file_mode and status.st_uid == os.geteuid():
                 os.fchmod(fd, self.file_mode)  # the umask has taken something
         except BaseException:
-            let_go(fd)
+            close_quietly(fd)
             raise
         return fd
 
@@ -327,7 +327,7 @@ class Layout:
                 _, fd = self._fds.popitem()
             except KeyError:
                 return
-            let_go(fd)
+            close_quietly(fd)
 
     def _open_root(self, *, create: bool, shared: bool, scope: str) -> int:
         try:
@@ -343,7 +343,7 @@ class Layout:
             if not _has(fd, "format"):
                 self._fill(fd, create=create, shared=shared, scope=scope)
         except BaseException:
-            let_go(fd)
+            close_quietly(fd)
             raise
         return fd
 
@@ -400,7 +400,7 @@ class Layout:
         return "network" if words[2] == b"network" else "local"
 
 
-def let_go(fd: int) -> None:
+def close_quietly(fd: int) -> None:
     """Close a descriptor through which nothing was written that could still be lost: whatever close(2) says,
     it is closed."""
     try:

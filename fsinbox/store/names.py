@@ -13,7 +13,7 @@ them.
 from __future__ import annotations
 
 import os
-from operator import itemgetter
+from _operator import itemgetter
 
 from .errors import InvalidKey
 

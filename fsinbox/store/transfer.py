@@ -8,7 +8,7 @@ import stat
 
 from .errors import AddFailed
 from .files import create_temporary, discard_temporary, flush, unused_temporary, write_all
-from .layout import Layout, let_go
+from .layout import Layout, close_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class Source:
                     maybe_added=False,
                 )
         except AddFailed:
-            let_go(self._fd)
+            close_quietly(self._fd)
             raise
         except OSError as error:
-            let_go(self._fd)
+            close_quietly(self._fd)
             raise _unreadable(path, error) from error
 
     def __enter__(self) -> Source:
@@ -59,7 +59,7 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        let_go(self._fd)
+        close_quietly(self._fd)
         if kind is None and self._path is not None:
             try:
                 os.unlink(self._path)  # it was to be moved, but lies on another file system

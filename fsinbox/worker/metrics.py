@@ -120,9 +120,9 @@ class Folders:
 
 def look(layout: Layout, shard: Shard) -> Folders:
     """Look into the folders for what is there of a shard. Raises InboxError, OSError."""
-    from ..store.control import wishes
+    from ..store.control import requests
 
-    asked = wishes(layout)
+    asked = requests(layout)
     found = census(layout, shard)
     return Folders(True, found.count, found.oldest, sum(map(shard.has, asked.held)), asked.paused)
 

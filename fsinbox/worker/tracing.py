@@ -8,7 +8,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from ..inbox import Element
 from ..store.errors import InboxError
-from ..store.layout import let_go
+from ..store.layout import close_quietly
 from ..tracing import destination, here, producer_of, shown
 from .commands import CommandHandler
 from .outcome import Handler, Outcome
@@ -64,7 +64,7 @@ def _producer(element: Element) -> Context | None:
     try:
         return producer_of(fd)
     finally:
-        let_go(fd)
+        close_quietly(fd)
 
 
 def _environment() -> dict[str, str]:

@@ -133,7 +133,9 @@ MUTANTS = {
             ("replaced-nack",),
             (
                 Edit(
-                    "store.transitions:newer_waits", ' or layout.exists("pending", element_name(number, encoded))', ""
+                    "store.transitions:newer_waits",
+                    ' or layout.exists("pending", element_name(number, encoded))',
+                    "",
                 ),
             ),
         ),
@@ -141,7 +143,13 @@ MUTANTS = {
             "deferred-kept",
             "what was deferred comes back after the newer value that superseded it",
             ("deferred-twice",),
-            (Edit("consumer.consumer:Consumer._take_waiting", "if older and older[20:] <= name:", "if False:"),),
+            (
+                Edit(
+                    "consumer.consumer:Consumer._take_waiting",
+                    "if older and older[20:] <= name:",
+                    "if False:",
+                ),
+            ),
         ),
         Mutant(
             "deferred-removed-late",
@@ -166,13 +174,25 @@ MUTANTS = {
             "coalesced-from-the-top",
             "the middle, older value is delivered after the newest",
             ("scattered",),
-            (Edit("consumer.consumer:Consumer._coalesce", "for number in others:", "for number in others[::-1]:"),),
+            (
+                Edit(
+                    "consumer.consumer:Consumer._coalesce",
+                    "for number in others:",
+                    "for number in others[::-1]:",
+                ),
+            ),
         ),
         Mutant(
             "coalesced-the-highest-only",
             "the middle, older value is delivered after the newest",
             ("scattered",),
-            (Edit("consumer.consumer:Consumer._coalesce", "for number in others:", "for number in others[-1:]:"),),
+            (
+                Edit(
+                    "consumer.consumer:Consumer._coalesce",
+                    "for number in others:",
+                    "for number in others[-1:]:",
+                ),
+            ),
         ),
         Mutant(
             "coalesced-while-in-flight",
@@ -193,7 +213,9 @@ MUTANTS = {
             ("odd-first-in-order", "even-first-in-order"),
             (
                 Edit(
-                    "consumer.consumer:Consumer._list_pending", "element_name(mark + 1, ", "element_name(mark + 1000, "
+                    "consumer.consumer:Consumer._list_pending",
+                    "element_name(mark + 1, ",
+                    "element_name(mark + 1000, ",
                 ),
             ),
             finds=("order",),

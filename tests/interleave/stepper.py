@@ -355,7 +355,7 @@ class World:
             mock.patch.object(fsinbox.store.index, "FEWEST_LINES", 0),
             mock.patch.object(fsinbox.store.index, "LINES_A_KEY", 1),
             mock.patch.object(
-                fsinbox.consumer.ownership.Hold, "__del__", lambda hold: None
+                fsinbox.consumer.ownership.ConsumerLock, "__del__", lambda hold: None
             ),  # an actor's descriptors are closed when it ends
             mock.patch.object(fsinbox.store.files, "unused_temporary", self._unused_temporary),
             mock.patch.object(

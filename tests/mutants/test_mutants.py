@@ -84,6 +84,11 @@ def test_every_flush_has_a_mutant_without_it() -> None:
     costs.)"""
     files = [
         *(ROOT / "fsinbox").glob("*.py"),
+        *(
+            path
+            for storey in ("store", "consumer", "operate")
+            for path in (ROOT / "fsinbox" / storey).rglob("*.py")
+        ),
         ROOT / "fsinbox" / "doctor" / "mending.py",
         ROOT / "scripts" / "fsinbox-add",
     ]

@@ -244,7 +244,7 @@ def person(me: Me) -> None:
 def release_all(layout: Layout) -> None:
     """End every hold, and a pause."""
     control.resume(layout)
-    for encoded in control.wishes(layout).held:
+    for encoded in control.requests(layout).held:
         control.release(layout, encoded)
 
 

@@ -33,7 +33,7 @@ from threading import Event, Lock, Thread
 from time import monotonic, time_ns
 
 from ..index import HEADER, HIGHEST, LINE, Busy, Index, header_line, read_header
-from ..layout import let_go
+from ..layout import close_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Turn:
         with self._mutex:
             if not self._claimed.is_set():
                 self.is_over = True
-                let_go(self._fd)
+                close_quietly(self._fd)
 
     def claim(self, seconds: float) -> int:
         """Return the descriptor that has the lock, from then on the caller's; -1 if it does not get it in
@@ -135,7 +135,7 @@ class NetworkIndex(Index):
         if fd < 0:
             raise Busy
         before, self._fd = self._fd, fd
-        let_go(before)
+        close_quietly(before)
 
     def close(self) -> None:
         if self._turn is not None:
