@@ -377,8 +377,7 @@ class Inbox:
         """Absolute path of the inbox."""
         return self._layout.path
 
-    # --- adding
-    # ------------------------------------------------------------------------------------------------
+    # --- adding ---------------------------------------------------------------------------------------
 
     def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
         """Queue `value` for `key`. It replaces a waiting value of that key and keeps its place.
@@ -540,8 +539,7 @@ class Inbox:
         self._layout = Layout(self._layout.path, create=False)
         self._index = open_index(self._layout)
 
-    # --- taking
-    # ------------------------------------------------------------------------------------------------
+    # --- taking ---------------------------------------------------------------------------------------
 
     def take(self, timeout: float | None = 0.0) -> Element | None:
         """Take the oldest element; None if none may be taken within `timeout` seconds (None: wait for ever).
@@ -673,8 +671,7 @@ class Inbox:
                 ) from error
         return self._consumer
 
-    # --- waiting
-    # -----------------------------------------------------------------------------------------------
+    # --- waiting --------------------------------------------------------------------------------------
 
     def listening(self) -> AbstractContextManager[Watch]:
         """While this lasts, arrivals are noticed: a context manager that gives the Watch (see
@@ -772,8 +769,7 @@ class Inbox:
                 return True
             return any(not name.lower().endswith(DRAFTS) for name in layout.names("drop"))
 
-    # --- looking
-    # -----------------------------------------------------------------------------------------------
+    # --- looking --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Waiting]:
         """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
@@ -830,8 +826,7 @@ class Inbox:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""
         return True
 
-    # --- the end
-    # -----------------------------------------------------------------------------------------------
+    # --- the end --------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Requeue what is in flight, stop being the consumer, and close. Safe to call twice.

@@ -84,8 +84,7 @@ def value_of(data: bytes) -> str:
     return value if whole and value else TORN
 
 
-# --- announcing
-# ---------------------------------------------------------------------------------------------------
+# --- announcing ---------------------------------------------------------------------------------------
 
 
 class Log:
@@ -141,8 +140,7 @@ def all_died(events: Iterable[Event]) -> list[Event]:
     return events + [Event("died", who, t=last) for who in sorted({event.who for event in events})]
 
 
-# --- the words
-# ----------------------------------------------------------------------------------------------------
+# --- the words ----------------------------------------------------------------------------------------
 
 
 class Driver:
@@ -339,8 +337,7 @@ def forget(path: str) -> None:
             os.pwrite(file.fileno(), bytes(length), HEADER)
 
 
-# --- what is left
-# -------------------------------------------------------------------------------------------------
+# --- what is left -------------------------------------------------------------------------------------
 
 WAYS = ("drain", "add", "recover-add")
 """What is done with what is left of an inbox:

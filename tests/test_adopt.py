@@ -54,8 +54,7 @@ def reason_for(inbox: Inbox, name: str | bytes) -> str:
     return Path(inbox.path, "failed", aside[0] + "~reason.txt").read_text()
 
 
-# --- adopted
-# -----------------------------------------------------------------------------------------------------
+# --- adopted ------------------------------------------------------------------------------------------
 
 
 def test_files_that_mv_brings_are_adopted_by_name_in_order_of_arrival(inbox: Inbox, tmp_path: Path) -> None:
@@ -186,8 +185,7 @@ def test_a_drop_is_noticed_while_there_is_a_backlog(inbox: Inbox) -> None:
     assert dict(drain(inbox))["k299"] == b"dropped"
 
 
-# --- left alone
-# --------------------------------------------------------------------------------------------------
+# --- left alone ---------------------------------------------------------------------------------------
 
 
 def test_drafts_and_hidden_files_are_left_alone(inbox_dir: Path) -> None:
@@ -212,8 +210,7 @@ def test_a_draft_is_adopted_when_it_is_renamed(inbox: Inbox) -> None:
     assert drain(inbox) == [("a", b"dropped")]
 
 
-# --- set aside
-# ---------------------------------------------------------------------------------------------------
+# --- set aside ----------------------------------------------------------------------------------------
 
 
 def make_fifo(path: Path) -> None:
@@ -536,8 +533,7 @@ def test_a_value_added_after_another_user_s_drop_is_the_one_delivered(mode: int)
         shutil.rmtree(folder)
 
 
-# --- writers that cannot rename
-# ----------------------------------------------------------------------------------
+# --- writers that cannot rename -----------------------------------------------------------------------
 
 
 def test_a_file_that_a_slow_writer_has_open_is_not_adopted_until_it_is_closed(inbox_dir: Path) -> None:
@@ -645,8 +641,7 @@ def test_a_dropped_file_that_is_removed_again_leaves_no_trace(inbox_dir: Path) -
         assert names(inbox, "failed") == []
 
 
-# --- foreign files elsewhere
-# -------------------------------------------------------------------------------------
+# --- foreign files elsewhere --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -709,8 +704,7 @@ def test_set_aside_files_are_private_as_everything_is(inbox: Inbox) -> None:
     assert stat.S_IMODE(Path(inbox.path, "failed", reason).stat().st_mode) == 0o600
 
 
-# --- what the system refuses, and what others do meanwhile
-# ---------------------------------------------------------
+# --- what the system refuses, and what others do meanwhile --------------------------------------------
 
 
 def the(nth: int, name: str) -> Callable[..., bool]:

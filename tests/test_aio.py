@@ -275,8 +275,7 @@ def test_a_second_consumer_is_refused(inbox_dir: Path) -> None:
     asyncio.run(main())
 
 
-# --- cancelling
-# --------------------------------------------------------------------------------------------------------
+# --- cancelling ---------------------------------------------------------------------------------------
 
 
 def test_a_take_that_is_cancelled_again_and_again_while_adds_go_on_loses_nothing(inbox_dir: Path) -> None:
@@ -460,8 +459,7 @@ def test_a_program_that_ends_while_a_take_waits_ends_at_once(inbox_dir: Path) ->
     assert program.returncode in (1, 130, -signal.SIGINT)
 
 
-# --- the event loop
-# ----------------------------------------------------------------------------------------------------
+# --- the event loop -----------------------------------------------------------------------------------
 
 
 def test_the_event_loop_goes_on_while_an_add_waits_for_the_admission_lock(inbox_dir: Path) -> None:

@@ -27,8 +27,7 @@ from fsinbox.operate import survey
 from fsinbox.worker.functions import FunctionHandler
 from fsinbox.worker.runner import Runner
 
-# --- init
-# ----------------------------------------------------------------------------------------------------------
+# --- init ---------------------------------------------------------------------------------------------
 
 
 def test_init_creates_an_inbox_and_says_where(tmp_path: Path) -> None:
@@ -89,8 +88,7 @@ def test_init_shared_by_users_and_hosts_is_both(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "inbox/inflight").stat().st_mode) == 0o2770
 
 
-# --- add
-# -----------------------------------------------------------------------------------------------------------
+# --- add ----------------------------------------------------------------------------------------------
 
 
 def test_add_stores_the_value_byte_for_byte_and_is_silent_on_stdout(tmp_path: Path) -> None:
@@ -243,8 +241,7 @@ def test_add_after_a_double_dash_takes_words_that_look_like_options(tmp_path: Pa
     assert contents(tmp_path / "inbox") == {"--key": b"-5"}
 
 
-# --- which inbox
-# ---------------------------------------------------------------------------------------------------
+# --- which inbox --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("more", [[], ["--durable"]], ids=["quick", "click"])
@@ -315,8 +312,7 @@ def test_an_inbox_that_is_a_file_is_refused(tmp_path: Path) -> None:
         assert "cannot use inbox" in run(*words, cwd=tmp_path, status=3).stderr
 
 
-# --- ls, show, status
-# ----------------------------------------------------------------------------------------------
+# --- ls, show, status ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -526,8 +522,7 @@ def test_looking_changes_nothing(busy: Path) -> None:
     assert picture() == before
 
 
-# --- environment, help, usage
-# --------------------------------------------------------------------------------------
+# --- environment, help, usage -------------------------------------------------------------------------
 
 
 def test_every_option_has_an_environment_variable(tmp_path: Path) -> None:
@@ -607,8 +602,7 @@ def test_version_is_that_of_the_package(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout.startswith("fsinbox 0.")
 
 
-# --- the quick path of `add`
-# ---------------------------------------------------------------------------------------
+# --- the quick path of `add` --------------------------------------------------------------------------
 
 LINES = [
     ["add", "k", "v"],
@@ -727,8 +721,7 @@ def test_what_add_does_needs_no_process_of_its_own(
     assert keys_in(tmp_path / "inbox", "pending") == ["k"]
 
 
-# --- start-up
-# ------------------------------------------------------------------------------------------------------
+# --- start-up -----------------------------------------------------------------------------------------
 
 
 def modules_of(cwd: Path, *words: str) -> set[str]:
@@ -789,8 +782,7 @@ def test_a_command_imports_only_what_it_needs(tmp_path: Path, words: list[str], 
     assert modules_of(tmp_path, *words) & set(useless.split()) == set()
 
 
-# --- what the system refuses
-# ---------------------------------------------------------------------------------------
+# --- what the system refuses --------------------------------------------------------------------------
 
 
 def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(busy: Path) -> None:

@@ -28,8 +28,7 @@ from helpers import (
 
 from fsinbox import Inbox
 
-# --- handlers for the tests: each test writes a jobs.py that may use these
-# --------------------------------------------
+# --- handlers for the tests: each test writes a jobs.py that may use these ----------------------------
 
 TOOLS = '''
 import os, threading, time
@@ -124,8 +123,7 @@ def place(tmp_path: Path) -> Place:
     return place
 
 
-# --- what may be a handler
-# -------------------------------------------------------------------------------------------
+# --- what may be a handler ----------------------------------------------------------------------------
 
 HANDLERS = {
     "jobs:two": "def two(key, value): note(key, value)",
@@ -220,8 +218,7 @@ def test_the_codec_says_what_a_value_is(place: Place, codec: str, value: str) ->
     assert place.notes == [value]
 
 
-# --- how an element ends
-# ----------------------------------------------------------------------------------------------
+# --- how an element ends ------------------------------------------------------------------------------
 
 
 def test_raising_puts_back_for_later_while_others_go_on_and_in_the_end_fails(place: Place) -> None:
@@ -342,8 +339,7 @@ def test_a_handler_may_take_the_file_away_whatever_becomes_of_the_element(place:
     assert place.left() == {}
 
 
-# --- when it stops
-# ----------------------------------------------------------------------------------------------------
+# --- when it stops ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("word", ["--drain", "--burst"])
@@ -512,8 +508,7 @@ def test_a_missing_inbox_is_created_and_consumed(tmp_path: Path) -> None:
         consumer.until(lambda: consumer.output == "first")
 
 
-# --- several at once
-# ---------------------------------------------------------------------------------------------------
+# --- several at once ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("define", ["def", "async def"])
@@ -564,8 +559,7 @@ def test_never_two_of_one_key_at_once_and_never_an_older_value_after_a_newer(pla
     assert place.left() == {}
 
 
-# --- updates meanwhile
-# -------------------------------------------------------------------------------------------------
+# --- updates meanwhile --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("concurrency", ["1", "4"])
@@ -659,8 +653,7 @@ def test_a_running_handler_can_see_that_it_is_superseded_and_stop_early(place: P
     assert place.notes[:2] == ["begin 1 False", "superseded"]
 
 
-# --- waking up
-# ---------------------------------------------------------------------------------------------------------
+# --- waking up ----------------------------------------------------------------------------------------
 
 
 def test_an_idle_consumer_wakes_for_an_add_and_for_a_file_moved_into_drop(place: Place) -> None:
@@ -739,8 +732,7 @@ def test_what_is_no_element_is_set_aside_and_stops_nothing(place: Place) -> None
         assert word in done.stderr
 
 
-# --- deaths
-# ------------------------------------------------------------------------------------------------------------
+# --- deaths -------------------------------------------------------------------------------------------
 
 
 def test_a_payload_that_kills_its_consumer_each_time_ends_in_failed_and_the_rest_is_handled(
@@ -841,8 +833,7 @@ def test_what_a_dead_consumer_held_is_dropped_for_a_newer_value(place: Place) ->
     assert place.left() == {}
 
 
-# --- the terminal
-# ------------------------------------------------------------------------------------------------------
+# --- the terminal -------------------------------------------------------------------------------------
 
 
 def on_terminal(place: Place, *words: str) -> str:
@@ -885,8 +876,7 @@ def test_without_a_terminal_there_is_no_progress_bar(place: Place) -> None:
     assert "draining" not in place.drain().stderr
 
 
-# --- --exec
-# ------------------------------------------------------------------------------------------------------------
+# --- --exec -------------------------------------------------------------------------------------------
 
 
 def test_exec_gives_the_payload_on_standard_input_and_as_a_path(place: Place) -> None:

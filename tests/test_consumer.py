@@ -44,8 +44,7 @@ def place(inbox: Inbox, key: str, value: str, folder: str = "pending") -> Path:
     return path
 
 
-# --- what the dead left
-# --------------------------------------------------------------------------------------------
+# --- what the dead left -------------------------------------------------------------------------------
 
 
 def test_of_two_values_of_a_key_that_a_dead_consumer_held_the_newer_comes_back(inbox: Inbox) -> None:
@@ -162,8 +161,7 @@ def test_a_suspect_that_somebody_has_deferred_by_hand_is_taken_alone_too(inbox: 
     assert take(inbox).suspect
 
 
-# --- what people do by hand
-# ----------------------------------------------------------------------------------------
+# --- what people do by hand ---------------------------------------------------------------------------
 
 
 def test_an_element_that_goes_while_its_settle_time_is_looked_at_is_passed_over(inbox_dir: Path) -> None:
@@ -253,8 +251,7 @@ def test_a_value_that_lands_in_the_place_of_a_deferred_one_supersedes_it_at_once
     assert names(inbox, "deferred") == []
 
 
-# --- a step that was cut short
-# -------------------------------------------------------------------------------------
+# --- a step that was cut short ------------------------------------------------------------------------
 
 
 def test_a_take_that_was_cut_short_is_done_again_and_does_not_count(
@@ -289,8 +286,7 @@ def test_a_consumer_may_be_closed_twice(inbox: Inbox) -> None:
         assert take(other).key == "a"
 
 
-# --- the clock
-# -----------------------------------------------------------------------------------------------------
+# --- the clock ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("days", [-30, -2, 2])
@@ -321,8 +317,7 @@ def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(
     assert inbox.next_look_in() is None
 
 
-# --- many
-# ---------------------------------------------------------------------------------------------------------
+# --- many ---------------------------------------------------------------------------------------------
 
 
 def test_keys_with_several_places_are_found_among_very_many() -> None:

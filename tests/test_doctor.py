@@ -55,8 +55,7 @@ from tests.shim import intercepted, meanwhile, refusing
 DAY = 24 * 3600 * 10**9
 NOW = time.time_ns()
 
-# --- what a file system does
-# --------------------------------------------------------------------------------------
+# --- what a file system does --------------------------------------------------------------------------
 
 
 def a_tmpfs() -> Path:
@@ -320,8 +319,7 @@ def test_where_nothing_can_be_measured_the_doctor_says_so(tmp_path: Path) -> Non
     assert (line.level, line.found) == ("person", "nothing can be written here: Read-only file system")
 
 
-# --- what can be wrong with an inbox
-# ------------------------------------------------------------------------------
+# --- what can be wrong with an inbox ------------------------------------------------------------------
 
 
 def number(ago: float = 0) -> int:
@@ -594,8 +592,7 @@ def test_a_healthy_inbox_has_nothing_wrong(patient: Patient) -> None:
     assert patient.judged() == []
 
 
-# --- what needs more than a hand to make
-# ---------------------------------------------------------------------------
+# --- what needs more than a hand to make --------------------------------------------------------------
 
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root: to give files to another user, or to mount"
@@ -889,8 +886,7 @@ def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
     assert patient.judged() == []
 
 
-# --- an inbox that several hosts share
-# --------------------------------------------------------------------------------
+# --- an inbox that several hosts share ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -1128,8 +1124,7 @@ def test_what_only_passes_by_is_not_reported(patient: Patient) -> None:
         assert repair(str(patient.path)) == []
 
 
-# --- what the system refuses, and what others do meanwhile
-# ----------------------------------------------------------
+# --- what the system refuses, and what others do meanwhile --------------------------------------------
 
 
 def test_what_cannot_be_looked_at_is_an_error_that_says_why(patient: Patient) -> None:
@@ -1254,8 +1249,7 @@ def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
     assert patient.kinds() == {}
 
 
-# --- a file system that does it otherwise
-# --------------------------------------------------------------------------
+# --- a file system that does it otherwise -------------------------------------------------------------
 
 
 def otherwise(name: str, does: Callable[..., Any]) -> Any:
@@ -1337,8 +1331,7 @@ def test_a_system_that_cannot_flush_all_is_found(
         filesystem._flush_all(str(tmp_path))
 
 
-# --- the command
-# --------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------
 
 
 def test_the_command_measures_where_there_is_no_inbox_yet(tmp_path: Path) -> None:
@@ -1461,8 +1454,7 @@ def test_a_consumer_and_a_doctor_get_along(patient: Patient) -> None:
         assert done.stdout.splitlines()[-1] == "healthy"
 
 
-# --- the repair's own crash
-# ----------------------------------------------------------------------------------------
+# --- the repair's own crash ---------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -1699,8 +1691,7 @@ def test_a_repair_that_is_not_disturbed_mends_everything_at_once(inbox_dir: Path
     assert judge([*all_died(before), *aftermath(str(inbox_dir), "add", KEYS)]) == []
 
 
-# --- while others work
-# ---------------------------------------------------------------------------------------------
+# --- while others work --------------------------------------------------------------------------------
 
 
 class Suspicious(examination.Look):

@@ -85,8 +85,7 @@ def leave_open(inbox: Inbox) -> None:
     assert b" open " in header_of(inbox)
 
 
-# --- how it is chosen
-# ---------------------------------------------------------------------------------------------
+# --- how it is chosen ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,8 +203,7 @@ def test_a_scope_that_is_none_is_refused(inbox_dir: Path) -> None:
         Inbox(inbox_dir, scope="galaxy")
 
 
-# --- the same queue
-# ------------------------------------------------------------------------------------------------
+# --- the same queue -----------------------------------------------------------------------------------
 
 
 def test_order_and_replacement_are_as_always(shared: Inbox) -> None:
@@ -290,8 +288,7 @@ def shell_producer() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-# --- clocks
-# ----------------------------------------------------------------------------------------------------------
+# --- clocks -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
@@ -320,8 +317,7 @@ def test_a_host_whose_clock_is_an_hour_off_neither_loses_nor_reorders(shared: In
     assert drain(shared) == [("b", "4"), ("c", "5"), ("a", "7")]
 
 
-# --- a host that is cut off
-# -------------------------------------------------------------------------------------------
+# --- a host that is cut off ---------------------------------------------------------------------------
 
 
 def test_an_add_that_the_server_did_not_take_is_an_error(shared: Inbox) -> None:
@@ -631,8 +627,7 @@ def test_the_group_s_inbox_can_be_shared_by_hosts_too(inbox_dir: Path) -> None:
         os.umask(before)
 
 
-# --- the index, and what comes late
-# ----------------------------------------------------------------------------------
+# --- the index, and what comes late -------------------------------------------------------------------
 
 
 def test_a_header_has_three_words_more_for_hosts(shared: Inbox) -> None:

@@ -63,8 +63,7 @@ def wide(inbox_dir: Path) -> Iterator[Inbox]:
         yield inbox
 
 
-# --- the example
-# -------------------------------------------------------------------------------------------------
+# --- the example --------------------------------------------------------------------------------------
 
 
 def test_the_example_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +84,7 @@ def test_the_example_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert inbox.take() is None
 
 
-# --- order, replacing, and what add says
-# -------------------------------------------------------------------------
+# --- order, replacing, and what add says --------------------------------------------------------------
 
 
 def test_elements_come_in_order_of_first_arrival(inbox: Inbox) -> None:
@@ -143,8 +141,7 @@ def test_a_file_in_pending_is_exactly_the_payload(inbox: Inbox) -> None:
     assert Path(inbox.path, "pending", name).read_text(encoding="utf-8") == '{"ü":[1,null]}'
 
 
-# --- giving back
-# -------------------------------------------------------------------------------------------------
+# --- giving back --------------------------------------------------------------------------------------
 
 
 def test_rollback_returns_an_element_to_its_place(inbox: Inbox) -> None:
@@ -248,8 +245,7 @@ def test_never_two_of_one_key_are_out_in_a_long_random_run(wide: Inbox) -> None:
     ] * 5
 
 
-# --- the wrong state
-# ---------------------------------------------------------------------------------------------
+# --- the wrong state ----------------------------------------------------------------------------------
 
 
 def test_commit_and_rollback_without_an_element_are_errors(inbox: Inbox) -> None:
@@ -353,8 +349,7 @@ def test_a_senseless_delay_is_refused_and_the_element_stays_out(inbox: Inbox, de
     element.ack()
 
 
-# --- a step by hand while an element is out
-# ----------------------------------------------------------------------
+# --- a step by hand while an element is out -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -367,8 +362,7 @@ def test_an_element_that_was_removed_by_hand_is_ended_without_harm(inbox: Inbox,
     assert drain(inbox) == [("a", 2)]
 
 
-# --- one consumer
-# ------------------------------------------------------------------------------------------------
+# --- one consumer -------------------------------------------------------------------------------------
 
 _CONSUME = """
 import sys
@@ -434,8 +428,7 @@ def test_a_subprocess_does_not_inherit_the_lock(inbox: Inbox) -> None:
         sleeper.wait()
 
 
-# --- dying
-# -------------------------------------------------------------------------------------------------------
+# --- dying --------------------------------------------------------------------------------------------
 
 
 def take_and_die(path: str, count: int, how: str) -> None:
@@ -558,8 +551,7 @@ def test_a_newer_value_in_a_suspect_s_place_is_not_suspect(wide: Inbox) -> None:
         assert (element.seq, element.value, element.attempts, element.suspect) == (place.seq, 2, 1, False)
 
 
-# --- waiting
-# -----------------------------------------------------------------------------------------------------
+# --- waiting ------------------------------------------------------------------------------------------
 
 
 def test_take_gives_up_after_its_timeout(inbox: Inbox) -> None:
@@ -655,8 +647,7 @@ def test_wait_tells_whether_something_waits_and_takes_nothing(inbox: Inbox) -> N
         assert other.take()
 
 
-# --- being superseded, back-off, failing
-# -------------------------------------------------------------------------
+# --- being superseded, back-off, failing --------------------------------------------------------------
 
 
 def test_an_element_knows_when_it_is_superseded(inbox: Inbox) -> None:
@@ -780,8 +771,7 @@ def test_a_failed_element_moved_back_to_pending_is_taken_again(inbox: Inbox) -> 
     assert sorted(drain(inbox)) == [("a", 1), ("b", 1)]
 
 
-# --- what an element is
-# ------------------------------------------------------------------------------------------
+# --- what an element is -------------------------------------------------------------------------------
 
 
 def test_an_element_tells_all_about_itself(inbox: Inbox) -> None:
@@ -819,8 +809,7 @@ def test_a_replaced_element_keeps_its_number_and_its_time(inbox: Inbox) -> None:
     assert (element.seq, element.added_at) == (first.seq, first.added_at)
 
 
-# --- looking
-# -----------------------------------------------------------------------------------------------------
+# --- looking ------------------------------------------------------------------------------------------
 
 
 def test_looking_takes_nothing(inbox: Inbox) -> None:
@@ -871,8 +860,7 @@ def test_foreign_files_are_not_counted(inbox: Inbox) -> None:
     assert len(inbox) == 1
 
 
-# --- codecs
-# ------------------------------------------------------------------------------------------------------
+# --- codecs -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -973,8 +961,7 @@ def test_any_key_is_delivered_as_it_was_given(inbox: Inbox, key: str) -> None:
     assert drain(inbox) == [(key, 2)]
 
 
-# --- many
-# --------------------------------------------------------------------------------------------------------
+# --- many ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -1030,8 +1017,7 @@ def test_what_raises_in_add_many_s_iterable_or_progress_is_passed_on(inbox: Inbo
     assert drain(inbox) == [("a", 1), ("b", 1)]
 
 
-# --- files
-# -------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------
 
 
 def test_add_file_copies(inbox: Inbox, tmp_path: Path) -> None:
@@ -1168,8 +1154,7 @@ def test_a_file_of_another_user_is_handed_over_or_left_where_it_was() -> None:
         assert in_a_child(hand_over_another_s_file, folder) == 0
 
 
-# --- durable
-# -----------------------------------------------------------------------------------------------------
+# --- durable ------------------------------------------------------------------------------------------
 
 
 def test_durable_is_one_keyword_of_the_inbox_or_of_an_add(inbox_dir: Path, tmp_path: Path) -> None:
@@ -1206,8 +1191,7 @@ print(*calls)
     assert run_python(code, inbox_dir, durable) == ("fsync rename fsync" if durable else "rename")
 
 
-# --- settling
-# ----------------------------------------------------------------------------------------------------
+# --- settling -----------------------------------------------------------------------------------------
 
 
 def test_a_key_is_taken_once_it_was_left_alone_for_the_settle_time(inbox_dir: Path) -> None:
@@ -1248,8 +1232,7 @@ def test_a_storm_cannot_postpone_a_key_beyond_the_ceiling(inbox_dir: Path) -> No
         assert element.value > 5  # one of the last
 
 
-# --- processes and threads
-# ---------------------------------------------------------------------------------------
+# --- processes and threads ----------------------------------------------------------------------------
 
 
 def test_forked_children_add_to_an_inbox_whose_parent_consumes_it(inbox: Inbox) -> None:
@@ -1455,8 +1438,7 @@ def test_producers_in_threads_and_processes_against_a_consumer_lose_nothing_and_
             assert values[-1] == rounds - 4 + key
 
 
-# --- clocks, and damage to what numbers come from
-# ----------------------------------------------------------------
+# --- clocks, and damage to what numbers come from -----------------------------------------------------
 
 
 def test_numbers_increase_when_the_clock_steps_back(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1615,8 +1597,7 @@ def test_lost_lines_lose_no_value_and_no_place(inbox: Inbox) -> None:
     assert drain(inbox) == [("a", 2), ("b", 2), ("c", 2)]
 
 
-# --- an inbox that is moved away
-# ---------------------------------------------------------------------------------
+# --- an inbox that is moved away ----------------------------------------------------------------------
 
 
 def move_away(inbox: Inbox, *, replace: bool) -> None:
@@ -1670,8 +1651,7 @@ def test_a_producer_whose_inbox_was_moved_away_says_so_within_a_second(inbox: In
             call()
 
 
-# --- litter, leaks
-# -----------------------------------------------------------------------------------------------
+# --- litter, leaks ------------------------------------------------------------------------------------
 
 
 def test_a_consumer_sweeps_old_drafts_and_leaves_young_ones(inbox: Inbox) -> None:
@@ -1717,8 +1697,7 @@ def test_a_lock_on_a_removed_index_is_given_up_for_the_new_one(inbox: Inbox) -> 
     assert int(index.read_bytes()[:19]) == numbers[-1]
 
 
-# --- what the system refuses
-# ---------------------------------------------------------------------------------------
+# --- what the system refuses --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["ack", "nack", "fail"])

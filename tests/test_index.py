@@ -87,8 +87,7 @@ def keys_of_one_bucket(many: int, lines: int = FEWEST_LINES, bucket: int = 5) ->
     raise AssertionError
 
 
-# --- what is in it
-# -----------------------------------------------------------------------------------------------
+# --- what is in it ------------------------------------------------------------------------------------
 
 
 def test_the_header_says_the_last_number_the_boot_and_how_many_lines_there_are(inbox: Inbox) -> None:
@@ -258,8 +257,7 @@ def refuse(*calls: str) -> Callable[..., Any]:
     return hook
 
 
-# --- a header is whole, or none
-# ----------------------------------------------------------------------------------
+# --- a header is whole, or none -----------------------------------------------------------------------
 
 GOOD = header_line(1795831432962440674, "0a1b2c3d", 4096)
 
@@ -321,8 +319,7 @@ def test_a_line_that_is_damaged_means_not_known(inbox: Inbox, line: bytes) -> No
     assert drain(inbox) == [("a", 3)]
 
 
-# --- lost, emptied, replaced, while it is in use
-# -----------------------------------------------------------------
+# --- lost, emptied, replaced, while it is in use ------------------------------------------------------
 
 
 def another_inbox_s(inbox: Inbox, elsewhere: Path) -> bytes:
@@ -454,8 +451,7 @@ def test_a_random_run_in_which_the_index_is_replaced_again_and_again_loses_nothi
     assert delivered == newest
 
 
-# --- numbers that are believed, and the clock
-# ---------------------------------------------------------------------
+# --- numbers that are believed, and the clock ---------------------------------------------------------
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
@@ -518,8 +514,7 @@ def test_a_clock_that_is_wrong_by_centuries_does_not_count(
     assert seq(inbox, "b") == first + 1
 
 
-# --- made anew
-# ---------------------------------------------------------------------------------------------------
+# --- made anew ----------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_in_flight_or_deferred_gets_no_line_when_the_table_is_made_anew(inbox: Inbox) -> None:
@@ -588,8 +583,7 @@ with Inbox(sys.argv[1], durable=False) as inbox:
     assert many - few < 2048, f"{few} KB, {many} KB"
 
 
-# --- what the system refuses
-# ---------------------------------------------------------------------------------------
+# --- what the system refuses --------------------------------------------------------------------------
 
 
 def offset_of(arguments: tuple[Any, ...]) -> int:

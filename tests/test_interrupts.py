@@ -65,8 +65,7 @@ def test_a_call_may_be_interrupted_anywhere_and_at_any_moment(
     figure(f"{places} interrupts at all places in `{case}`, {moments} by a timer")
 
 
-# --- a handler that uses the inbox itself
-# ------------------------------------------------------------------------
+# --- a handler that uses the inbox itself -------------------------------------------------------------
 
 
 @pytest.fixture

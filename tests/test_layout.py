@@ -384,8 +384,7 @@ def test_a_boot_that_cannot_be_told_makes_an_inbox_unusable_and_leaves_nothing_o
     assert os.listdir("/proc/self/fd") == before
 
 
-# --- what the system refuses
-# ---------------------------------------------------------------------------------------
+# --- what the system refuses --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["index", "consumer.lock"])

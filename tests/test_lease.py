@@ -236,8 +236,7 @@ def test_a_file_that_another_host_has_open_keeps_no_folder(inbox_dir: Path) -> N
         assert len(names(other, "inflight")) == 1
 
 
-# --- what may come in between, and what the system may refuse
-# ------------------------------------------------------
+# --- what may come in between, and what the system may refuse -----------------------------------------
 
 FIRST = "lease-1of1-0000000001"
 
@@ -733,8 +732,7 @@ def test_a_lease_lasts_a_second_to_a_day(inbox_dir: Path, lease: float) -> None:
     assert not inbox_dir.exists()
 
 
-# --- forks
-# -----------------------------------------------------------------------------------------------------------
+# --- forks --------------------------------------------------------------------------------------------
 
 PARENT = """
 import os, signal, sys, time
@@ -819,8 +817,7 @@ def test_a_fork_at_the_moment_of_a_sign_of_life_is_no_deadlock(inbox_dir: Path) 
         element.ack()
 
 
-# --- as a command
-# --------------------------------------------------------------------------------------------------
+# --- as a command -------------------------------------------------------------------------------------
 
 CONSUME = [
     sys.executable,

@@ -63,8 +63,7 @@ def consume(place: Path, *words: str, status: int = 0, **variables: str) -> str:
     ).stderr
 
 
-# --- JSON
-# ----------------------------------------------------------------------------------------------------------
+# --- JSON ---------------------------------------------------------------------------------------------
 
 
 def test_every_line_of_a_run_is_an_object_with_time_level_event_and_message(place: Path) -> None:
@@ -144,8 +143,7 @@ def test_recovery_tells_the_key_and_number_of_what_a_dead_consumer_held(place: P
     assert isinstance(line["seq"], int)
 
 
-# --- text
-# ----------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------
 
 
 def test_text_has_times_and_no_control_characters_and_no_line_that_only_looks_like_a_record(
@@ -198,8 +196,7 @@ def test_a_consumer_without_standard_error_works(place: Path) -> None:
     assert list((place / "inbox/pending").iterdir()) == []
 
 
-# --- events
-# --------------------------------------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------------------
 
 
 LEVELS = {f"log.{level}" for level in ("debug", "info", "warning", "error", "exception")}

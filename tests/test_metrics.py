@@ -158,8 +158,7 @@ def opened(place: Path) -> Iterator[Layout]:
         layout.close()
 
 
-# --- served
-# --------------------------------------------------------------------------------------------------------
+# --- served -------------------------------------------------------------------------------------------
 
 
 def test_a_scrape_tells_what_is_there_and_what_was_done(full: Scrape) -> None:
@@ -314,8 +313,7 @@ def test_the_folders_are_looked_into_once_a_while_at_most(
         assert observer._look().count["waiting"] == 1
 
 
-# --- where
-# ---------------------------------------------------------------------------------------------------------
+# --- where --------------------------------------------------------------------------------------------
 
 
 def test_they_are_served_on_the_loopback_unless_another_address_is_given(place: Path) -> None:
@@ -377,8 +375,7 @@ def test_prometheus_client_is_imported_only_when_it_is_asked_for(place: Path) ->
     assert "prometheus_client" not in done.stdout
 
 
-# --- kept in a file
-# ------------------------------------------------------------------------------------------------
+# --- kept in a file -----------------------------------------------------------------------------------
 
 
 def test_the_file_is_there_while_it_runs_and_tells_at_its_end_that_it_has_ended(place: Path) -> None:
@@ -450,8 +447,7 @@ def test_a_file_that_can_be_written_no_longer_stops_nothing_and_is_said_once(
         )
 
 
-# --- printed once
-# --------------------------------------------------------------------------------------------------
+# --- printed once -------------------------------------------------------------------------------------
 
 
 def test_metrics_prints_them_whoever_consumes(place: Path) -> None:
@@ -498,8 +494,7 @@ def test_a_path_that_is_no_text_is_a_label_all_the_same(tmp_path: Path) -> None:
     assert found("fsinbox_consumer_up", inbox=f'{tmp_path}/a\ufffd"\n') == 0
 
 
-# --- what is made of them
-# ------------------------------------------------------------------------------------------
+# --- what is made of them -----------------------------------------------------------------------------
 
 
 def named(text: str) -> set[str]:

@@ -171,8 +171,7 @@ def test_a_place_keeps_every_kind_of_value_that_a_column_of_the_order_may_have(p
     assert [type(value) for value in place.read()[1]] == [type(value) for value in values]  # type: ignore[index]
 
 
-# --- tables of other kinds
-# -----------------------------------------------------------------------------------------
+# --- tables of other kinds ----------------------------------------------------------------------------
 
 
 def test_columns_may_have_any_names_and_values_any_type(project: Path) -> None:
@@ -236,8 +235,7 @@ def test_an_empty_table_is_migrated_too(project: Path) -> None:
     assert "queued 0 of table" in run("migrate", cwd=project, FSINBOX_MIGRATE_URL=url).stdout
 
 
-# --- what cannot be
-# ------------------------------------------------------------------------------------------------
+# --- what cannot be -----------------------------------------------------------------------------------
 
 
 def test_rows_that_cannot_be_elements_are_told_and_left_and_the_others_are_copied(project: Path) -> None:

@@ -64,8 +64,7 @@ NEW = 1 << 70  # above all numbers
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-# --- the model
-# ----------------------------------------------------------------------------------------------------
+# --- the model ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -206,8 +205,7 @@ class Model:
             self.nack(key)
 
 
-# --- the machine: each step is done to both
-# ------------------------------------------------------------------------
+# --- the machine: each step is done to both -----------------------------------------------------------
 
 CLOCK_STEPS = [1, SECOND, 90 * SECOND, 3600 * SECOND]
 keys = st.sampled_from(KEYS)

@@ -68,8 +68,7 @@ def inbox(inbox_dir: Path):
         yield opened
 
 
-# --- alone
-# --------------------------------------------------------------------------------------------------------
+# --- alone --------------------------------------------------------------------------------------------
 
 
 @EVERY
@@ -200,8 +199,7 @@ def test_the_value_is_flushed_before_it_has_a_name_and_the_name_before_it_return
     assert kinds == ["flush value", "publish", "flush name"], calls
 
 
-# --- by the vectors
-# -----------------------------------------------------------------------------------------------
+# --- by the vectors -----------------------------------------------------------------------------------
 
 
 def run_all(name: str, part: str, check: Callable[[Any, Path], None], tmp_path: Path) -> None:
@@ -303,8 +301,7 @@ def test_boots_by_the_vectors(name: str, tmp_path: Path) -> None:
     run_all(name, "boots", check, tmp_path)
 
 
-# --- where something stands that should not
-# -----------------------------------------------------------------------
+# --- where something stands that should not -----------------------------------------------------------
 
 
 @EVERY
@@ -383,8 +380,7 @@ def test_they_go_on_with_a_damaged_index(inbox: Inbox, inbox_dir: Path, damage: 
     assert inbox.take() is None
 
 
-# --- a storm
-# ------------------------------------------------------------------------------------------------------
+# --- a storm ------------------------------------------------------------------------------------------
 
 
 class Storm:

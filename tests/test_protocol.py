@@ -47,8 +47,7 @@ def drop(inbox: Inbox, elsewhere: Path, key: str) -> Path:
     return (elsewhere / key).rename(Path(inbox.path, "drop", key))
 
 
-# --- a producer
-# --------------------------------------------------------------------------------------------------
+# --- a producer ---------------------------------------------------------------------------------------
 
 
 def test_a_name_in_tmp_that_is_taken_is_not_used(
@@ -157,8 +156,7 @@ def test_a_batch_of_which_one_is_refused_leaves_no_draft(inbox: Inbox) -> None:
     assert drain(inbox) == [("z", b"1"), ("a", b"1")]
 
 
-# --- the section
-# -------------------------------------------------------------------------------------------------
+# --- the section --------------------------------------------------------------------------------------
 
 IN_SECTION = {"add", "add_many", "requeue", "defer", "fail", "due", "coalesce", "ingest", "retry"}
 """Of the steps below, those that happen inside the section."""
@@ -323,8 +321,7 @@ def test_a_draft_that_was_removed_by_hand_is_an_error(inbox: Inbox) -> None:
     assert drain(inbox) == []
 
 
-# --- take
-# --------------------------------------------------------------------------------------------------------
+# --- take ---------------------------------------------------------------------------------------------
 
 
 def test_what_is_removed_by_hand_just_before_it_is_taken_is_passed_over(inbox: Inbox) -> None:
@@ -376,8 +373,7 @@ def test_a_deferred_element_that_is_removed_by_hand_is_superseded_all_the_same(i
     assert drain(inbox) == [("a", b"2")]
 
 
-# --- requeue
-# -----------------------------------------------------------------------------------------------------
+# --- requeue ------------------------------------------------------------------------------------------
 
 
 def test_a_value_that_comes_just_before_the_older_is_requeued_stays(inbox: Inbox) -> None:
@@ -486,8 +482,7 @@ def test_what_cannot_be_requeued_stays_in_flight_and_is_tried_again(inbox: Inbox
         assert names(again, "inflight") == []
 
 
-# --- give up
-# -----------------------------------------------------------------------------------------------------
+# --- give up ------------------------------------------------------------------------------------------
 
 
 def test_a_directory_where_a_failed_element_goes_does_not_keep_it(inbox: Inbox) -> None:
@@ -516,8 +511,7 @@ def test_an_element_that_is_gone_leaves_no_reason_when_it_is_given_up(inbox: Inb
     assert names(inbox, "failed") == []
 
 
-# --- coalesce, and drops
-# ------------------------------------------------------------------------------------------
+# --- coalesce, and drops ------------------------------------------------------------------------------
 
 
 def second_place(inbox: Inbox, key: str, data: bytes) -> Path:

@@ -164,8 +164,7 @@ def test_fixtures_of_the_same_name_take_precedence_and_nothing_is_imported_befor
     assert "run_handler -- " in output
 
 
-# --- the run itself
-# ------------------------------------------------------------------------------------------------
+# --- the run itself -----------------------------------------------------------------------------------
 
 
 def test_a_run_works_at_several_elements_at_once_and_leaves_the_inbox_as_it_was(tmp_path: Path) -> None:

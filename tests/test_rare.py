@@ -50,8 +50,7 @@ def names(inbox: Inbox, folder: str) -> list[str]:
     return sorted(os.listdir(os.path.join(inbox.path, folder)))
 
 
-# --- the consumer
-# ------------------------------------------------------------------------------------------------
+# --- the consumer -------------------------------------------------------------------------------------
 
 
 def test_a_number_nobody_gave_out_waits_for_the_lock(inbox: Inbox) -> None:
@@ -151,8 +150,7 @@ def test_what_is_retried_gives_way_to_a_newer_one_that_was_taken_just_then(
     assert outcome == "newer" and element._taken.name in names(inbox, "failed")
 
 
-# --- signals and threads
-# -----------------------------------------------------------------------------------------
+# --- signals and threads ------------------------------------------------------------------------------
 
 
 def test_an_element_that_was_not_handed_over_is_requeued(
@@ -251,8 +249,7 @@ def test_a_lock_that_was_only_just_made_is_let_go() -> None:
     ConsumerLock.__new__(ConsumerLock).__del__()
 
 
-# --- files and folders
-# -------------------------------------------------------------------------------------------
+# --- files and folders --------------------------------------------------------------------------------
 
 
 def test_two_threads_that_open_a_folder_keep_one_descriptor(inbox: Inbox) -> None:

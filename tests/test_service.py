@@ -261,8 +261,7 @@ def test_without_a_watchdog_it_is_due_only_when_there_is_news(
     assert everything.due() is None
 
 
-# --- the units
-# -----------------------------------------------------------------------------------------------------
+# --- the units ----------------------------------------------------------------------------------------
 
 
 def test_the_units_are_understood_by_systemd(tmp_path: Path) -> None:

@@ -36,8 +36,7 @@ def settings(cwd: Path, *words: str, **variables: str) -> dict[str, tuple[Any, s
     return {line["name"]: (line["value"], line["origin"], line["where"]) for line in lines}
 
 
-# --- where they come from
-# ------------------------------------------------------------------------------------------
+# --- where they come from -----------------------------------------------------------------------------
 
 
 def test_the_inbox_of_a_project_is_found_from_any_folder_below_it(project: Path) -> None:
@@ -157,8 +156,7 @@ def test_the_settings_of_another_user_are_refused_unless_they_are_named(project:
     assert (project / "pwned").exists()
 
 
-# --- what is wrong
-# -------------------------------------------------------------------------------------------------
+# --- what is wrong ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -243,8 +241,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
     assert "$FSINBOX_CONSUME_CONCURRENCY is 'many': " in done.stderr
 
 
-# --- seeing them
-# ---------------------------------------------------------------------------------------------------
+# --- seeing them --------------------------------------------------------------------------------------
 
 
 def test_settings_prints_a_table_of_one_command_or_of_all(project: Path) -> None:
@@ -274,8 +271,7 @@ print(simple_add(["add", "k", "v"]))
     assert run_python(code, tmp_path).splitlines() == ["[]", "None"]
 
 
-# --- handlers of installed packages
-# --------------------------------------------------------------------------------
+# --- handlers of installed packages -------------------------------------------------------------------
 
 
 @pytest.fixture

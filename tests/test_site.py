@@ -19,8 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-# --- the site
-# ------------------------------------------------------------------------------------------------------
+# --- the site -----------------------------------------------------------------------------------------
 
 
 class Fetched(HTMLParser):
@@ -78,8 +77,7 @@ def test_nothing_but_pages_and_pictures_is_published(site: Path) -> None:
     assert not (site / "mkdocs.yml").exists()
 
 
-# --- the examples
-# --------------------------------------------------------------------------------------------------
+# --- the examples -------------------------------------------------------------------------------------
 
 RUN = ("index.md", "handlers.md", "recipes.md")
 """Pages whose examples are run, one after the other; those of the others must only be Python."""
@@ -132,8 +130,7 @@ def test_what_the_first_page_says_that_it_prints_is_what_it_prints(tmp_path: Pat
             shutil.rmtree(tmp_path / "inbox")
 
 
-# --- the manual page
-# -----------------------------------------------------------------------------------------------
+# --- the manual page ----------------------------------------------------------------------------------
 
 
 def test_the_manual_page_is_what_the_commands_say() -> None:
@@ -161,8 +158,7 @@ def test_the_manual_page_is_sound_and_says_what_each_command_does() -> None:
     assert "`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`" in " ".join(done.stdout.split())
 
 
-# --- the container
-# -------------------------------------------------------------------------------------------------
+# --- the container ------------------------------------------------------------------------------------
 
 
 def test_what_the_container_runs_is_what_there_is(tmp_path: Path) -> None:

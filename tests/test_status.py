@@ -60,8 +60,7 @@ def line(lines: list[str], head: str) -> str:
     return found.strip().removeprefix(head).strip()
 
 
-# --- the histogram
-# -------------------------------------------------------------------------------------------------
+# --- the histogram ------------------------------------------------------------------------------------
 
 
 def test_the_histogram_counts_what_waits_by_age_and_by_the_commonest_prefixes(layout: Layout) -> None:
@@ -149,8 +148,7 @@ def test_the_histogram_is_left_out_where_nothing_waits(layout: Layout) -> None:
     assert members(layout)["pace"]["to_empty"] == 0
 
 
-# --- the verdict
-# ---------------------------------------------------------------------------------------------------
+# --- the verdict --------------------------------------------------------------------------------------
 
 
 def test_without_limits_the_exit_status_is_0_whatever_is_wrong(layout: Layout) -> None:
@@ -268,8 +266,7 @@ def test_what_was_in_the_json_object_is_still_there(layout: Layout) -> None:
     assert found["totals"]["acknowledged"] == 0
 
 
-# --- the pace
-# ------------------------------------------------------------------------------------------------------
+# --- the pace -----------------------------------------------------------------------------------------
 
 
 class AtWork:

@@ -91,8 +91,7 @@ def handled(inbox: Inbox, function: Any, **options: Any) -> Runner:
     return runner
 
 
-# --- the producer
-# --------------------------------------------------------------------------------------------------
+# --- the producer -------------------------------------------------------------------------------------
 
 
 def test_each_kind_of_add_is_a_span_whose_context_is_on_the_file(
@@ -176,8 +175,7 @@ def test_a_file_system_without_attributes_takes_the_value_all_the_same(
     assert len(inbox) == 0
 
 
-# --- the consumer
-# --------------------------------------------------------------------------------------------------
+# --- the consumer -------------------------------------------------------------------------------------
 
 
 def test_the_handling_is_a_child_of_the_add_and_its_context_is_active_in_the_handler(
@@ -364,8 +362,7 @@ def test_a_shell_sets_the_context_with_setfattr_and_a_command_finds_it_in_its_en
     assert f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
 
 
-# --- across processes
-# ----------------------------------------------------------------------------------------------
+# --- across processes ---------------------------------------------------------------------------------
 
 EXPORT = """
 from opentelemetry import trace

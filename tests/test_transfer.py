@@ -151,8 +151,7 @@ def test_a_stream_that_could_not_be_queued_leaves_no_draft(inbox: Inbox) -> None
     assert names(inbox, "tmp") == []
 
 
-# --- copying
-# -----------------------------------------------------------------------------------------------------
+# --- copying ------------------------------------------------------------------------------------------
 
 
 def test_a_file_system_that_shares_blocks_is_asked_to(

@@ -223,8 +223,7 @@ def test_values_that_are_newer_here_are_kept(place: Place) -> None:
     assert contents(place.path / "new") == {"a": b"2"}
 
 
-# --- the format
-# ----------------------------------------------------------------------------------------------------
+# --- the format ---------------------------------------------------------------------------------------
 
 WITHOUT_INBOX = {"completion", "settings"}
 

@@ -45,8 +45,7 @@ def layout(inbox_dir: Path) -> Layout:
     return Layout(str(inbox_dir), create=False)
 
 
-# --- names
-# --------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------
 
 
 @cases("keys", "keys")
@@ -78,8 +77,7 @@ def test_a_key_is_of_this_shard_and_its_line_in_this_bucket(case: Any) -> None:
         assert fsinbox.store.index._home(case["crc"], int(lines)) == at
 
 
-# --- the index
-# ----------------------------------------------------------------------------------------------------
+# --- the index ----------------------------------------------------------------------------------------
 
 
 @cases("headers", "local")
@@ -164,8 +162,7 @@ def test_numbers_go_on_from_here(case: Any, layout: Layout, monkeypatch: pytest.
     assert index.locked(index.last_number) == int(case["last"]), case["why"]
 
 
-# --- drop/
-# --------------------------------------------------------------------------------------------------------
+# --- drop/ --------------------------------------------------------------------------------------------
 
 
 def _replace(path: Path) -> None:

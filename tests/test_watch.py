@@ -61,8 +61,7 @@ for line in sys.stdin:
     return move
 
 
-# --- the waker
-# ---------------------------------------------------------------------------------------------------
+# --- the waker ----------------------------------------------------------------------------------------
 
 
 def test_a_waker_wakes_its_sleeper_from_another_thread() -> None:
@@ -120,8 +119,7 @@ print("woken")
     assert run_python(code) == "woken"
 
 
-# --- waking
-# ------------------------------------------------------------------------------------------------------
+# --- waking -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["auto", "events", "poll"])
@@ -188,8 +186,7 @@ def test_a_file_written_in_place_wakes_and_is_taken_when_it_settled(inbox_dir: P
         timer.join()
 
 
-# --- which way
-# ---------------------------------------------------------------------------------------------------
+# --- which way ----------------------------------------------------------------------------------------
 
 
 def watch_of(inbox: Inbox) -> Watch:
@@ -291,8 +288,7 @@ def test_even_with_events_it_looks_again_now_and_then(layout: Layout) -> None:
     watch.close()
 
 
-# --- the source of events
-# ----------------------------------------------------------------------------------------
+# --- the source of events -----------------------------------------------------------------------------
 
 
 @linux
@@ -470,8 +466,7 @@ def test_the_source_of_other_systems_tells_of_arrivals_only_while_armed(
         source.close()
 
 
-# --- what it costs
-# -----------------------------------------------------------------------------------------------
+# --- what it costs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.bare

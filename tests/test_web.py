@@ -163,8 +163,7 @@ def change(
     return client.post(address, content=urlencode(fields), headers=headers)
 
 
-# --- starting and stopping
-# -------------------------------------------------------------------------------------------
+# --- starting and stopping ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -229,8 +228,7 @@ def test_other_addresses_than_loopback_are_warned_of_unless_it_is_private(spool:
         assert site.log.count("\n") == 1 and site.token
 
 
-# --- who may see, and who may change
-# ---------------------------------------------------------------------------------
+# --- who may see, and who may change ------------------------------------------------------------------
 
 
 def test_each_answer_keeps_browsers_from_loading_framing_sniffing_and_keeping_anything(spool: Path) -> None:
@@ -360,8 +358,7 @@ def test_a_form_that_is_too_large_is_refused(spool: Path) -> None:
         assert answer.status_code == 413 and "too large" in answer.text
 
 
-# --- changes
-# ---------------------------------------------------------------------------------------------------------
+# --- changes ------------------------------------------------------------------------------------------
 
 
 def test_a_failed_element_is_queued_again_and_all_that_are_shown_at_once(spool: Path) -> None:
@@ -435,8 +432,7 @@ def test_consumers_are_paused_and_resumed(spool: Path) -> None:
     assert not os.path.lexists(spool / "control/pause")
 
 
-# --- what is shown
-# ---------------------------------------------------------------------------------------------------
+# --- what is shown ------------------------------------------------------------------------------------
 
 
 def test_the_overview_has_the_figures_of_status(spool: Path) -> None:
@@ -611,8 +607,7 @@ def test_what_is_no_element_is_not_there(spool: Path) -> None:
             assert answer.status_code == 404, address
 
 
-# --- payloads
-# --------------------------------------------------------------------------------------------------------
+# --- payloads -----------------------------------------------------------------------------------------
 
 
 PAYLOADS: list[tuple[bytes, list[str], list[str]]] = [
@@ -669,8 +664,7 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(spool: Path)
             assert answer.status_code == 503 and "SECRET" not in answer.text
 
 
-# --- hostile content
-# -------------------------------------------------------------------------------------------------
+# --- hostile content ----------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -797,8 +791,7 @@ def test_a_forged_account_is_shown_as_text_or_left_out_and_stops_nothing(spool: 
                 assert client.get(link).status_code == 404
 
 
-# --- large, and gone
-# -------------------------------------------------------------------------------------------------
+# --- large, and gone ----------------------------------------------------------------------------------
 
 
 def test_of_a_very_large_folder_only_so_much_is_looked_at_and_that_is_said(

@@ -255,8 +255,7 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
         expect(page.locator("main")).to_be_focused()
 
 
-# --- the picture
-# -----------------------------------------------------------------------------------------------------
+# --- the picture --------------------------------------------------------------------------------------
 
 PICTURE = ROOT / "docs/web-screenshot.png"
 

@@ -59,8 +59,7 @@ class Handling(threading.Thread):
         return self.outcome
 
 
-# --- functions
-# -----------------------------------------------------------------------------------------------------
+# --- functions ----------------------------------------------------------------------------------------
 
 
 def test_a_handler_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +121,7 @@ def test_a_coroutine_that_runs_is_cancelled_from_outside(element: Element) -> No
     assert "CancelledError" in outcome.summary
 
 
-# --- commands
-# ------------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------
 
 
 def test_a_command_whose_payload_cannot_be_opened_is_tried_again(element: Element) -> None:
@@ -172,8 +170,7 @@ def test_a_command_is_not_held_up_by_an_output_that_nobody_reads(
     assert outcome.detail.endswith("the end of its output:\nsaid\n")
 
 
-# --- the second signal
-# ---------------------------------------------------------------------------------------------
+# --- the second signal --------------------------------------------------------------------------------
 
 
 class Ended(BaseException):
@@ -260,8 +257,7 @@ def test_what_was_reported_before_the_second_signal_is_not_given_back(
     assert os.listdir(f"{inbox.path}/pending") == []
 
 
-# --- standing by
-# ---------------------------------------------------------------------------------------------------
+# --- standing by --------------------------------------------------------------------------------------
 
 
 def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits(

@@ -230,8 +230,7 @@ class Consumer:
         """Tell whether this element is in flight here, and was not ended."""
         return self._in_flight.get(taken.encoded) is taken
 
-    # --- becoming the consumer
-    # ---------------------------------------------------------------------------------
+    # --- becoming the consumer ------------------------------------------------------------------------
 
     def _recover(self) -> None:
         # (Where hosts share it, only if `index` is new or damaged: a host that died may hold the lock for
@@ -384,8 +383,7 @@ class Consumer:
             if taken:
                 self.requeue(taken, counted=False)
 
-    # --- what to take next
-    # -------------------------------------------------------------------------------------
+    # --- what to take next ----------------------------------------------------------------------------
 
     def take(self) -> Taken | None:
         """Take the oldest element that may be taken now; None if there is none."""
@@ -651,8 +649,7 @@ class Consumer:
         self._in_flight[encoded] = taken
         return taken
 
-    # --- listing pending/
-    # --------------------------------------------------------------------------------------
+    # --- listing pending/ -----------------------------------------------------------------------------
 
     def _list_pending(self) -> None:
         """Look at drop/ and pending/ afresh; coalesce what has more than one place."""
@@ -841,8 +838,7 @@ class Consumer:
             gone.append(element_name(number, encoded))
         return gone
 
-    # --- the ways out
-    # ------------------------------------------------------------------------------------------
+    # --- the ways out ---------------------------------------------------------------------------------
 
     def acknowledge(self, taken: Taken) -> None:
         """The element is done."""
@@ -1017,8 +1013,7 @@ class Consumer:
         else:
             self._attempts.forget(taken.name)
 
-    # --- what is no element
-    # ------------------------------------------------------------------------------------
+    # --- what is no element ---------------------------------------------------------------------------
 
     def _parse(self, folder: str, name: str) -> tuple[int, str] | None:
         parsed = parse_element(name)

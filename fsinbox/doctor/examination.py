@@ -175,8 +175,7 @@ class Look:
     def _see(self, kind: str, where: str, seen: object = "") -> None:
         self.signs.add(Sign(kind, where, str(seen)))
 
-    # --- the frame: format, folders, modes
-    # -------------------------------------------------------------------------
+    # --- the frame: format, folders, modes ------------------------------------------------------------
 
     def _frame(self) -> None:
         layout = self.layout
@@ -287,8 +286,7 @@ class Look:
         if not self.shared and status.st_uid != root.st_uid:
             self._see("owner", name, status.st_uid)
 
-    # --- the folders
-    # -------------------------------------------------------------------------------------------------
+    # --- the folders ----------------------------------------------------------------------------------
 
     def _folders(self) -> None:
         layout = self.layout
@@ -474,8 +472,7 @@ class Look:
             elif not self.consumed or self._older("drop", name, _MOMENT):
                 self._see("drop-waits", where)
 
-    # --- the index
-    # ---------------------------------------------------------------------------------------------------
+    # --- the index ------------------------------------------------------------------------------------
 
     def _index(self) -> None:
         """Compare the elements with the index. Read last: its last number only grows."""

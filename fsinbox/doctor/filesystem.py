@@ -143,8 +143,7 @@ def _create(path: str | bytes, data: bytes = b"") -> None:
         os.close(fd)
 
 
-# --- names and places
-# ---------------------------------------------------------------------------------------------
+# --- names and places ---------------------------------------------------------------------------------
 
 
 def _race(folder: str) -> tuple[Race]:
@@ -249,8 +248,7 @@ def _any_bytes(folder: str) -> tuple[bool]:
     return (name in os.listdir(os.fsencode(folder)),)
 
 
-# --- locks, events, leases
-# ----------------------------------------------------------------------------------------
+# --- locks, events, leases ----------------------------------------------------------------------------
 
 _TRY = """import fcntl, sys
 try: fcntl.flock(sys.stdin, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,8 +307,7 @@ def _leases(folder: str) -> tuple[bool]:
         return ((while_open, has_writer(reader.fileno())) == (True, False),)
 
 
-# --- disk and clock
-# -----------------------------------------------------------------------------------------------
+# --- disk and clock -----------------------------------------------------------------------------------
 
 
 def _costs(flush: Callable[[], None]) -> Cost:

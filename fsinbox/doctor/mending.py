@@ -118,8 +118,7 @@ class _Repair:
         reason = f"{sign.where} was set aside by the doctor: {KINDS[sign.kind].means}\n"
         transitions.set_aside(layout, folder or ".", name, reason)
 
-    # --- 1. the frame
-    # ------------------------------------------------------------------------------------------------
+    # --- 1. the frame ---------------------------------------------------------------------------------
 
     def _mend_frame(self, look: Look) -> bool:
         """Make what is missing of folders and files, and set modes; tell whether there was anything to do."""
@@ -171,8 +170,7 @@ class _Repair:
         # get.
         frame.set_mode(found.root, name, mode if name == "tmp" else mode | status.st_mode & 0o7777)
 
-    # --- 2. to 4.
-    # ----------------------------------------------------------------------------------------------------
+    # --- 2. to 4. -------------------------------------------------------------------------------------
 
     def _mend_rest(self, signs: set[Sign]) -> None:
         layout = Layout(self._path, create=False)

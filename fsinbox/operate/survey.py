@@ -440,8 +440,7 @@ def _locks(layout: Layout) -> list[Shard]:
     return [shard for _, shard in sorted(times, key=lambda pair: pair[0], reverse=True)]
 
 
-# --- who holds the admission lock
-# -----------------------------------------------------------------------------------
+# --- who holds the admission lock ---------------------------------------------------------------------
 
 PATIENCE = 1.0
 """Seconds after which a lock that cannot be had is worth telling: an add holds it for some 50

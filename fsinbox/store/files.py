@@ -24,8 +24,7 @@ _FEW = 4
 """Up to so many files are flushed one by one: syncfs also writes out whatever else waits on their file
 system."""
 
-# --- written
-# ------------------------------------------------------------------------------------------------------
+# --- written ------------------------------------------------------------------------------------------
 
 
 def unused_temporary(layout: Layout) -> str:
@@ -111,8 +110,7 @@ def close_interrupted(name: str) -> None:
         pass  # no /proc: a descriptor too many
 
 
-# --- flushed
-# ------------------------------------------------------------------------------------------------------
+# --- flushed ------------------------------------------------------------------------------------------
 
 
 def flush(fd: int) -> None:
@@ -199,8 +197,7 @@ def flush_all(layout: Layout, folder: str, names: list[str]) -> None:
             os.close(fd)
 
 
-# --- read
-# ---------------------------------------------------------------------------------------------------------
+# --- read ---------------------------------------------------------------------------------------------
 
 
 def open_for_reading(layout: Layout, folder: str, name: str) -> int:
@@ -240,8 +237,7 @@ def _read_rest(fd: int) -> bytes:
     return b"".join(pieces)
 
 
-# --- removed
-# ------------------------------------------------------------------------------------------------------
+# --- removed ------------------------------------------------------------------------------------------
 
 
 def remove(layout: Layout, folder: str, name: str) -> bool:

@@ -142,8 +142,7 @@ class Index:
     def _own_tag(self) -> str:
         return boot_tag()
 
-    # --- the lock
-    # ----------------------------------------------------------------------------------------------
+    # --- the lock -------------------------------------------------------------------------------------
 
     def locked(self, step: Callable[..., Found], *arguments: Any) -> Found:
         """Run a step inside the section, and return what it returns. Waits for the lock.
@@ -242,8 +241,7 @@ class Index:
         if fd >= 0:
             close_quietly(fd)
 
-    # --- without the lock
-    # --------------------------------------------------------------------------------------
+    # --- without the lock -----------------------------------------------------------------------------
 
     def peek(self) -> int:
         """Return the last number given out: perhaps an old one, never too high; 0 if the file is new, gone or
@@ -299,8 +297,7 @@ class Index:
     def _open_to_read(self) -> int:
         return self._layout.open_own("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    # --- Inside the section: the last number, and the next ones
-    # ---------------------------------------------------
+    # --- Inside the section: the last number, and the next ones ---------------------------------------
 
     def _begin(self, header: bytes, size: int) -> None:
         """The lock was taken: learn what the header says."""
@@ -388,8 +385,7 @@ class Index:
         if os.pwrite(self._fd, data, offset) != len(data):
             raise OSError(errno.ENOSPC, "only a part could be written", "index")
 
-    # --- the table
-    # -----------------------------------------------------------------------------------------------
+    # --- the table ------------------------------------------------------------------------------------
 
     def _crc(self, encoded: str, tag: str) -> int:
         return crc32(encoded.encode("ascii"))
@@ -426,8 +422,7 @@ class Index:
         """A bucket is full."""
         self.make_anew()
 
-    # --- made anew
-    # ------------------------------------------------------------------------------------------------
+    # --- made anew ------------------------------------------------------------------------------------
 
     def make_anew(self) -> None:
         """Make header and table from what lies in the folders: after a boot, damage, or when a bucket was

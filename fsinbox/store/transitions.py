@@ -62,8 +62,7 @@ def _rename(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
             raise
 
 
-# --- a producer: publish
-# -------------------------------------------------------------------------------------------
+# --- a producer: publish ------------------------------------------------------------------------------
 
 
 class Published:
@@ -129,8 +128,7 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     return bool(names) and any(name in names for _, name in layout.out())
 
 
-# --- the consumer: take, acknowledge, give back
-# ---------------------------------------------------------------------
+# --- the consumer: take, acknowledge, give back -------------------------------------------------------
 
 
 def take(layout: Layout, name: str) -> bool:
@@ -278,8 +276,7 @@ def _parsed(name: str) -> tuple[int, str]:
     return parsed
 
 
-# --- people: what failed, was deferred, or is done, goes back to its place
-# -------------------------------------------
+# --- people: what failed, was deferred, or is done, goes back to its place ----------------------------
 
 
 def return_to_place(layout: Layout, index: Index, folder: str, file: str, number: int, encoded: str) -> str:
@@ -335,8 +332,7 @@ def put_into_failed(layout: Layout, temporary: str, number: int, encoded: str, r
     return True
 
 
-# --- what is no element
-# ----------------------------------------------------------------------------------------------
+# --- what is no element -------------------------------------------------------------------------------
 
 
 def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:

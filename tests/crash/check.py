@@ -113,8 +113,7 @@ def announced(recording: Recording, state: State) -> list[Event]:
     return [*recording.before, *(item for item in recording.items[: state.done] if isinstance(item, Event))]
 
 
-# --- judging
-# ------------------------------------------------------------------------------------------------------
+# --- judging ------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -123,8 +123,7 @@ class Recording:
         self.first_entries = dict(self.entries)
         self.first_content = dict(self.content)
 
-    # --- what is done
-    # ------------------------------------------------------------------------------------------
+    # --- what is done ---------------------------------------------------------------------------------
 
     def _new(self, what: bytes | tuple[str] | None) -> int:
         self._inodes += 1
@@ -269,8 +268,7 @@ def _written(content: bytes, offset: int, data: bytes) -> bytes:
     return content[:offset].ljust(offset, b"\0") + data + content[offset + len(data) :]
 
 
-# --- what a power cut may leave
-# -----------------------------------------------------------------------------------
+# --- what a power cut may leave -----------------------------------------------------------------------
 
 
 class State(NamedTuple):
@@ -505,8 +503,7 @@ def _done(content: bytes, item: Data) -> bytes:
     return _written(content, item.offset, item.data)
 
 
-# --- this process's own calls
-# -------------------------------------------------------------------------------------
+# --- this process's own calls -------------------------------------------------------------------------
 
 
 def _just_call(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:

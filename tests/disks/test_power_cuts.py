@@ -141,8 +141,7 @@ def test_replay(folder: Path) -> None:
         assert not verdict.wrong, verdict.wrong
 
 
-# --- the check can tell
-# -------------------------------------------------------------------------------------------
+# --- the check can tell -------------------------------------------------------------------------------
 
 
 BTRFS_WAIT_SYNC = 0x40089416
@@ -247,8 +246,7 @@ def _shell_add(inbox: Path, path: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-# --- a disk that fails, and heals
-# ---------------------------------------------------------------------------------
+# --- a disk that fails, and heals ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fs", EVERY_FS)

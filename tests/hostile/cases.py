@@ -106,8 +106,7 @@ def nothing(place: Place, path: Path) -> None:
     """Leave it missing."""
 
 
-# --- folders and files of the inbox
-# -------------------------------------------------------------------------------
+# --- folders and files of the inbox -------------------------------------------------------------------
 
 NO_FOLDER = "[Nn]ot a directory|Too many levels|No such file|must be a real directory"
 HAS_IT = ("open",)  # whoever had the folder open goes on in it
@@ -294,8 +293,7 @@ FILE_CASES = [
 ]
 
 
-# --- the lines of the index
-# ---------------------------------------------------------------------------------------
+# --- the lines of the index ---------------------------------------------------------------------------
 
 LINE_CASES = [
     *(
@@ -314,8 +312,7 @@ LINE_CASES = [
     ),
 ]
 
-# --- pending/, inflight/, deferred/, failed/, attempts/, tmp/
-# -----------------------------------------------------
+# --- pending/, inflight/, deferred/, failed/, attempts/, tmp/ -----------------------------------------
 
 
 def in_place_of_a(put: Put) -> Callable[[Place], None]:
@@ -632,8 +629,7 @@ ELEMENT_CASES = [
 ]
 
 
-# --- drop/
-# --------------------------------------------------------------------------------------------------------
+# --- drop/ --------------------------------------------------------------------------------------------
 
 
 def dropped(*names: str | bytes) -> Callable[[Place], None]:
@@ -702,8 +698,7 @@ DROP_CASES = [
     Case("a link to a draft's name lies in drop/", there("drop/a.part", things.link_outside, left=True)),
 ]
 
-# --- the disk
-# -----------------------------------------------------------------------------------------------------
+# --- the disk -----------------------------------------------------------------------------------------
 
 Ground = Callable[[Path], Callable[[], object]]
 
@@ -916,8 +911,7 @@ DISK_CASES = [
     ),
 ]
 
-# --- rights and limits
-# --------------------------------------------------------------------------------------------
+# --- rights and limits --------------------------------------------------------------------------------
 
 DENIED = "Permission denied"
 
@@ -1088,8 +1082,7 @@ RIGHTS_CASES = [
     Case("there is no /proc", limit=no_proc, fatal=True, refused="/proc", unseen=HAS_IT, root=True),
 ]
 
-# --- the clock
-# ----------------------------------------------------------------------------------------------------
+# --- the clock ----------------------------------------------------------------------------------------
 
 
 def clock(year: float) -> Callable[[Place], Callable[[], object]]:

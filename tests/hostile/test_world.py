@@ -328,8 +328,7 @@ def test_another_user_sees_nothing_but_drop(folder: Path, shared: Inbox) -> None
         shared.add_file("b", folder / "no such file")
 
 
-# --- the harness itself
-# -------------------------------------------------------------------------------------------
+# --- the harness itself -------------------------------------------------------------------------------
 
 
 def reads_outside(place: Place) -> None:

@@ -100,8 +100,7 @@ class Me:
         return Inbox(self.inbox, codec="bytes", create=False, lease=self.settings["lease"], **options)
 
 
-# --- producers
-# ----------------------------------------------------------------------------------------------------
+# --- producers ----------------------------------------------------------------------------------------
 
 
 def _produce(me: Me, add: Callable[[Inbox], int]) -> None:
@@ -177,8 +176,7 @@ def mv(me: Me) -> None:
         sleep(me.random.random() * 0.02)  # it starts four programs for an add
 
 
-# --- consumers
-# ----------------------------------------------------------------------------------------------------
+# --- consumers ----------------------------------------------------------------------------------------
 
 
 def take(me: Me) -> None:
@@ -283,8 +281,7 @@ SERVICES: dict[str, Callable[[Me], None]] = {"create": create, "drain": drain, "
 PROGRAMS = PRODUCERS | CONSUMERS | SERVICES
 
 
-# --- the agent
-# ----------------------------------------------------------------------------------------------------
+# --- the agent ----------------------------------------------------------------------------------------
 
 
 def skew(seconds: float) -> None:

@@ -156,8 +156,7 @@ class Explorer:
             self._stop()
         return steps
 
-    # --- what can happen
-    # ---------------------------------------------------------------------------------------
+    # --- what can happen ------------------------------------------------------------------------------
 
     def _choices(self, state: State) -> list[int]:
         """The same as Run.choices, which checks it at every replay."""
@@ -222,8 +221,7 @@ class Explorer:
             any(self._spots[actor, node].holds == what[2] for actor, node in enumerate(state.nodes)),
         )
 
-    # --- what the oracle will need
-    # -----------------------------------------------------------------------------
+    # --- what the oracle will need --------------------------------------------------------------------
 
     def _know(self, known: int, index: int, events: Events) -> int:
         key = known, index, events
@@ -284,8 +282,7 @@ class Explorer:
             came = self._came[before]
         return [Event(*event[:4]) for event in self._begin] + history[::-1]
 
-    # --- replays
-    # -----------------------------------------------------------------------------------------------
+    # --- replays --------------------------------------------------------------------------------------
 
     def _start(self) -> State:
         self._stop()

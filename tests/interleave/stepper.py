@@ -111,8 +111,7 @@ class Status(NamedTuple):
     st_ctime_ns: int = 2  # after the content's: so that a file in drop/ counts as renamed in
 
 
-# --- in place of os and fcntl
-# -------------------------------------------------------------------------------------
+# --- in place of os and fcntl -------------------------------------------------------------------------
 
 
 class Files:
@@ -311,8 +310,7 @@ def _modules() -> list[ModuleType]:
     return [module for name, module in sys.modules.items() if name.startswith("fsinbox.")]
 
 
-# --- the world
-# ----------------------------------------------------------------------------------------------------
+# --- the world ----------------------------------------------------------------------------------------
 
 
 class KeptLayout(Layout):
@@ -649,8 +647,7 @@ def _plain(content: bytes) -> str:
     return f"{len(content)}: " + content.rstrip(b"\0").decode("ascii", "replace").replace("\0" * 32, "-")
 
 
-# --- one run
-# ------------------------------------------------------------------------------------------------------
+# --- one run ------------------------------------------------------------------------------------------
 
 
 class Actor:
@@ -983,8 +980,7 @@ class Run:
                 actor._switch(Died)
 
 
-# --- schedules
-# ----------------------------------------------------------------------------------------------------
+# --- schedules ----------------------------------------------------------------------------------------
 
 
 def spell(path: list[int]) -> str:

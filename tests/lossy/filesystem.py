@@ -242,8 +242,7 @@ class Lossy(mfusepy.Operations):
                 for disk in self._disks:
                     disk.content[number] = (mode, content, modified)
 
-    # --- orders
-    # ---------------------------------------------------------------------------------------------------
+    # --- orders ---------------------------------------------------------------------------------------
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
         if name != ORDERS:
@@ -308,8 +307,7 @@ class Lossy(mfusepy.Operations):
         self._mount(self._disks[DISKS.index(disk)].tree(self._root))
         self._off = True
 
-    # --- flushes
-    # --------------------------------------------------------------------------------------------------
+    # --- flushes --------------------------------------------------------------------------------------
 
     def _flush(self, nodes: list[Node], handle: Handle | None = None) -> int:
         self._flushes += 1
@@ -353,8 +351,7 @@ class Lossy(mfusepy.Operations):
     def _sync(self) -> int:
         return self._flush([self._root, *self._nodes.values()])
 
-    # --- finding
-    # --------------------------------------------------------------------------------------------------
+    # --- finding --------------------------------------------------------------------------------------
 
     def _find(self, path: str) -> Node:
         node = self._root
@@ -409,8 +406,7 @@ class Lossy(mfusepy.Operations):
         entries = {".": folder, "..": folder, **folder.entries}
         return [(name, {"st_ino": node.number, "st_mode": node.mode}, 0) for name, node in entries.items()]
 
-    # --- changing names
-    # -------------------------------------------------------------------------------------------
+    # --- changing names -------------------------------------------------------------------------------
 
     def _change(self, *changes: tuple[Node, str, Node | None]) -> None:
         now = time_ns()
@@ -490,8 +486,7 @@ class Lossy(mfusepy.Operations):
             self._change((*self._place(old), None), (folder, name, node))
         return 0
 
-    # --- content
-    # --------------------------------------------------------------------------------------------------
+    # --- content --------------------------------------------------------------------------------------
 
     def _write(self, node: Node, content: bytes) -> None:
         node.content = content

@@ -79,8 +79,7 @@ def empty(mount: Mount) -> Path:
     return mount.point
 
 
-# --- the file system loses what it says
-# ---------------------------------------------------------------------------
+# --- the file system loses what it says ---------------------------------------------------------------
 
 
 def flush(path: Path) -> None:
@@ -234,8 +233,7 @@ def test_otherwise_it_is_a_file_system_like_any_other(empty: Path) -> None:
     assert sorted(os.listdir(empty)) == ["link", "two"]
 
 
-# --- the sweeps
-# ---------------------------------------------------------------------------------------------------
+# --- the sweeps ---------------------------------------------------------------------------------------
 
 ONCE = [(program, 0) for program in PROGRAMS if program != "two"] + [("two", seed) for seed in range(1, 6)]
 
@@ -361,8 +359,7 @@ def test_a_drop_whose_flush_failed_is_not_taken_for_flushed(mount: Mount) -> Non
     assert number > 2
 
 
-# --- the long versions
-# --------------------------------------------------------------------------------------------
+# --- the long versions --------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -394,8 +391,7 @@ def test_two_producers_and_a_consumer_in_many_orders(
     assert not tally.bad, tally.report()
 
 
-# --- the sweeps see what is wrong
-# ---------------------------------------------------------------------------------
+# --- the sweeps see what is wrong ---------------------------------------------------------------------
 
 REAL_FLUSH = files.flush
 
@@ -456,8 +452,7 @@ def test_a_wrong_flush_is_found_by_a_real_cut(mount: Mount) -> None:
     assert any("missed" in bad for bad in tally.bad), tally.report()
 
 
-# --- one run again
-# ------------------------------------------------------------------------------------------------
+# --- one run again ------------------------------------------------------------------------------------
 
 
 def history(run: Run) -> list[str]:
