@@ -20,10 +20,10 @@ from click.testing import CliRunner, Result
 from helpers import command, contents, environment, json_lines, keys_in, reason, run
 
 from fsinbox import Inbox, cli
-from fsinbox.cli import commands, simple_add, text
+from fsinbox.cli import commands, simple_add
 from fsinbox.cli.adding import add as add_element
 from fsinbox.cli.consuming import run_with_progress
-from fsinbox.operate import survey
+from fsinbox.operate import survey, units
 from fsinbox.worker.functions import FunctionHandler
 from fsinbox.worker.runner import Runner
 
@@ -918,7 +918,7 @@ def test_an_element_that_is_too_large_to_show_is_named(
 
 
 def test_ages_are_told_in_the_largest_fitting_unit() -> None:
-    assert [text.seconds(length) for length in (0, 59, 61, 7199, 86_399, 86_400 * 3, -5)] == [
+    assert [units.seconds(length) for length in (0, 59, 61, 7199, 86_399, 86_400 * 3, -5)] == [
         "0s",
         "59s",
         "1m",

@@ -381,7 +381,7 @@ def test_the_rates_and_totals_of_shards_are_added(layout: Layout) -> None:
     ("length", "text"), [(0.2, "1s"), (59.4, "59s"), (61, "1m1s"), (7260, "2h1m"), (90000, "1d1h")]
 )
 def test_a_length_of_time_is_told_in_its_two_largest_units(length: float, text: str) -> None:
-    from fsinbox.cli.seeing import length as told
+    from fsinbox.operate.units import length as told
 
     assert told(length) == text
 

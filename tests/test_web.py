@@ -24,7 +24,7 @@ import pytest
 from helpers import PATIENCE, Consumer, command, environment, keys_in, run, wait_until
 
 from fsinbox import Inbox
-from fsinbox.cli.seeing import Limits
+from fsinbox.operate.report import Limits
 from fsinbox.store.layout import Layout
 from fsinbox.store.names import encode_key
 from fsinbox.web import look

@@ -184,8 +184,9 @@ def add(
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
     """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
     from ..operate import survey
+    from ..operate.units import age, when
     from ..store.layout import Layout
-    from .text import age, say, when
+    from .text import say
 
     layout = Layout(chosen(inbox), create=False)
     for row in survey.rows(layout, state or tuple(survey.STATES)):
@@ -208,9 +209,10 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     import base64
 
     from ..operate import survey
+    from ..operate.units import when
     from ..store.files import open_for_reading
     from ..store.layout import Layout
-    from .text import say, when
+    from .text import say
 
     layout = Layout(chosen(inbox), create=False)
     row = survey.find(layout, key)

@@ -55,10 +55,10 @@ def web(
     from contextlib import closing
     from ipaddress import ip_address
 
+    from ..operate.report import Limits
     from ..store.layout import Layout
     from . import EXIT_USAGE
     from .options import Failure
-    from .seeing import Limits
 
     try:
         from ..web.app import make_app

@@ -172,7 +172,8 @@ def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]
     """List what has failed, the oldest first, and why: all, or the elements of KEY."""
     from ..operate import survey
     from ..operate.steering import Steering, size_and_time
-    from .text import age, say, when
+    from ..operate.units import age, when
+    from .text import say
 
     with Steering(chosen(inbox)) as steering:
         layout = steering.layout
@@ -369,8 +370,9 @@ def pause(inbox: str | None, json: bool, length: float | None) -> None:
     from time import time_ns
 
     from ..operate.steering import Steering
+    from ..operate.units import when
     from ..store import control
-    from .text import say, when
+    from .text import say
 
     until = 0 if length is None else time_ns() + int(length * 1e9)
     with Steering(chosen(inbox)) as steering:

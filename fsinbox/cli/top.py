@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
+    from ..operate.report import Limits
     from ..operate.stats import Record
     from ..operate.survey import Summary
     from ..store.layout import Layout
-    from .seeing import Limits
 
 HISTORY = 60
 """Columns of a plot: minutes, or looks."""
@@ -56,8 +56,8 @@ def top(
 
     from rich.console import Console
 
+    from ..operate.report import Limits
     from ..store.layout import Layout
-    from .seeing import Limits
 
     layout = Layout(chosen(inbox), create=False)
     console = Console()
@@ -197,9 +197,9 @@ def head(found: Summary, accounts: list[Record], limits: Limits) -> list[Rendera
 
     from rich.text import Text
 
+    from ..operate.report import rate, verdict
     from ..operate.survey import account_of
-    from .seeing import length, rate, verdict
-    from .text import seconds
+    from ..operate.units import length, seconds
 
     def line(*parts: str | tuple[str, str]) -> Text:
         return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
@@ -245,7 +245,7 @@ def at_work(found: Summary, accounts: list[Record]) -> list[RenderableType]:
     from time import time
 
     from ..operate.survey import account_of
-    from .seeing import length
+    from ..operate.units import length
 
     now = time()
     current = [account for one in found.consumers if (account := account_of(one, accounts))]
@@ -258,7 +258,7 @@ def failures(accounts: list[Record]) -> list[RenderableType]:
     """Return the lines of the newest failures, the newest first."""
     from time import time
 
-    from .seeing import length
+    from ..operate.units import length
 
     now = time()
     newest = sorted(

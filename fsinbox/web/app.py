@@ -20,10 +20,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from ..cli.seeing import Limits
-from ..cli.text import seconds, when
 from ..operate import survey
+from ..operate.report import Limits
 from ..operate.steering import Steering
+from ..operate.units import seconds, when
 from ..store import control, files
 from ..store.errors import UnusableInbox
 from ..store.layout import Layout

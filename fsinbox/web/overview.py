@@ -7,9 +7,10 @@ from itertools import pairwise
 from time import time
 from urllib.parse import quote
 
-from ..cli.seeing import Limits, length, rate, verdict
 from ..operate import survey
+from ..operate.report import Limits, rate, verdict
 from ..operate.stats import Failure, Record, Running, records
+from ..operate.units import length
 from ..store.errors import InvalidKey
 from ..store.names import element_name, encode_key
 from . import charts, look
