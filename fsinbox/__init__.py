@@ -3,7 +3,8 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .aio import AsyncInbox
-    from .inbox import Element, Inbox, Waiting
+    from .element import Element, Waiting
+    from .inbox import Inbox
     from .store.errors import (
         AddFailed,
         InboxBusy,
@@ -34,7 +35,7 @@ __all__ = [
     "TryLater",
 ]
 
-_HOMES = {"Inbox": "inbox", "Element": "inbox", "Waiting": "inbox", "AsyncInbox": "aio"}
+_HOMES = {"Inbox": "inbox", "Element": "element", "Waiting": "element", "AsyncInbox": "aio"}
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from .inbox import Element, Inbox
+from .element import Element
+from .inbox import Inbox
 from .store.errors import InboxError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class AsyncInbox:
                         return None
                     # Not wait_for: in Python 3.11 it swallows a cancel that comes together with the wake.
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(watch.patience(self.inbox._limit(left))):
+                        async with asyncio.timeout(watch.patience(self.inbox.sleep_limit(left))):
                             await woken.wait()
             finally:
                 watch.waker.relay = None

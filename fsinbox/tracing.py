@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-from .inbox import Inbox
-from .store import files
+from .store import adding
 from .store.layout import Layout, close_quietly
 
 try:
@@ -44,25 +42,15 @@ _FORMAT = TraceContextTextMapPropagator()  # not the process's own: the format i
 
 _TRACER = trace.get_tracer("fsinbox")
 
-_original: dict[str, Callable[..., Any]] = {}
-
 
 def instrument() -> None:
-    """From now on each add of this process is a span, and its context goes with the element. Once is
-    enough."""
-    if not _original:
-        _original.update(_add=Inbox._add, add_many=Inbox.add_many)
-        Inbox._add = _traced_add(Inbox._add)  # type: ignore[method-assign]
-        Inbox.add_many = _traced_add_many(Inbox.add_many)  # type: ignore[method-assign]
-        files.label = _label
+    """From now on each add of this process is a span, whose context goes with the element."""
+    adding.observer = _Tracer()
 
 
 def uninstrument() -> None:
     """End what instrument() began."""
-    for name, method in _original.items():
-        setattr(Inbox, name, method)
-    _original.clear()
-    files.label = None
+    adding.observer = None
 
 
 def producer_of(fd: int) -> Context | None:
@@ -114,32 +102,25 @@ def _label(layout: Layout, temporary: str) -> None:
         close_quietly(fd)
 
 
-def _traced_add(add: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(add)
-    def traced(self: Inbox, key: str, payload: Any, durable: bool | None) -> Any:
-        attributes = {**destination(self.path), **_OPERATION, "fsinbox.key": shown(str(key))}
+class _Tracer(adding.Observer):
+    """Makes a span of each add."""
+
+    def adding(self, path: str, key: str | None, run: Callable[[], Any]) -> Any:
+        attributes = {**destination(path), **_OPERATION}
+        if key is not None:
+            attributes["fsinbox.key"] = shown(str(key))
         with _TRACER.start_as_current_span(
             "fsinbox add", kind=SpanKind.PRODUCER, attributes=attributes
         ) as span:
-            outcome = add(self, key, payload, durable)
-            span.set_attribute("fsinbox.outcome", outcome)
+            outcome = run()
+            if key is not None:
+                span.set_attribute("fsinbox.outcome", outcome)
+            else:
+                span.set_attribute("messaging.batch.message_count", sum(outcome.values()))
             return outcome
 
-    return traced
-
-
-def _traced_add_many(add_many: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(add_many)
-    def traced(self: Inbox, *arguments: Any, **options: Any) -> Any:
-        attributes = {**destination(self.path), **_OPERATION}
-        with _TRACER.start_as_current_span(
-            "fsinbox add", kind=SpanKind.PRODUCER, attributes=attributes
-        ) as span:
-            total = add_many(self, *arguments, **options)
-            span.set_attribute("messaging.batch.message_count", sum(total.values()))
-            return total
-
-    return traced
+    def publishing(self, layout: Layout, temporary: str) -> None:
+        _label(layout, temporary)
 
 
 _OPERATION = {"messaging.operation.type": "send", "messaging.operation.name": "add"}

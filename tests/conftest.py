@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import fsinbox
+
+# Where there is a libfuse 2 as well (GlusterFS brings it), mfusepy would load that. Ours are for 3.
+if library := find_library("fuse3"):
+    os.environ.setdefault("FUSE_LIBRARY_PATH", library)
+
 
 # The same examples every time, and no database of earlier ones: a run depends on nothing but the code.
 settings.register_profile("fsinbox", derandomize=True, deadline=None, database=None, max_examples=150)

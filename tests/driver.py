@@ -51,7 +51,7 @@ from pathlib import Path
 from time import monotonic_ns, sleep, time_ns
 from unittest import mock
 
-import fsinbox.consumer.consumer
+import fsinbox.consumer.ownership
 import fsinbox.store.index
 from fsinbox import Element, Inbox
 from fsinbox.operate.steering import Steering
@@ -281,8 +281,8 @@ class Driver:
         with Steering(self.path) as steering:
             for row in list(steering.rows(("deferred",))):
                 steering.requeue(row)
-        if self.inbox._consumer:
-            self.inbox._consumer._next_drop_look = 0.0  # (it looks into control/ every 20 ms)
+        if self.inbox._taking().consumer:
+            self.inbox._taking().consumer._next_look = 0.0  # (it looks into control/ every 20 ms)
 
     def _keep(self) -> None:
         self._keep_done = 1
@@ -295,10 +295,10 @@ class Driver:
         self.log.tell("died")
         self._out.clear()
         inbox, self._inbox = self._inbox, None
-        if inbox and inbox._consumer:
-            inbox._consumer.close()  # its lock
-            inbox._consumer = None
-            inbox._elements.clear()
+        if inbox and inbox._taking().consumer:
+            inbox._taking().consumer.close()  # its lock
+            inbox._taking().consumer = None
+            inbox._taking().claims.clear()
         if inbox:
             inbox.close()
 
@@ -366,7 +366,7 @@ def aftermath(
     """
     log = Log("aftermath")
     # Two hours later: whatever waits out a delay is due.
-    patches = [mock.patch.object(fsinbox.consumer.consumer, "time_ns", lambda: time_ns() + 7200 * 10**9)]
+    patches = [mock.patch.object(fsinbox.consumer.ownership, "time_ns", lambda: time_ns() + 7200 * 10**9)]
     if boot is not None:
         patches.append(mock.patch.object(fsinbox.store.index, "boot_tag", lambda: boot))
     if clock is not None:
@@ -376,7 +376,7 @@ def aftermath(
     try:
         with Inbox(path, codec="bytes", drop_settle=0) as inbox:
             if way == "recover-add":
-                inbox._consume()  # what the first take does, without taking
+                inbox._taking()._consume()  # what the first take does, without taking
             if way != "drain":
                 for key in keys:
                     log.tell("add_start", key, LATE)

@@ -205,9 +205,7 @@ def check(world: World, case: Case) -> None:
     assert is_free(world.path), "the lock is held"
     assert names(world.inbox, "tmp") == [], "a draft is left"
     assert not open_in(world.path / "tmp"), "a draft is left open"
-    has = {element.key for element in world.held} | {
-        element.key for element in world.inbox._elements.values()
-    }
+    has = {element.key for element in world.held} | set(world.inbox.in_flight)
     nobody_s = [name[20:] for name in names(world.inbox, "inflight") if name[20:] not in has]
     assert not nobody_s, f"{nobody_s}: nobody has it"
     if world.held:  # the program ends what it has, as it meant to
@@ -217,8 +215,8 @@ def check(world: World, case: Case) -> None:
         except WrongState:
             pass  # it had been done
         world.held.clear()
-    for element in list(world.inbox._elements.values()):  # by a take that was interrupted when it was done
-        element.release()
+    for claim in list(world.inbox._taking().claims.values()):  # a take was interrupted when it was done
+        claim.requeue(counted=False)
     world.inbox.add("probe", "1")
     found = world.delivered()
     assert ("probe", "1") in found

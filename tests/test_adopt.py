@@ -735,7 +735,7 @@ def test_more_files_than_are_adopted_in_one_go_are_all_adopted(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adopt, "_BATCH", 2)
-    monkeypatch.setattr("fsinbox.consumer.consumer._DROP_INTERVAL", 0)
+    monkeypatch.setattr("fsinbox.consumer.consumer._LOOK_INTERVAL", 0)
     for name in "abcde":
         drop(inbox, name)
     first = take(inbox)
@@ -872,8 +872,8 @@ def test_what_cannot_be_set_aside_is_told_of_once(inbox: Inbox, caplog: pytest.L
 
 def test_names_of_files_that_others_took_away_are_not_remembered_for_ever(inbox: Inbox) -> None:
     assert inbox.take() is None
-    assert inbox._consumer
-    moved_in = inbox._consumer.drops.moved_in
+    assert inbox._taking().consumer
+    moved_in = inbox._taking().consumer.drops.moved_in
     moved_in.update(f"gone-{number}" for number in range(10_000))
     assert inbox.take() is None
     assert len(moved_in) == 10_000  # the file of one may come just now

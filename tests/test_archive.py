@@ -255,8 +255,8 @@ def test_a_value_that_a_producer_adds_while_one_is_imported_wins(home: Path) -> 
             thread.join()
 
         with meanwhile("flock", produce):
-            assert not inbox._index.locked(step, inbox.layout, inbox._index, drafts[0], "k")
+            assert not inbox.index.locked(step, inbox.layout, inbox.index, drafts[0], "k")
         assert drain(inbox) == [("k", "produced")]
-        assert inbox._index.locked(step, inbox.layout, inbox._index, drafts[0], "k")
+        assert inbox.index.locked(step, inbox.layout, inbox.index, drafts[0], "k")
         assert inbox.add("k", "newer") == "replaced"
         assert drain(inbox) == [("k", "newer")]

@@ -142,7 +142,7 @@ def test_a_take_that_waits_raises_and_the_inbox_can_be_consumed_at_once(
     before = len(os.listdir("/proc/self/fd"))
     inbox = Inbox(inbox_dir, codec="bytes", watch=watch)
     waiting = [threads.submit(inbox.take, None) for _ in range(3)]
-    wait_until(lambda: inbox._consumer)
+    wait_until(lambda: inbox._taking().consumer)
     time.sleep(0.2)
     inbox.close()
     assert {ended(call) for call in waiting} == {"closed"}

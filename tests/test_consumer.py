@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox, UnusableInbox
-from fsinbox.consumer.consumer import _hashes_of_twins
+from fsinbox.consumer.coalescing import hashes_of_twins
 from fsinbox.store.layout import Layout
 from fsinbox.store.names import deferred_name, element_name
 from tests.shim import meanwhile, refusing
@@ -29,16 +29,16 @@ def inbox(inbox_dir: Path) -> Iterator[Inbox]:
 
 def die(inbox: Inbox) -> None:
     """Let the consumer die with what it has out."""
-    assert inbox._consumer
-    inbox._consumer.close()
-    inbox._consumer = None
-    inbox._elements.clear()
+    assert inbox._taking().consumer
+    inbox._taking().consumer.close()
+    inbox._taking().consumer = None
+    inbox._taking().claims.clear()
 
 
 def place(inbox: Inbox, key: str, value: str, folder: str = "pending") -> Path:
     """Write a file under the next number, as if its key was not known in the index, or was taken; return its
     path."""
-    number = inbox._index.locked(inbox._index._give_out, 1)
+    number = inbox._handle.index.locked(inbox._handle.index._give_out, 1)
     path = Path(inbox.path, folder, element_name(number, key))
     path.write_text(value)
     return path
@@ -131,7 +131,7 @@ def test_old_drafts_are_removed_where_that_is_allowed(
     inbox: Inbox, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(inbox.path, "tmp", "old").write_text("a dead writer's")
-    monkeypatch.setattr("fsinbox.consumer.consumer.LITTER_AGE", -1)
+    monkeypatch.setattr("fsinbox.consumer.recovery.LITTER_AGE", -1)
     die(inbox)
     if refused:
         with refusing(unlink=errno.EPERM, when=lambda name: name == "old"):
@@ -146,7 +146,7 @@ def test_a_suspect_that_somebody_has_deferred_by_hand_is_taken_alone_too(inbox: 
     take(inbox)
     suspect = take(inbox)
     die(inbox)
-    assert inbox._consume()
+    assert inbox._taking()._consume()
     die(inbox)
     waiting = path_of(inbox, "pending", "b")
     waiting.rename(Path(inbox.path, "deferred", deferred_name(1, waiting.name)))
@@ -217,8 +217,8 @@ def test_a_key_that_is_in_flight_or_deferred_is_not_coalesced(inbox: Inbox, defe
     inbox.add("a", "newer")
     before = names(inbox, "pending")
     assert len(before) == 2
-    assert inbox._consumer
-    inbox._consumer._list_pending()
+    assert inbox._taking().consumer
+    inbox._taking().consumer._list()
     assert names(inbox, "pending") == before
 
 
@@ -272,14 +272,14 @@ def test_a_take_that_was_cut_short_is_done_again_and_does_not_count(
 
 def test_a_repair_puts_back_what_it_took_to_look_at(inbox: Inbox) -> None:
     waiting = path_of(inbox, "pending", "a").name
-    inbox._consume().tidy([waiting])
+    inbox._taking()._consume().tidy([waiting])
     assert names(inbox, "pending") == [waiting]
     element = take(inbox)
     assert element.attempts == 1
 
 
 def test_a_consumer_may_be_closed_twice(inbox: Inbox) -> None:
-    consumer = inbox._consume()
+    consumer = inbox._taking()._consume()
     consumer.close()
     consumer.close()
     with Inbox(inbox.path) as other:
@@ -298,7 +298,7 @@ def test_a_back_off_is_as_long_as_was_asked_whatever_becomes_of_the_clock(
     take(inbox).nack(delay=1)
     began = time.monotonic()
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.consumer.consumer.time_ns", lambda: real() + days * 86_400 * 10**9)
+    monkeypatch.setattr("fsinbox.consumer.ownership.time_ns", lambda: real() + days * 86_400 * 10**9)
     if restart:
         die(inbox)
     assert take(inbox, timeout=10).attempts == 2
@@ -312,7 +312,7 @@ def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(
     inbox.add("a", 2)
     assert drain(inbox) == [("a", 2)]
     real = time.time_ns
-    monkeypatch.setattr("fsinbox.consumer.consumer.time_ns", lambda: real() + 7200 * 10**9)
+    monkeypatch.setattr("fsinbox.consumer.ownership.time_ns", lambda: real() + 7200 * 10**9)
     assert inbox.take() is None
     assert inbox.next_look_in() is None
 
@@ -325,8 +325,8 @@ def test_keys_with_several_places_are_found_among_very_many() -> None:
     names = [f"{number:019d}-key{number}" for number in range(600_000)]
     twins = [0, 1, 299_999, 599_999]
     names += [f"{10**18:019d}-key{number}" for number in twins]
-    assert _hashes_of_twins(names) == {hash(f"key{number}") for number in twins}
-    assert _hashes_of_twins(names[: -len(twins)]) == set()
+    assert hashes_of_twins(names) == {hash(f"key{number}") for number in twins}
+    assert hashes_of_twins(names[: -len(twins)]) == set()
 
 
 def test_a_foreign_name_that_ends_like_an_element_is_not_coalesced_with_it(inbox: Inbox) -> None:

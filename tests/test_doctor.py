@@ -556,7 +556,7 @@ def test_each_thing_that_can_be_wrong_is_found_and_mended(
     assert repair(str(patient.path), pause=0) == (lines if KINDS[kind].level == "person" else [])
     if (kind, which) != ("number-absurd", ""):
         added = [Event("add_start", "hand", key) for key in "fxp"]
-        with mock.patch("fsinbox.consumer.consumer.MAX_DELAY", 0):  # 7 days are over
+        with mock.patch("fsinbox.consumer.settings.MAX_DELAY", 0):  # 7 days are over
             assert [
                 wrong for wrong in patient.judged([*patient.log.events, *added]) if "foreign:" not in wrong
             ] == []
@@ -916,11 +916,11 @@ def test_what_a_dead_consumer_of_a_shared_inbox_held_is_found_and_mended(shared:
     lock."""
     for _ in range(2):
         shared.take()
-    consumer, folder = shared._consumer, Path(shared.path, shared._layout.inflight)
+    consumer, folder = shared._taking().consumer, Path(shared.path, shared.layout.inflight)
     assert consumer
-    consumer._hold._ended.set()  # type: ignore[attr-defined]
-    consumer._hold._ended = threading.Event()  # type: ignore[attr-defined]
-    consumer._hold.unlock()
+    consumer.ownership._ended.set()  # type: ignore[attr-defined]
+    consumer.ownership._ended = threading.Event()  # type: ignore[attr-defined]
+    consumer.ownership.unlock()
     os.utime(folder / ".lease", ns=(1, 1))
     (finding,) = examine(shared.path, pause=0).findings
     assert (finding.kind, finding.mends) == ("orphan", True)
@@ -946,7 +946,7 @@ def test_what_went_with_its_consumer_while_it_was_looked_at_is_passed_over(share
         element.ack()
         shared.close()
 
-    mine = Path(shared._layout.inflight).name
+    mine = Path(shared.layout.inflight).name
     listed: list[str] = []
 
     def at_the_last(name: str, *_: object) -> bool:
@@ -1033,15 +1033,15 @@ def test_a_lock_that_is_held_in_a_shared_inbox_is_found(
     seen = []
 
     def look() -> None:
-        seen.append(survey.summary(shared._layout).stuck)
+        seen.append(survey.summary(shared.layout).stuck)
         seen.extend(sign.seen for finding in examine(shared.path, pause=0).findings for sign in finding.signs)
 
-    shared._index.locked(look)
+    shared.index.locked(look)
     assert len(seen) == 2
     assert all(
         re.fullmatch(r"(a )?process .*; the last number was given out at 20\d\d-.*", str(one)) for one in seen
     )
-    assert survey.summary(shared._layout).stuck is None
+    assert survey.summary(shared.layout).stuck is None
 
 
 def test_where_there_is_no_index_the_status_leaves_that_to_the_doctor(patient: Patient) -> None:

@@ -185,9 +185,8 @@ def test_a_deferred_element_is_dropped_between_flushes(tmp_path: Path) -> None:
 
 def test_a_deferred_element_is_superseded_by_what_is_there_for_good(tmp_path: Path) -> None:
     Inbox(tmp_path / "inbox").close()
-    code = (
-        "i = Inbox('inbox')\ni.add('a', 1, durable=False)\ni.take().nack(1e-9)\ni._consumer._ended.clear()\n"
-    )
+    code = "i = Inbox('inbox')\ni.add('a', 1, durable=False)\ni.take().nack(1e-9)\n"
+    code += "i._taking().consumer.ended.clear()\n"
     code += "i.add('a', 2, durable=False)\nassert i.take().value == 2"
     assert flushes(traced(tmp_path, code)) == [
         "fsync pending",

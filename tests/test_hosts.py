@@ -47,8 +47,8 @@ def shared(
 
 
 def index_of(inbox: Inbox) -> NetworkIndex:
-    assert isinstance(inbox._index, NetworkIndex)
-    return inbox._index
+    assert isinstance(inbox._handle.index, NetworkIndex)
+    return inbox._handle.index
 
 
 def header_of(inbox: Inbox) -> bytes:
@@ -194,7 +194,7 @@ def test_an_inbox_for_one_host_can_be_asked_for_anywhere(inbox_dir: Path) -> Non
         mock.patch("fsinbox.store.layout.mount_of", lambda path: ("fuse.sshfs", "rw")),
         Inbox(inbox_dir, scope="local") as inbox,
     ):
-        assert inbox._layout.sharing is None
+        assert inbox._handle.layout.sharing is None
     assert (inbox_dir / "format").read_text() == "fsinbox 2 local\n"
 
 
@@ -508,7 +508,7 @@ def test_a_long_listing_is_only_done_if_there_is_something_new(
     inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: CLIENT)
-    monkeypatch.setattr("fsinbox.consumer.consumer._LONG", 3)
+    monkeypatch.setattr("fsinbox.consumer.listing._LONG", 3)
     with (
         Inbox(inbox_dir, codec="text", scope="network", shard="1/2") as inbox,
         Inbox(inbox_dir, codec="text") as producer,
@@ -543,7 +543,7 @@ def test_who_may_only_look_is_shown_what_this_host_knows(
         inbox.add("a", "1")
         with refusing(utime=error):
             assert [waiting.key for waiting in inbox] == ["a"]
-            assert [name[20:] for name in inbox._layout.names("pending")] == ["a"]
+            assert [name[20:] for name in inbox._handle.layout.names("pending")] == ["a"]
 
 
 def test_a_listing_that_may_be_an_old_one_is_an_error(
@@ -636,7 +636,7 @@ def test_a_header_has_three_words_more_for_hosts(shared: Inbox) -> None:
     number, tag, lines, sections, state, reserved = header_of(shared).decode().split()
     assert (len(number), len(tag), lines, sections) == (19, 8, f"{LINES:010d}", "000000000002")
     assert (state, reserved) == ("done", "00000")
-    assert shared._index.peek() == shared._index.mark() == int(number)
+    assert shared.index.peek() == shared.index.mark() == int(number)
     assert os.path.getsize(os.path.join(shared.path, "index")) == HEADER + LINES * LINE
     with Inbox(shared.path, codec="text") as other:
         assert other.add("a", "3") == "replaced"
@@ -684,7 +684,7 @@ def test_a_header_that_is_damaged_mends_itself_at_the_next_add(shared: Inbox, da
     write_over(shared, damage.ljust(HEADER, b"\0"))
     assert read_words(header_of(shared)) == (0, "", 0, 0, False)
     with Inbox(shared.path, codec="text") as other:  # (it has not seen what was there before)
-        assert other._index.peek() == other._index.mark() == 0
+        assert other._handle.index.peek() == other._handle.index.mark() == 0
         assert other.add("a", "3") == "new"  # nothing is known any more
         last, new_tag, lines, _, done = read_words(header_of(shared))
         assert (done, lines) == (True, LINES)
@@ -718,14 +718,14 @@ def test_an_ftruncate_that_comes_late_in_the_midst_of_a_section_takes_only_lines
 @pytest.mark.parametrize("remove", [False, True])
 def test_a_file_that_is_lost_is_made_anew(shared: Inbox, remove: bool) -> None:
     shared.add("a", "1")
-    last = shared._index.peek()
+    last = shared.index.peek()
     path = Path(shared.path, "index")
     path.unlink() if remove else path.write_bytes(b"")
-    assert shared._index.peek() == shared._index.peek_place("a") == 0
+    assert shared.index.peek() == shared.index.peek_place("a") == 0
     element = take(shared)  # nothing is wrong with the consumer meanwhile
     assert not element.superseded()
     assert shared.add("a", "2") == "new"
-    assert shared._index.peek() > last
+    assert shared.index.peek() > last
     element.ack()
     assert drain(shared) == [("a", "2")]
 
@@ -737,7 +737,7 @@ def test_a_section_that_was_left_open_is_followed_by_a_new_tag_and_no_old_line_i
     (older,) = names(shared, "pending")
     tag = read_words(header_of(shared))[1]
     leave_open(shared)
-    assert shared._index.peek_place("a") == 0
+    assert shared.index.peek_place("a") == 0
     assert shared.add("a", "2") == "new"
     assert read_words(header_of(shared))[1] != tag
     assert len(names(shared, "pending")) == 2
@@ -778,19 +778,19 @@ def test_each_kind_of_section_marks_itself_as_open_before_it_publishes(shared: I
 def test_a_listing_does_not_count_on_numbers_that_are_being_published(shared: Inbox) -> None:
     """Of two that come while it runs a listing may show the later one only."""
     shared.add("a", "1")
-    first = shared._index.mark()
+    first = shared.index.mark()
     marks: list[int] = []
 
     def look(
         name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
     ) -> object:
         if name == "rename":
-            marks.append(shared._index.mark())
+            marks.append(shared.index.mark())
         return call(*arguments, **more)
 
     with intercepted(look):
         shared.add_many((f"k{number}", "v") for number in range(250))
-    last = shared._index.mark()
+    last = shared.index.mark()
     numbers = sorted(int(name[:19]) for name in names(shared, "pending"))
     assert len(numbers) == 251
     for section in range(3):
@@ -911,7 +911,7 @@ def test_a_consumer_that_coalesces_late_does_not_put_an_older_value_over_a_newer
     def renamed(
         name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, int]
     ) -> object:
-        if name == "rename" and more.get("src_dir_fd") == shared._layout.folder("inflight") and not added:
+        if name == "rename" and more.get("src_dir_fd") == shared.layout.folder("inflight") and not added:
             run_beside(another_host)
         return call(*arguments, **more)
 
@@ -938,11 +938,11 @@ def test_a_header_that_comes_late_does_not_set_back_who_has_seen_a_later_one(
     write_over(shared, late)
     last = max(int(name[:19]) for name in names(shared, "pending"))
     assert shared.add("a", "4") == "new"
-    assert shared._index.peek() > last
+    assert shared.index.peek() > last
     write_over(shared, late)
     assert drain(shared) == [("a", "4"), ("b", "3")]
     assert shared.add("c", "5") == "new"
-    assert shared._index.peek() > last
+    assert shared.index.peek() > last
 
 
 def test_a_line_above_the_last_number_shows_that_the_header_was_set_back(shared: Inbox) -> None:
@@ -966,7 +966,7 @@ def test_numbers_that_were_reserved_are_not_used_after_the_header_was_found_to_b
     shared.add("a", "1")
     late = header_of(shared)
     shared.add("b", "2")
-    last = shared._index.peek()
+    last = shared.index.peek()
     write_over(shared, late)
     with (
         mock.patch("fsinbox.store.network.sections.time_ns", lambda: 1),
@@ -1015,7 +1015,7 @@ def test_many_are_looked_for_in_drop_with_one_listing(shared: Inbox) -> None:
     def look(
         name: str, call: Callable[..., object], arguments: tuple[object, ...], more: dict[str, object]
     ) -> object:
-        if name == "lstat" and more.get("dir_fd") == shared._layout.folder("drop"):
+        if name == "lstat" and more.get("dir_fd") == shared.layout.folder("drop"):
             looked.append(str(arguments[0]))
         return call(*arguments, **more)
 

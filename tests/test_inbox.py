@@ -447,7 +447,7 @@ def test_dying_puts_back_and_counts_an_attempt(inbox: Inbox, how: str) -> None:
     for attempt in range(2, 5):
         assert in_a_child(take_and_die, inbox.path, 1, how) in (9, -signal.SIGKILL)
         element = take(inbox)
-        assert (element.key, element.attempts, element.suspect, element.culprit) == ("a", attempt, True, True)
+        assert (element.key, element.attempts, element.suspect, element.poison) == ("a", attempt, True, True)
         element.release()
         inbox.close()
         inbox = Inbox(inbox.path)
@@ -503,11 +503,11 @@ def test_suspects_are_taken_alone(wide: Inbox) -> None:
     in_a_child(take_and_die, wide.path, 3, "kill")
     for key in "abc":
         element = take(wide)
-        assert (element.key, element.attempts, element.suspect, element.culprit) == (key, 2, True, False)
+        assert (element.key, element.attempts, element.suspect, element.poison) == (key, 2, True, False)
         assert wide.take() is None
         element.ack()
     last = take(wide)
-    assert (last.key, last.attempts, last.suspect, last.culprit) == ("d", 1, False, False)
+    assert (last.key, last.attempts, last.suspect, last.poison) == ("d", 1, False, False)
 
 
 def test_a_suspect_waits_until_the_others_are_done(wide: Inbox) -> None:
@@ -529,11 +529,11 @@ def test_a_suspect_s_own_death_finds_the_culprit(wide: Inbox) -> None:
     in_a_child(take_and_die, wide.path, 3, "kill")
     in_a_child(take_and_die, wide.path, 1, "kill")  # takes a, alone
     element = take(wide)
-    assert (element.key, element.attempts, element.culprit) == ("a", 3, True)
+    assert (element.key, element.attempts, element.poison) == ("a", 3, True)
     assert wide.take() is None
     element.ack()
     element = take(wide)
-    assert (element.key, element.attempts, element.suspect, element.culprit) == ("b", 2, True, False)
+    assert (element.key, element.attempts, element.suspect, element.poison) == ("b", 2, True, False)
 
 
 def test_a_newer_value_in_a_suspect_s_place_is_not_suspect(wide: Inbox) -> None:
@@ -789,7 +789,7 @@ def test_an_element_tells_all_about_itself(inbox: Inbox) -> None:
     assert abs(element.added_at - datetime.now(UTC)) < timedelta(seconds=10)
     assert element.attempts == 1
     assert not element.suspect
-    assert not element.culprit
+    assert not element.poison
     assert "'a'" in repr(element)
 
 
@@ -1148,7 +1148,7 @@ def hand_over_another_s_file(folder: str) -> None:
 def test_a_file_of_another_user_is_handed_over_or_left_where_it_was() -> None:
     if os.geteuid():
         pytest.skip("only root can make files of another user")
-    for module in ("consumer", "transfer"):
+    for module in ("consumer.session", "store.transfer"):
         import_module(f"fsinbox.{module}")  # now: as another user the child may not be able to read it
     with tempfile.TemporaryDirectory() as folder:
         assert in_a_child(hand_over_another_s_file, folder) == 0
@@ -1358,7 +1358,7 @@ def fork():
     print(child, flush=True)
     os._exit(0)
 
-inbox._index.locked(fork)
+inbox._handle.index.locked(fork)
 """
     parent = start_python(code, inbox_dir)
     assert parent.stdout
@@ -1757,7 +1757,7 @@ def test_closing_closes_even_if_nothing_can_be_requeued(wide: Inbox) -> None:
 def test_what_an_interrupted_take_left_is_requeued_at_the_end(inbox: Inbox, refused: bool) -> None:
     """Interrupted between the consumer's take and the making of the Element: nobody has it to end it."""
     inbox.add("a", 1)
-    assert inbox._consume().take()
+    assert inbox._taking()._consume().take()
     if refused:
         with (
             refusing(rename=errno.EIO),
@@ -1816,7 +1816,7 @@ def test_who_does_not_consume_is_woken_by_a_drop_too(inbox: Inbox, tmp_path: Pat
 
 
 def test_who_waits_behind_another_thread_gives_up_at_its_own_deadline(inbox: Inbox) -> None:
-    with inbox._sleeper:  # as a thread that waits for ever holds it
+    with inbox._taking().sleeper._lock:  # as a thread that waits for ever holds it
         assert inbox.wait(0.01) is False
         assert inbox.take(0.01) is None
 

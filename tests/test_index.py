@@ -623,7 +623,7 @@ def test_a_number_whose_header_or_line_cannot_be_written_is_not_used(
 
 @pytest.mark.parametrize("call", ["open", "flock", "fstat", "pread"])
 def test_a_lock_that_is_refused_is_left_free(inbox: Inbox, call: str) -> None:
-    index = inbox._index
+    index = inbox._handle.index
     index.close()
     for run in (index.locked, index.try_locked):
         with refusing(**{call: errno.ENOLCK}), pytest.raises(OSError, match="locks"):
@@ -644,11 +644,11 @@ def test_whoever_does_not_wait_is_refused_while_another_holds_the_lock(inbox: In
     with held(inbox.path):
         began = time.monotonic()
         with pytest.raises(Busy):
-            inbox._index.try_locked(inbox._index.last_number)
+            inbox._handle.index.try_locked(inbox._handle.index.last_number)
         assert 0.01 < time.monotonic() - began < 0.5
         with pytest.raises(Busy):
-            inbox._index.try_locked(inbox._index.last_number, patience=0)
-    assert inbox._index.try_locked(lambda: 7) == 7
+            inbox._handle.index.try_locked(inbox._handle.index.last_number, patience=0)
+    assert inbox._handle.index.try_locked(lambda: 7) == 7
 
 
 def test_whoever_does_not_wait_is_refused_while_a_thread_of_its_own_process_holds_the_lock(
@@ -658,10 +658,10 @@ def test_whoever_does_not_wait_is_refused_while_a_thread_of_its_own_process_hold
 
     def other() -> None:
         with pytest.raises(Busy):
-            inbox._index.try_locked(inbox._index.last_number)
+            inbox._handle.index.try_locked(inbox._handle.index.last_number)
 
     with ThreadPoolExecutor() as pool:
-        inbox._index.locked(lambda: pool.submit(other).result(20))
+        inbox._handle.index.locked(lambda: pool.submit(other).result(20))
     assert is_free(inbox.path)
 
 
@@ -670,23 +670,23 @@ def test_what_a_step_raises_leaves_no_lock(inbox: Inbox) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        inbox._index.locked(step)
+        inbox._handle.index.locked(step)
     assert is_free(inbox.path)
 
 
 def test_the_last_number_is_read_without_the_lock(inbox: Inbox) -> None:
     inbox.add("a", 1)
     with held(inbox.path):
-        assert inbox._index.peek() == inbox._index.mark() == seq(inbox, "a")
+        assert inbox._handle.index.peek() == inbox._handle.index.mark() == seq(inbox, "a")
     index_of(inbox).unlink()
-    assert inbox._index.peek() == 0
+    assert inbox._handle.index.peek() == 0
     assert seq(inbox, "a")
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a link", "a FIFO", "another name"])
 def test_what_is_no_index_of_ours_is_not_written_to(inbox: Inbox, tmp_path: Path, kind: str) -> None:
     inbox.add("a", 1)
-    inbox._index.close()
+    inbox._handle.index.close()
     index, other = index_of(inbox), tmp_path / "other"
     shutil.copy(index, other)
     index.unlink()
@@ -716,7 +716,7 @@ def test_without_proc_an_inbox_says_what_is_missing(inbox: Inbox, monkeypatch: p
 
 
 def test_an_index_may_be_closed_twice(inbox: Inbox) -> None:
-    index = Index(inbox._layout)
+    index = Index(inbox._handle.layout)
     index.locked(index.last_number)
     index.close()
     index.close()

@@ -145,8 +145,8 @@ def test_a_handler_that_raises_in_an_add_which_it_interrupted_adds_nothing(inbox
 USES: dict[str, Callable[[Inbox], object]] = {
     "take": lambda inbox: inbox.take(),
     "take, waiting": lambda inbox: inbox.take(timeout=1),
-    "ack": lambda inbox: next(iter(inbox._elements.values())).ack(),
-    "nack": lambda inbox: next(iter(inbox._elements.values())).nack(),
+    "ack": lambda inbox: inbox._taking().the_one_in_flight("ack").acknowledge(),
+    "nack": lambda inbox: inbox._taking().the_one_in_flight("nack").requeue(counted=True),
     "commit": lambda inbox: inbox.commit(),
 }
 

@@ -43,9 +43,9 @@ def opened(path: Path, lease: float = 1.0) -> Inbox:
 
 
 def lease_of(inbox: Inbox) -> Lease:
-    consumer = inbox._consumer
-    assert consumer and isinstance(consumer._hold, Lease)
-    return consumer._hold
+    consumer = inbox._taking().consumer
+    assert consumer and isinstance(consumer.ownership, Lease)
+    return consumer.ownership
 
 
 def cut_off(inbox: Inbox, *, lock_too: bool = True) -> None:
@@ -66,7 +66,7 @@ def test_there_is_one_consumer(inbox_dir: Path) -> None:
         with pytest.raises(InboxBusy):
             other.take()
         element.ack()
-        (found,) = survey.consumers(one._layout)
+        (found,) = survey.consumers(one._handle.layout)
         assert found["shard"] == "1/1"
         assert found["epoch"] == 1
         assert str(found["holder"]).startswith(f"pid {os.getpid()} on ")
@@ -169,7 +169,7 @@ def test_a_holder_whose_host_is_dead_is_followed_after_its_lease_even_if_its_loc
         assert again.key == "a"
         with pytest.raises(LeaseLost):
             element.ack()
-        (held,) = leases(other._layout)
+        (held,) = leases(other._handle.layout)
         assert (held.epoch, held.locked) == (2, False)
 
 
@@ -215,10 +215,10 @@ def test_what_lies_in_inflight_itself_is_brought_in(inbox_dir: Path) -> None:
         inbox.add("a", "1")
         take(inbox)
         os.rename(inbox_dir / "pending", inbox_dir / "pending")
-        inbox._elements.clear()
-        consumer, inbox._consumer = inbox._consumer, None
+        inbox._taking().claims.clear()
+        consumer, inbox._taking().consumer = inbox._taking().consumer, None
         assert consumer
-        consumer._hold.close()  # as if it had died
+        consumer.ownership.close()  # as if it had died
     assert len(os.listdir(inbox_dir / "inflight")) == 1
     (inbox_dir / "format").write_text("fsinbox 2 network\n")
     (inbox_dir / "index").unlink()
@@ -362,8 +362,8 @@ def test_who_becomes_the_consumer_late_finds_that_others_have_followed(
         ):
             late.take()
         assert names(other, "inflight") == ["lease-1of1-0000000002"]
-        (element,) = other._elements.values()
-        element.ack()
+        (claim,) = other._taking().claims.values()
+        claim.acknowledge()
 
 
 def test_what_a_cut_off_consumer_moves_late_comes_too_late(inbox_dir: Path) -> None:
@@ -372,8 +372,11 @@ def test_what_a_cut_off_consumer_moves_late_comes_too_late(inbox_dir: Path) -> N
         for key in "ab":
             one.add(key, "1")
         element = take(one)
-        layout, (waiting,) = one._layout, [name for name in names(one, "pending") if name.endswith("-b")]
-        own, name = layout.folder("inflight"), element._taken.name
+        layout, (waiting,) = (
+            one._handle.layout,
+            [name for name in names(one, "pending") if name.endswith("-b")],
+        )
+        own, name = layout.folder("inflight"), element._claim.taken.name
         cut_off(one)
         again = take(other)
         assert again.key == "a"
@@ -398,7 +401,7 @@ def test_a_lease_that_says_nonsense_lasts_as_long_as_ones_own(inbox_dir: Path) -
         (inbox_dir / "inflight" / FIRST).mkdir()
         lease = inbox_dir / "inflight" / FIRST / ".lease"
         lease.write_bytes(b"\x1b[31mwho\n1e9 locked")
-        (held,) = leases(one._layout)
+        (held,) = leases(one._handle.layout)
         assert (held.holder, held.lasts, held.locked) == ("?[31mwho", 0.0, True)
         one.take()  # it says that it had the lock, which is free
 
@@ -419,7 +422,7 @@ def test_a_lease_that_goes_while_it_is_read_is_none(inbox_dir: Path, error: int)
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.take()
         with refusing(read=error):
-            assert leases(other._layout) == []
+            assert leases(other._handle.layout) == []
 
 
 def test_a_holder_that_ends_while_it_is_watched_is_followed_at_once(
@@ -467,10 +470,11 @@ def test_what_a_holder_takes_while_it_is_fenced_comes_along(inbox_dir: Path) -> 
         one.add("a", "1")
         stopped(one)
         other.add("b", "2")
-        with meanwhile("rmdir", lambda: one._consumer and one._consumer._take_next(), when=takes_its):
+        with meanwhile(
+            "rmdir", lambda: one._taking().consumer and one._taking().consumer._take_next(), when=takes_its
+        ):
             assert [take(other).key, other.take()] == ["a", None]  # suspects, both
-        element = next(iter(other._elements.values()))
-        element.ack()
+        other._taking().the_one_in_flight("ack").acknowledge()
         assert drain(other) == [("b", "2")]
         assert names(other, "inflight") == ["lease-1of1-0000000002"]
 
@@ -500,7 +504,7 @@ def test_a_holder_that_cannot_be_fenced_is_not_followed(inbox_dir: Path) -> None
             pytest.raises(UnusableInbox, match="Input/output error"),
         ):
             other.take()
-        assert other._consumer is None
+        assert other._taking().consumer is None
         os.utime(
             inbox_dir / "inflight" / FIRST, ns=(1, 1)
         )  # as if it had lain there for long: it has no .lease any more
@@ -531,7 +535,7 @@ def test_a_consumer_that_the_system_refuses_to_begin_leaves_nothing_behind(
         one.add("a", "1")
         with refusing(when=concerned, **{call: errno.EMFILE}), pytest.raises(UnusableInbox):
             one.take()
-        assert one._consumer is None
+        assert one._taking().consumer is None
         assert names(one, "inflight") == []
         assert take(other).key == "a"
         with pytest.raises(InboxBusy):
@@ -609,7 +613,7 @@ def test_closing_after_the_lease_was_lost_is_no_error(inbox_dir: Path) -> None:
         element = take(one)
         lease_of(one).unlock()
         again = take(other)
-        wait_until(lambda: one._consumer and one._consumer.lost)
+        wait_until(lambda: one._taking().consumer and one._taking().consumer.ownership.lost)
         one.close()
         with pytest.raises(LeaseLost):
             element.ack()
@@ -622,7 +626,7 @@ def test_closing_after_the_lease_was_lost_in_the_middle_of_a_take_is_no_error(in
         one = opened(inbox_dir)
         one.add("a", "1")
         take(one)
-        one._elements.clear()
+        one._taking().claims.clear()
         cut_off(one)
         take(other)
         one.close()
@@ -650,7 +654,7 @@ def test_an_element_of_a_lost_lease_does_not_end_the_one_that_was_had_since(inbo
 def test_a_consumer_that_cannot_clear_up_at_its_end_can_begin_again(inbox_dir: Path) -> None:
     with opened(inbox_dir) as one:
         one.take()
-        consumer, one._consumer = one._consumer, None
+        consumer, one._taking().consumer = one._taking().consumer, None
         assert consumer
         with refusing(open=errno.EMFILE, when=lambda name, *_: name == "."):
             consumer.close()
@@ -666,23 +670,23 @@ def test_a_listing_of_what_is_out_passes_over_a_consumer_that_has_just_ended(inb
         path = inbox_dir / "inflight" / "lease-1of2-0000000001"
         path.mkdir()
         with meanwhile("open", path.rmdir, when=lambda name, *_: name == path.name):
-            assert one._layout.out() == []
+            assert one._handle.layout.out() == []
         one.add("a", "1")
         take(one)
         for error in (errno.ESTALE, errno.ENOENT):
             with refusing(listdir=error, when=of_its_folder(one)):
-                assert one._layout.out() == []
+                assert one._handle.layout.out() == []
         with (
             refusing(listdir=errno.EIO, when=of_its_folder(one)),
             pytest.raises(OSError, match="Input/output"),
         ):
-            one._layout.out()
-        assert [folder for folder, _ in one._layout.out()] == [f"inflight/{FIRST}"]
+            one._handle.layout.out()
+        assert [folder for folder, _ in one._handle.layout.out()] == [f"inflight/{FIRST}"]
 
 
 def of_its_folder(inbox: Inbox) -> Callable[[int], bool]:
     """For `when`: a listing of its consumer's folder."""
-    own = os.fstat(inbox._layout.folder("inflight"))
+    own = os.fstat(inbox._handle.layout.folder("inflight"))
     return lambda fd: os.path.samestat(os.fstat(fd), own)
 
 
@@ -691,12 +695,12 @@ def test_what_was_out_with_a_consumer_that_has_ended_is_gone_not_an_error(inbox_
     with opened(inbox_dir) as one, opened(inbox_dir) as looker:
         one.add("a", "1")
         element = take(one)
-        (row,) = survey.rows(looker._layout, ("out",))
+        (row,) = survey.rows(looker.layout, ("out",))
         assert row.folder == f"inflight/{FIRST}"
         element.ack()
         one.close()
-        assert row.size(looker._layout) is None
-        assert survey.find(looker._layout, "a") is None
+        assert row.size(looker.layout) is None
+        assert survey.find(looker.layout, "a") is None
 
 
 def test_who_consumes_can_be_told_on_a_full_disk(inbox_dir: Path) -> None:
@@ -706,7 +710,7 @@ def test_who_consumes_can_be_told_on_a_full_disk(inbox_dir: Path) -> None:
     with opened(inbox_dir) as one:
         one.take()
         with refusing(open=errno.ENOSPC, when=in_tmp):
-            (found,) = survey.consumers(one._layout)
+            (found,) = survey.consumers(one._handle.layout)
         assert str(found["holder"]).startswith(f"pid {os.getpid()} on ")
         assert not found["lapsed"]
 

@@ -46,6 +46,11 @@ from hypothesis.stateful import (
 )
 
 import fsinbox.consumer.consumer
+import fsinbox.consumer.listing
+import fsinbox.consumer.ownership
+import fsinbox.consumer.recovery
+import fsinbox.consumer.returning
+import fsinbox.consumer.taking
 import fsinbox.store.index
 import fsinbox.store.transitions
 from fsinbox import Element, Inbox
@@ -137,7 +142,8 @@ class Model:
         for item in self.deferred.values():
             # What is left of it by the clock; but never more than the whole, should that have been set back.
             item.ripe = False
-            item.left = self.passed + min(item.due - self.clock, item.due - time_ns(), WEEK)
+            left = min(item.due - self.clock, item.due - time_ns())
+            item.left = self.passed + (left if left <= WEEK else 0)
 
     def ready(self) -> dict[str, Item]:
         """Return what may be taken now, key by key: nothing of a key that is out."""
@@ -236,16 +242,22 @@ class Machine(RuleBasedStateMachine):
         )  # keys of which an older value may be delivered before the newest, and at any place
         self.unsure: set[str] = set()  # keys of which add may not know that a value waits
         self.patches = ExitStack()
-        for module in (fsinbox.store.index, fsinbox.consumer.consumer, fsinbox.store.transitions):
+        consumer = fsinbox.consumer
+        for module in (fsinbox.store.index, consumer.ownership, consumer.recovery, fsinbox.store.transitions):
             self.patches.enter_context(mock.patch.object(module, "time_ns", lambda: self.model.clock))
         self.patches.enter_context(
             mock.patch.object(fsinbox.store.index, "boot_tag", lambda: f"boot{self.boots:04d}")
         )
-        self.patches.enter_context(
-            mock.patch.object(
-                fsinbox.consumer.consumer, "monotonic", lambda: 1e6 + self.model.passed / SECOND
+        for module in (
+            consumer.consumer,
+            consumer.taking,
+            consumer.returning,
+            consumer.recovery,
+            consumer.listing,
+        ):
+            self.patches.enter_context(
+                mock.patch.object(module, "monotonic", lambda: 1e6 + self.model.passed / SECOND)
             )
-        )
         self._open()
 
     def _open(self) -> None:
@@ -391,17 +403,17 @@ class Machine(RuleBasedStateMachine):
 
     def _take(self) -> None:
         model = self.model
-        if self.consumer._consumer is None:
-            self.consumer._consume()  # as the first take does
+        if self.consumer._taking().consumer is None:
+            self.consumer._taking()._consume()  # as the first take does
             self.tally["back from the dead"] += len(model.out)
             model.recover()
         # When it looks into drop/ is a matter of time (each 20 ms, and when it lists pending/): here it is
         # each time.
-        self.consumer._consume().drops.adopt()
+        self.consumer._taking()._consume().drops.ingest()
         for key in model.drops:
             self._may_get_a_second_place(key)
         model.notice_drops()
-        self.consumer._consume()._next_drop_look = 0.0  # the same for control/
+        self.consumer._taking()._consume()._next_look = 0.0  # the same for control/
         element = self.consumer.take()
         if (
             element is None
@@ -417,7 +429,7 @@ class Machine(RuleBasedStateMachine):
             key, item = expected
             self._learn(item, element.seq)
             value = element.data.decode()
-            got = (element.key, value, element.attempts, element.suspect, element.culprit)
+            got = (element.key, value, element.attempts, element.suspect, element.poison)
             assert got == (key, item.value, item.attempts, bool(item.suspect), item.suspect == "died")
             assert self.ages[value] >= self.delivered.get(key, 0), "an older value after a newer"
             self.tally["taken"] += 1
@@ -437,7 +449,7 @@ class Machine(RuleBasedStateMachine):
             self.loose.discard(key)
         else:
             self.tally["an older value once more"] += 1
-        how = "died" if element.culprit else "suspect" if element.suspect else ""
+        how = "died" if element.poison else "suspect" if element.suspect else ""
         item = self.model.out[key] = Item(element.seq, value, element.attempts, how)
         return key, item
 
@@ -498,7 +510,7 @@ class Machine(RuleBasedStateMachine):
                     self.tally["looked for more while somebody had the lock"] += 1
             finally:
                 os.close(holder)
-        self.consumer._consume().send_back_again()
+        self.consumer._taking()._consume().returning.try_again()
         assert not os.path.exists(f"{self.path}/inflight/{element.seq:019d}-{key}")
         self.model.nack(key, delay * SECOND)
 
@@ -535,10 +547,10 @@ class Machine(RuleBasedStateMachine):
 
     def _die(self) -> None:
         """The consumer's process is gone, its lock with it; what was out is still in inflight/."""
-        if self.consumer._consumer:
-            self.consumer._consumer.close()
-            self.consumer._consumer = None
-        self.consumer._elements.clear()
+        if self.consumer._taking().consumer:
+            self.consumer._taking().consumer.close()
+            self.consumer._taking().consumer = None
+        self.consumer._taking().claims.clear()
         self.elements.clear()
         self.model.orphaned |= bool(self.model.out)
         self.consumer.close()
@@ -559,7 +571,7 @@ class Machine(RuleBasedStateMachine):
 
     def _make_index_anew(self) -> None:
         """As the next one in a section would: by then other keys might be at several places."""
-        index = self.producers[1]._index
+        index = self.producers[1].index
         index.locked(index.last_number)
 
     def _unknown_when_made_anew(self) -> set[str]:

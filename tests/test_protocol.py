@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from fsinbox import AddFailed, Element, Inbox, UnusableInbox
+from fsinbox.consumer.session import Claim
 from fsinbox.operate.steering import Steering
 from fsinbox.store import files
 from fsinbox.store import transitions as protocol
@@ -37,7 +38,7 @@ def inbox(inbox_dir: Path) -> Iterator[Inbox]:
 
 @pytest.fixture
 def layout(inbox: Inbox) -> Layout:
-    return inbox._layout
+    return inbox._handle.layout
 
 
 def drop(inbox: Inbox, elsewhere: Path, key: str) -> Path:
@@ -176,21 +177,21 @@ def steps(inbox: Inbox, tmp_path: Path) -> dict[str, tuple[Callable[[], object],
 
     def due() -> None:
         taken()
-        element_of(inbox).nack(0.000_001)
+        claim_of(inbox).requeue(0.000_001, counted=True)
         path_of(inbox, "pending", "b").unlink()
 
     def failed() -> None:
         for path in Path(inbox.path, "failed").iterdir():
             path.unlink()
         taken()
-        element_of(inbox).fail("no")
+        claim_of(inbox).fail("no")
 
     def twice() -> None:
         taken()
-        element_of(inbox).ack()
+        claim_of(inbox).acknowledge()
         second_place(inbox, "b", b"2")
-        assert inbox._consumer
-        inbox._consumer._listed = False
+        assert inbox._taking().consumer
+        inbox._taking().consumer.listing.stale = True
 
     def retry() -> None:
         with Steering(inbox.path) as steering:
@@ -201,10 +202,10 @@ def steps(inbox: Inbox, tmp_path: Path) -> dict[str, tuple[Callable[[], object],
         "add": (waiting, lambda: inbox.add("c", b"1")),
         "add_many": (waiting, lambda: inbox.add_many([(key, b"1") for key in "cdefgh"])),
         "take": (waiting, inbox.take),
-        "ack": (taken, lambda: element_of(inbox).ack()),
-        "requeue": (taken, lambda: element_of(inbox).nack()),
-        "defer": (taken, lambda: element_of(inbox).nack(0.000_001)),
-        "fail": (taken, lambda: element_of(inbox).fail("no")),
+        "ack": (taken, lambda: claim_of(inbox).acknowledge()),
+        "requeue": (taken, lambda: claim_of(inbox).requeue(counted=True)),
+        "defer": (taken, lambda: claim_of(inbox).requeue(0.000_001, counted=True)),
+        "fail": (taken, lambda: claim_of(inbox).fail("no")),
         "due": (due, lambda: take(inbox).ack()),
         "coalesce": (twice, lambda: take(inbox).ack()),
         "ingest": (lambda: (drain(inbox), drop(inbox, tmp_path, "d")), lambda: take(inbox).ack()),
@@ -212,9 +213,9 @@ def steps(inbox: Inbox, tmp_path: Path) -> dict[str, tuple[Callable[[], object],
     }
 
 
-def element_of(inbox: Inbox) -> Element:
-    (element,) = inbox._elements.values()
-    return element
+def claim_of(inbox: Inbox) -> Claim:
+    (claim,) = inbox._taking().claims.values()
+    return claim
 
 
 @pytest.mark.parametrize("step", [*sorted(IN_SECTION), "take", "ack"])
@@ -351,7 +352,7 @@ def test_a_directory_where_an_element_goes_is_set_aside(inbox: Inbox) -> None:
     inbox.add("a", b"1")
     assert inbox.wait(0)
     element = path_of(inbox, "pending", "a")
-    assert inbox._consume()
+    assert inbox._taking()._consume()
     Path(inbox.path, "inflight", element.name).mkdir()
     assert drain(inbox) == [("a", b"1")]
     assert [name[20:] for name in names(inbox, "failed")] == ["a", "a~reason.txt"]
@@ -516,7 +517,7 @@ def test_an_element_that_is_gone_leaves_no_reason_when_it_is_given_up(inbox: Inb
 
 def second_place(inbox: Inbox, key: str, data: bytes) -> Path:
     """Give a key another place, above its own, as if it was not known in the index."""
-    number = inbox._index.locked(inbox._index._give_out, 1)
+    number = inbox._handle.index.locked(inbox._handle.index._give_out, 1)
     path = Path(inbox.path, "pending", element_name(number, key))
     path.write_bytes(data)
     return path
@@ -598,5 +599,7 @@ def test_what_is_taken_just_while_a_person_brings_back_an_older_one_is_newer(
     with Inbox(inbox.path) as other:
         monkeypatch.setattr(protocol, "newer_waits", after_it_is_taken)
         failed = "failed", element_name(older.seq, "a"), older.seq, "a"
-        outcome = other._index.locked(protocol.return_to_place, other._layout, other._index, *failed)
+        outcome = other._handle.index.locked(
+            protocol.return_to_place, other._handle.layout, other._handle.index, *failed
+        )
     assert outcome == "newer"

@@ -95,17 +95,20 @@ def test_two_places_of_a_key_are_delivered_in_order_while_the_lock_is_not_to_be_
 def test_an_end_that_was_done_already_is_done(inbox: Inbox) -> None:
     inbox.add("a", "1")
     element = inbox.take()
-    consumer = inbox._consumer
+    consumer = inbox._taking().consumer
     assert element and consumer
-    consumer.acknowledge(element._taken)
-    consumer.acknowledge(element._taken)
+    consumer.acknowledge(element._claim.taken)
+    consumer.acknowledge(element._claim.taken)
     inbox.close()  # the element is not ended, and has nothing to go back
     assert names(inbox, "inflight") == names(inbox, "pending") == []
 
 
 def test_of_a_deferred_element_that_was_removed_nothing_is_left(inbox: Inbox) -> None:
     inbox.become_consumer()
-    assert inbox._consumer and inbox._consumer._left_of(f"{10**18:019d}-{10**18:019d}-a") == 0
+    assert (
+        inbox._taking().consumer
+        and inbox._taking().consumer.recovery.left_of(f"{10**18:019d}-{10**18:019d}-a") == 0
+    )
 
 
 def test_a_note_that_was_removed_by_hand_is_forgotten(inbox: Inbox) -> None:
@@ -126,11 +129,16 @@ def test_a_directory_in_the_way_keeps_an_element_in_flight(inbox: Inbox) -> None
     inbox.add("a", "1")
     element = inbox.take()
     assert element
-    name = element._taken.name
+    name = element._claim.taken.name
     Path(inbox.path, "deferred", f"{10**18:019d}-{name}").mkdir()
     with pytest.raises(IsADirectoryError):
-        inbox._index.locked(
-            protocol.go_back, inbox._layout, inbox._index, name, "deferred", f"{10**18:019d}-{name}"
+        inbox._handle.index.locked(
+            protocol.go_back,
+            inbox._handle.layout,
+            inbox._handle.index,
+            name,
+            "deferred",
+            f"{10**18:019d}-{name}",
         )
     assert names(inbox, "inflight") == [name]
 
@@ -144,10 +152,10 @@ def test_what_is_retried_gives_way_to_a_newer_one_that_was_taken_just_then(
     answers = iter([False, True])
     monkeypatch.setattr(protocol, "_newer_is_held", lambda *_: next(answers))
     step = protocol.return_to_place
-    outcome = inbox._index.locked(
-        step, inbox._layout, inbox._index, "failed", element._taken.name, element.seq, "a"
+    outcome = inbox._handle.index.locked(
+        step, inbox._handle.layout, inbox._handle.index, "failed", element._claim.taken.name, element.seq, "a"
     )
-    assert outcome == "newer" and element._taken.name in names(inbox, "failed")
+    assert outcome == "newer" and element._claim.taken.name in names(inbox, "failed")
 
 
 # --- signals and threads ------------------------------------------------------------------------------
@@ -157,7 +165,7 @@ def test_an_element_that_was_not_handed_over_is_requeued(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox.add("a", "1")
-    end, ended = inbox._end_call, []
+    end, ended = inbox._handle.end, []
 
     def interrupted(call: object) -> None:
         end(call)
@@ -165,7 +173,7 @@ def test_an_element_that_was_not_handed_over_is_requeued(
             ended.append(call)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(inbox, "_end_call", interrupted)
+    monkeypatch.setattr(inbox._handle, "end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         inbox.take()
     assert names(inbox, "inflight") == [] and len(names(inbox, "pending")) == 1
@@ -173,8 +181,9 @@ def test_an_element_that_was_not_handed_over_is_requeued(
     assert element and (element.value, element.attempts) == ("1", 1)
 
 
+@pytest.mark.parametrize("made", ["fsinbox.inbox.Element", "fsinbox.consumer.session.Claim"])
 def test_an_element_that_was_only_just_taken_is_requeued(
-    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+    inbox: Inbox, made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox.add("a", "1")
 
@@ -182,7 +191,7 @@ def test_an_element_that_was_only_just_taken_is_requeued(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fsinbox.inbox.Element", interrupted)
+        patch.setattr(made, interrupted)
         with pytest.raises(KeyboardInterrupt):
             inbox.take()
     assert names(inbox, "inflight") == [] and len(names(inbox, "pending")) == 1
@@ -211,7 +220,7 @@ def test_the_lock_is_left_whatever_signals_come(
     ):  # a hundred signals in a row: given up, and said by the next call, which does not wait for ever
         with pytest.raises(WrongState):
             inbox.add("a", "3")
-        leave(inbox._index, left[0])
+        leave(inbox._handle.index, left[0])
     assert inbox.add("a", "4") == "replaced"
 
 
@@ -226,19 +235,24 @@ def test_a_take_that_waited_for_another_thread_finds_the_inbox_closed(inbox: Inb
             raised.append(error)
 
     thread = threading.Thread(target=take)
-    with inbox._mutex:
+    with inbox._taking()._mutex:
         thread.start()
-        wait_until(lambda: len(inbox._calls) == 1)
-        inbox._closed = True
+        wait_until(lambda: len(inbox._handle._calls) == 1)
+        inbox._handle.closed = True
     thread.join()
-    inbox._closed = False
+    inbox._handle.closed = False
     assert len(raised) == 1 and len(names(inbox, "pending")) == 1
 
 
 def test_a_second_sleeper_gives_up_at_its_own_time(inbox: Inbox) -> None:
     first = threading.Thread(target=inbox.take, args=(2,))
     first.start()
-    wait_until(lambda: not inbox._sleeper.acquire(blocking=False) or bool(inbox._sleeper.release()))
+    wait_until(
+        lambda: (
+            not inbox._taking().sleeper._lock.acquire(blocking=False)
+            or bool(inbox._taking().sleeper._lock.release())
+        )
+    )
     assert inbox.take(timeout=0.05) is None
     inbox.add("a", "1")
     first.join()
@@ -257,10 +271,10 @@ def test_two_threads_that_open_a_folder_keep_one_descriptor(inbox: Inbox) -> Non
         def get(self, name: str, default: Any = None) -> Any:
             return default
 
-    fd = inbox._layout.folder("pending")
-    inbox._layout._fds = Slow(inbox._layout._fds)
+    fd = inbox._handle.layout.folder("pending")
+    inbox._handle.layout._fds = Slow(inbox._handle.layout._fds)
     before = len(os.listdir("/proc/self/fd"))
-    assert inbox._layout.folder("pending") == fd
+    assert inbox._handle.layout.folder("pending") == fd
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -270,10 +284,10 @@ def test_two_threads_may_close_the_folders(inbox_dir: Path) -> None:
             raise KeyError
 
     inbox = Inbox(inbox_dir)
-    fds = inbox._layout._fds
-    inbox._layout._fds = Emptied(fds)
-    inbox._layout.close()
-    inbox._layout._fds = fds
+    fds = inbox._handle.layout._fds
+    inbox._handle.layout._fds = Emptied(fds)
+    inbox._handle.layout.close()
+    inbox._handle.layout._fds = fds
     inbox.close()
     with pytest.raises(WrongState):
         inbox.add("a", 1)
@@ -281,7 +295,7 @@ def test_two_threads_may_close_the_folders(inbox_dir: Path) -> None:
 
 def test_a_path_that_may_no_longer_be_walked_says_nothing(inbox: Inbox) -> None:
     with refusing(stat=errno.EACCES):
-        assert inbox._layout.where_it_went() == ""
+        assert inbox._handle.layout.where_it_went() == ""
         assert inbox.add("a", "1") == "new"
 
 
@@ -311,8 +325,8 @@ def test_dropped_files_are_committed_where_names_are(inbox: Inbox, monkeypatch: 
     committed: list[int] = []
     monkeypatch.setattr(files, "is_btrfs", lambda fd: True)
     monkeypatch.setattr(files, "commit", committed.append)
-    files.flush_all(inbox._layout, "drop", ["a"])
-    assert committed == [inbox._layout.folder("drop")]
+    files.flush_all(inbox._handle.layout, "drop", ["a"])
+    assert committed == [inbox._handle.layout.folder("drop")]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -324,7 +338,7 @@ def test_a_file_that_was_not_handed_over_is_where_it_was(inbox: Inbox, tmp_path:
         source._moved_from = str(path)
         if not there:
             path.unlink()
-        source.discard(inbox._layout, "no-such-draft")
+        source.discard(inbox._handle.layout, "no-such-draft")
         source._path = None  # (else it would be removed as one that was copied)
     assert path.exists() is there
 
@@ -335,7 +349,7 @@ def test_a_file_that_was_not_handed_over_and_a_draft_of_its_name(inbox: Inbox, t
     Path(inbox.path, "tmp", "draft").write_text("another's")
     with Source(str(path), move=True) as source:
         source._moved_from = str(path)
-        source.discard(inbox._layout, "draft")
+        source.discard(inbox._handle.layout, "draft")
         source._path = None
     assert path.read_text() == "1"
 
@@ -351,7 +365,7 @@ def test_a_file_whose_folder_is_gone_cannot_be_given_back_and_that_is_said(
         path.rename(Path(inbox.path, "tmp", "draft"))
         path.parent.rmdir()
         with pytest.raises(OSError, match="could not be given back: it is tmp/draft in"):
-            source.discard(inbox._layout, "draft")
+            source.discard(inbox._handle.layout, "draft")
         source._path = None
 
 

@@ -87,7 +87,7 @@ def test_one_consumer_a_shard_and_none_of_all_beside_it(opened: ExitStack, inbox
 def test_a_shard_without_a_consumer_shows(opened: ExitStack, inbox_dir: Path) -> None:
     second = consumer(opened, inbox_dir, "2/3")
     assert second.take() is None
-    found = survey.consumers(second._layout)
+    found = survey.consumers(second.layout)
     assert [one["shard"] for one in found] == ["1/3", "2/3", "3/3"]
     assert [bool(one["holder"]) for one in found] == [False, True, False]
 
@@ -99,18 +99,18 @@ def test_what_a_dead_consumer_held_comes_back_to_its_shard_only(opened: ExitStac
     first, second = consumer(opened, inbox_dir, "1/2"), consumer(opened, inbox_dir, "2/2")
     held = [take(first).key for _ in range(2)]
     other = take(second)
-    assert first._consumer
-    if first._layout.sharing:
-        first._consumer._hold._ended.set()  # type: ignore[attr-defined]
-        first._consumer._hold._ended = threading.Event()  # type: ignore[attr-defined]
-    first._consumer._hold.unlock()  # as if it had died
+    assert first._taking().consumer
+    if first.layout.sharing:
+        first._taking().consumer.ownership._ended.set()  # type: ignore[attr-defined]
+        first._taking().consumer.ownership._ended = threading.Event()  # type: ignore[attr-defined]
+    first._taking().consumer.ownership.unlock()  # as if it had died
     again = consumer(opened, inbox_dir, "1/2")
     for key in held:  # each alone, for it may be what the other one died of
         element = take(again)
         assert (element.key, element.suspect) == (key, True)
         element.ack()
     other.ack()
-    assert len(survey.consumers(second._layout)) == 2
+    assert len(survey.consumers(second.layout)) == 2
 
 
 def test_the_number_of_shards_can_change_when_all_have_ended(opened: ExitStack, inbox_dir: Path) -> None:
@@ -142,11 +142,11 @@ def test_attempts_are_kept_for_each_shard(opened: ExitStack, inbox_dir: Path) ->
 
 def cut_off(inbox: Inbox) -> None:
     """As if its process had died: its locks are free, and it gives no sign of life."""
-    assert inbox._consumer
-    if inbox._layout.sharing:
-        inbox._consumer._hold._ended.set()  # type: ignore[attr-defined]
-        inbox._consumer._hold._ended = threading.Event()  # type: ignore[attr-defined]
-    inbox._consumer._hold.unlock()
+    assert inbox._taking().consumer
+    if inbox._handle.layout.sharing:
+        inbox._taking().consumer.ownership._ended.set()  # type: ignore[attr-defined]
+        inbox._taking().consumer.ownership._ended = threading.Event()  # type: ignore[attr-defined]
+    inbox._taking().consumer.ownership.unlock()
 
 
 def test_a_shard_is_told_that_it_is_the_consumer_of_all_keys_that_runs(
@@ -212,10 +212,10 @@ def test_a_shard_does_not_begin_while_another_one_puts_back_what_is_of_it(
     first.add(key, "1")
     first.become_consumer()
     (name,) = names(first, "pending")
-    os.rename(inbox_dir / "pending" / name, inbox_dir / first._layout.inflight / name)
+    os.rename(inbox_dir / "pending" / name, inbox_dir / first.layout.inflight / name)
     with pytest.raises(InboxBusy, match=r"another shard of inbox .* is putting back what is of 2/2"):
         consumer(opened, inbox_dir, "2/2").take()
-    os.rename(inbox_dir / first._layout.inflight / name, inbox_dir / "pending" / name)
+    os.rename(inbox_dir / first.layout.inflight / name, inbox_dir / "pending" / name)
     assert drain(consumer(opened, inbox_dir, "2/2")) == [(key, "1")]
 
 

@@ -395,9 +395,9 @@ def test_discard_leaves_what_is_out_to_its_consumer_and_a_folder_that_holds_some
 
 def soon(inbox: Inbox) -> None:
     """Have the consumer look at control/ again with the next take."""
-    consumer = inbox._consumer
+    consumer = inbox._taking().consumer
     if consumer:
-        consumer._next_drop_look = consumer._next_wish_look = 0.0
+        consumer._next_look = consumer.controls._next_look = 0.0
 
 
 @pytest.fixture
@@ -541,10 +541,10 @@ def test_in_a_shared_inbox_the_folder_belongs_to_the_group_and_a_server_is_asked
         control.hold(layout, "a")
         assert (inbox_dir / "control").stat().st_mode & 0o7777 == 0o2770
         assert inbox.take() is None
-        consumer = inbox._consumer
+        consumer = inbox._taking().consumer
         assert consumer
         control.release(layout, "a")
-        consumer._next_drop_look = 0.0
+        consumer._next_look = 0.0
         assert inbox.take() is None  # not yet
         wait_until(inbox.take)
 

@@ -197,7 +197,7 @@ def watch_of(inbox: Inbox) -> Watch:
 @linux
 def test_events_are_chosen_where_they_work(inbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "fsinbox"), Inbox(inbox_dir) as inbox:
-        if inbox._layout.scope == "network":
+        if inbox._handle.layout.scope == "network":
             pytest.skip("the tests' folder is on a network file system")
         assert not watch_of(inbox).polling
     assert not caplog.records
@@ -251,7 +251,7 @@ from fsinbox import Inbox
 import fsinbox.consumer.watch, watchdog.observers.inotify_c
 with Inbox(sys.argv[1], codec="text", poll_interval=0.1) as inbox:
     inbox.take()
-    watch = inbox._watch()
+    watch = inbox._taking().sleeper.watch()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     with watch.armed():
@@ -481,7 +481,7 @@ with Inbox(sys.argv[1]) as inbox:
     assert inbox.take(timeout=1.5) is None
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps([inbox._watch().polling, cpu, after.ru_nvcsw - before.ru_nvcsw]))
+    print(json.dumps([inbox._taking().sleeper.watch().polling, cpu, after.ru_nvcsw - before.ru_nvcsw]))
 """
     polling, cpu, switches = json.loads(run_python(code, inbox_dir))
     if polling:

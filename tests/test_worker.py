@@ -294,7 +294,7 @@ def test_a_signal_ends_a_standby_before_it_is_the_consumer(inbox: Inbox) -> None
         runner.waker.relay = lambda: None
         runner._on_signal(signal.SIGTERM, None)
         runner._stand_by()
-        assert inbox._consumer is None
+        assert inbox._taking().consumer is None
         assert runner.stopped_by_signal
 
 

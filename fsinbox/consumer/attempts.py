@@ -14,11 +14,8 @@ import os
 from dataclasses import dataclass
 
 from ..store.layout import Layout
-from ..store.names import about
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from ..store.names import about, encoded_of
+from .ownership import Shard
 
 log = logging.getLogger("fsinbox")
 
@@ -38,18 +35,18 @@ class Note:
 class Attempts:
     """The notes of one consumer. Every note it has in memory is on disk too, unless the disk refused it."""
 
-    def __init__(self, layout: Layout, shard: int, mine: Callable[[str], bool]) -> None:
-        """`shard`: index of the consumer's shard; `mine`: tells which encoded keys are of it."""
+    def __init__(self, layout: Layout, shard: Shard) -> None:
+        """`shard`: the consumer's."""
         self._layout = layout
-        self._draft = f".draft-{shard}"
-        self._mine = mine
+        self._draft = f".draft-{shard.index}"
+        self._mine = shard.has
         self._notes: dict[str, Note] = {}
 
     def load(self) -> None:
         """Read what an earlier consumer has noted."""
         folder = self._layout.folder("attempts")
         for name in self._layout.names("attempts"):
-            if not self._mine(name[20:]):
+            if not self._mine(encoded_of(name)):
                 continue
             try:
                 attempts, inode, modified, alone = os.readlink(name, dir_fd=folder).split(".")

@@ -14,6 +14,7 @@ be *finished*:
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from time import monotonic, time_ns
@@ -25,51 +26,37 @@ from ..store.files import flush_all, flush_folder, flush_pending
 from ..store.index import Busy, Index
 from ..store.layout import Layout, close_quietly
 from ..store.names import element_name, encode_key
+from .settings import Settings
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+log = logging.getLogger("fsinbox")
 
 _BATCH = 100
-"""Files adopted in one go: with two flushes, before the consumer gets on with its work. New keys wait as long
-for the lock."""
+"""Files ingested in one go: with two flushes, before the consumer gets on with its work. New keys wait as
+long for the lock."""
 
 
 class Drops:
-    """The consumer's watch over drop/: adopts what is finished, sets aside what cannot be an element."""
+    """The consumer's watch over drop/: ingests what is finished, sets aside what cannot be an element."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        index: Index,
-        *,
-        settle: float,
-        ceiling: float,
-        max_size: int,
-        mine: Callable[[str], bool] | None = None,
-    ) -> None:
-        """`settle` and `ceiling` in seconds, `max_size` in bytes. `mine`: which encoded keys are ours, "" for
-        what is no key."""
-        self._mine = mine
+    def __init__(self, layout: Layout, index: Index, settings: Settings) -> None:
+        """Of the settings it goes by drop_settle, max_settle, max_drop_size and the shard."""
         self._layout = layout
         self._index = index
-        self._settle = settle
-        self._ceiling = ceiling
-        self._max_size = max_size
+        self._shard = settings.shard
+        self._settle = settings.drop_settle
+        self._ceiling = max(settings.max_settle, settings.drop_settle)
+        self._max_size = settings.max_drop_size
         self._arrived: list[str] = []  # of the last listing, what has not been looked at
-        self._seen: dict[
-            str, tuple[float, float, tuple[int, int]]
-        ] = {}  # name: first seen, still since, its stamp
+        # name -> first seen, still since, its stamp
+        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}
         self._stuck: set[str] = set()
         self.moved_in: set[str] = set()
         """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
         self.look_again: float | None = None
-        """When a file will have settled (monotonic seconds), or None."""
-        self.messages: list[tuple[str, str, str]] = []
-        """What happened that a log should tell: (event, name, message). Whoever logs empties it."""
+        """When a file will have lain still (monotonic seconds), or None."""
 
-    def adopt(self) -> int:
-        """Adopt finished files, in order of arrival, up to a batch of them. Return how many."""
+    def ingest(self) -> int:
+        """Ingest finished files, in order of arrival, up to a batch of them. Return how many."""
         self.look_again = None
         if not self._arrived:
             self._list()
@@ -83,7 +70,7 @@ class Drops:
         """List drop/ into _arrived, the earliest arrival (ctime) first."""
         arrived = []
         for name in self._layout.names("drop"):
-            if name.lower().endswith(DRAFTS) or (self._mine and not self._is_mine(name)):
+            if name.lower().endswith(DRAFTS) or not self._is_mine(name):
                 continue
             try:
                 status = os.lstat(name, dir_fd=self._layout.folder("drop"))
@@ -104,14 +91,15 @@ class Drops:
             self.moved_in.clear()
 
     def _is_mine(self, name: str) -> bool:
-        assert self._mine is not None
+        if self._shard.count == 1:
+            return True
         try:
-            return self._mine(encode_key(name))
+            return self._shard.has(encode_key(name))
         except InvalidKey:
-            return self._mine("")
+            return self._shard.has("")
 
     def _inspect(self, name: str) -> tuple[str, str] | None:
-        """Return (name, encoded key) of a file that may be adopted now; set aside what never may."""
+        """Return (name, encoded key) of a file that may be ingested now; set aside what never may."""
         try:
             status = os.lstat(name, dir_fd=self._layout.folder("drop"))
             encoded = encode_key(name)
@@ -240,11 +228,13 @@ class Drops:
                 name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}"
             )
             return
-        self.messages.append(
-            ("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
-        )
+        _tell("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
 
     def _leave(self, name: str, message: str) -> None:
         if name not in self._stuck:
             self._stuck.add(name)
-            self.messages.append(("left", name, message))
+            _tell("left", name, message)
+
+
+def _tell(event: str, name: str, message: str) -> None:
+    log.warning("%s", message, extra={"event": event, "key": name, "folder": "drop"})

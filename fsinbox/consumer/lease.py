@@ -334,10 +334,10 @@ class Lease(ConsumerLock):
     def _lost(self) -> LeaseLost:
         return LeaseLost(
             "another consumer has taken over "
-            f"{'' if self.shard.count == 1 else f'shard {self.shard} of '}inbox "
-            f"{self.layout.path}, for this one ({owner_text().strip()}) sent no heartbeat for {self._lasts:g} s, "
-            "or its host was cut off: what it had taken is with the other one now, and was not acknowledged "
-            "here; start anew if it ends"
+            f"{'' if self.shard.count == 1 else f'shard {self.shard} of '}inbox {self.layout.path}, "
+            f"for this one ({owner_text().strip()}) sent no heartbeat for {self._lasts:g} s, "
+            "or its host was cut off: what it had taken is with the other one now, "
+            "and was not acknowledged here; start anew if it ends"
         )
 
     def check(self) -> None:

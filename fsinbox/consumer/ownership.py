@@ -17,7 +17,7 @@ import fcntl
 import os
 import re
 from dataclasses import dataclass
-from time import sleep, strftime
+from time import sleep, strftime, time_ns
 from zlib import crc32
 
 from ..store.errors import InboxBusy, UnusableInbox
@@ -105,6 +105,11 @@ class ConsumerLock:
         except BaseException:
             self.close()
             raise
+
+    def now(self) -> int:
+        """Return the time by the clock that sets the times of files, in nanoseconds: another host's,
+        perhaps."""
+        return time_ns() + self.offset
 
     def lock(self) -> bool:
         """Take the locks; tell whether all could be had. Raises OSError."""

@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from time import sleep, time_ns
 from typing import NamedTuple
 
-from ..consumer.consumer import LITTER_AGE, MAX_DELAY
 from ..consumer.ownership import read_holder, shard_of_lock
+from ..consumer.recovery import LITTER_AGE
+from ..consumer.settings import MAX_DELAY
 from ..operate.survey import consumers, share_lock
 from ..store.drops import DRAFTS, has_writer, open_drop
 from ..store.errors import InvalidKey, UnusableInbox

@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import sleep
 
-from ..consumer.consumer import Consumer, Settings
+from ..consumer.consumer import Consumer
+from ..consumer.settings import Settings
 from ..store import layout as frame
 from ..store import transitions
 from ..store.errors import InboxBusy, UnusableInbox

@@ -183,7 +183,7 @@ class Import:
             try:
                 Stream(stream).write(self._layout, drafts, durable=True)
                 temporary = drafts[0]
-                index = self._inbox._index
+                index = self._inbox.index
                 if member.state == "failed":
                     step = transitions.put_into_failed
                     kept = not index.locked(step, self._layout, temporary, member.seq, encoded, member.reason)

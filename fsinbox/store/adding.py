@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from . import files
+from time import monotonic
+
 from .drops import finished_drop
+from .errors import AddFailed, UnusableInbox
 from .files import close_interrupted, discard_interrupted, flush_all, write_payload
+from .handle import Handle
 from .index import Index
 from .layout import Layout
+from .names import encode_key
 from .transitions import Published, Unsure, flush_published, is_in_flight, publish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Literal
+    from collections.abc import Callable, Iterable
+    from typing import Any, Literal, TypeVar
 
+    Found = TypeVar("Found")
     Added = Literal["new", "replaced", "behind"]
 
 SECTION = 100
 """Values that are published in one section: others wait for the lock as long."""
+
+_BATCH = 1000
+"""Values that add_many flushes at once: bounds what lies in tmp/, and how often the caller hears of
+progress."""
 
 _FEW = 3
 """Up to so many keys are looked up in drop/ one by one."""
@@ -74,8 +84,8 @@ class Add:
         # Over a network one listing is less than a lookup of each key.
         listed = set(self._layout.names("drop")) if self._layout.sharing and len(keys) > _FEW else None
         for temporary, (key, encoded) in zip(self._drafts[done : done + len(keys)], keys, strict=True):
-            if files.label is not None:
-                files.label(self._layout, temporary)
+            if observer is not None:
+                observer.publishing(self._layout, temporary)
             dropped = finished_drop(self._layout, key) if listed is None or key in listed else None
             drafts.append((temporary, encoded, dropped))
         self._index.locked(publish, self._layout, self._index, drafts, self._published)
@@ -97,3 +107,110 @@ class Add:
         """It was cut short: remove what was not published."""
         for temporary in self._drafts[len(self._published.outcomes) :]:
             discard_interrupted(self._layout, temporary)
+
+
+class Observer:
+    """Sees every add of this process: what a tracer derives from. See fsinbox.tracing."""
+
+    def adding(self, path: str, key: str | None, run: Callable[[], Found]) -> Found:
+        """Run the add of a key, or of many (None), to the inbox at `path`; return what it returns."""
+        return run()
+
+    def publishing(self, layout: Layout, temporary: str) -> None:
+        """A file in tmp/ is about to be published."""
+
+
+observer: Observer | None = None
+"""Who sees every add of this process, if anyone."""
+
+
+class Adder:
+    """The adds of an open inbox, by any number of threads."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._next_check = 0.0
+
+    def add(self, key: str, payload: Any, durable: bool) -> Added:
+        """Queue one value: bytes, or what writes itself. Raises InvalidKey, AddFailed, WrongState."""
+        encoded = encode_key(key)
+        if observer is None:
+            return self._run(key, lambda add: add.one(key, encoded, payload), durable)
+        return observer.adding(
+            self._handle.path,
+            key,
+            lambda: self._run(key, lambda add: add.one(key, encoded, payload), durable),
+        )
+
+    def add_many(
+        self,
+        items: Iterable[tuple[str, bytes]],
+        durable: bool,
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[Added, int]:
+        """Queue every (key, payload), in order: see Inbox.add_many."""
+        if observer is None:
+            return self._add_many(items, durable, progress)
+        return observer.adding(self._handle.path, None, lambda: self._add_many(items, durable, progress))
+
+    def _add_many(
+        self, items: Iterable[tuple[str, bytes]], durable: bool, progress: Callable[[int], object] | None
+    ) -> dict[Added, int]:
+        total: dict[Added, int] = {"new": 0, "replaced": 0, "behind": 0}
+        batch: list[tuple[str, str, bytes]] = []
+
+        def finish() -> None:
+            now = batch[:]
+            batch.clear()  # first: it is tried once
+            for outcome in self._run(now[0][0], lambda add: add.many(now), durable):
+                total[outcome] += 1
+            if progress:
+                progress(sum(total.values()))
+
+        try:
+            for key, data in items:
+                batch.append((key, encode_key(key), data))
+                if len(batch) == _BATCH:
+                    finish()
+        finally:
+            if batch:
+                finish()
+        return total
+
+    def _run(self, key: str, step: Callable[[Add], Found], durable: bool) -> Found:
+        handle, call = self._handle, object()
+        try:
+            layout = handle.begin(call)
+            self._check_place(layout)
+            add = Add(layout, handle.index, durable=durable)
+            try:
+                result = step(add)
+            except OSError as error:
+                raise self._failed(error, key, maybe_added=add.may_be_there(error)) from error
+            handle.end(call)
+            return result
+        except BaseException:
+            handle.end(call)
+            raise
+
+    def _check_place(self, layout: Layout) -> None:
+        """Raise UnusableInbox if the path leads elsewhere by now: nobody may ever look at what is added
+        here."""
+        now = monotonic()
+        if now >= self._next_check:
+            self._next_check = now + 1
+            if gone := layout.where_it_went():
+                raise UnusableInbox(
+                    f"inbox {layout.path} {gone}: nothing was added; start anew, on the inbox that is meant"
+                )
+
+    def _failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
+        if maybe_added:
+            outcome = "it may or may not be delivered; add it again to be sure (the newest value wins)"
+        else:
+            outcome = "it was not added; free what is short or mend what is wrong, then add it again"
+        return AddFailed(
+            error.errno,
+            f"cannot add key {key!r} to inbox {self._handle.path}: {error.strerror or error}: {outcome}",
+            maybe_added=maybe_added,
+        )

@@ -305,9 +305,8 @@ class Index:
             self._last, self._seen_tag, self._seen_lines = self._words(header)
             self._seen = header
         self._is_ours = self._seen_tag == self.tag
-        if (
-            self._last < self._highest
-        ):  # lost, or an old copy was put in its place: its lines may name places of before
+        # lost, or an old copy was put in its place: its lines may name places of before
+        if self._last < self._highest:
             self._last, self._is_ours, self._seen = self._highest, False, b""
         elif self._is_ours:
             self._highest = self._last
@@ -367,9 +366,9 @@ class Index:
 
     def _give_out(self, expected: int) -> int:
         now = time_ns()
-        number = max(
-            self._last + 1, now if now < HIGHEST else 0
-        )  # a clock that is wrong by centuries does not count
+        if now >= HIGHEST:
+            now = 0  # a clock that is wrong by centuries does not count
+        number = max(self._last + 1, now)
         self._write_header(number, self._lines)
         return number
 

@@ -1,22 +1,18 @@
 """The steps of an element's life, in the order they happen: docs/protocol.md, line by line.
 
-    state      file                         leaves it by
-    -------    -------------------------
-               ----------------------------------------------------------------------------
-    (being     tmp/<unique>                 publish: rename to pending/        (a producer that dies here
-               added nothing)
-     written)
-    dropped    drop/<key>                   ingest or publish: rename to pending/
-    waiting    pending/<n>-<key>            take: rename to inflight/                                     --
-               no lock
-                                            publish or coalesce of a newer value: rename over it, in its place
-    in flight  inflight/<n>-<key>           acknowledge: unlink                                           --
-               no lock
-                                            go_back: rename to pending/, deferred/ or failed/ (dropped if a
-                                            newer value waits)
-    deferred   deferred/<due>-<n>-<key>     come_due: rename to inflight/ (dropped if a newer value waits)
-                                            take of a newer value: dropped
-    failed     failed/<n>-<key>             only by hand: return_to_place
+    state       file                       leaves it by
+    ----------  -------------------------  ---------------------------------------------------------------
+    (a draft    tmp/<unique>               publish: rename to pending/. If its producer dies, nothing was
+                                           added)
+    dropped     drop/<key>                 ingest, or publish of a later value: rename to pending/
+    waiting     pending/<n>-<key>          take: rename to inflight/                              -- no lock
+                                           publish or coalesce of a newer value: renamed over, in its place
+    in flight   inflight/<n>-<key>         discard: unlink                                        -- no lock
+                                           go_back: rename to pending/, deferred/ or failed/; discarded if
+                                           a newer value waits
+    deferred    deferred/<due>-<n>-<key>   come_due: rename to inflight/; discarded if a newer value waits
+                                           discard, when a newer value is taken
+    failed      failed/<n>-<key>           return_to_place, when a person retries it: rename to pending/
 
 Whatever is not marked "no lock" happens inside the section (index.py): the steps below that take an Index are
 to be run by its `locked` or `try_locked`. Nothing in a section waits for a disk, nor reads a payload.
@@ -143,19 +139,40 @@ def take(layout: Layout, name: str) -> bool:
     return True
 
 
-def acknowledge(layout: Layout, name: str) -> bool:
-    """Remove an element that was worked on. No lock, no flush: after a power cut the worst is one more
-    delivery.
+Why = tuple[tuple[str, ...], tuple[str, ...]]
+"""Why an element is removed: the folders that are flushed before, and after."""
 
-    But not after one of a newer value: see flush_ended. False if it was not there: removed by hand, it is as
-    acknowledged as it can be; or this consumer has lost its lease.
+ACKNOWLEDGED: Why = ((), ())
+"""It is done. Not flushed: after a power cut the worst is one more delivery, and never after one of a newer
+value (flush_ended)."""
+
+SUPERSEDED: Why = (("pending",), ())
+"""In flight or deferred, and a newer value waits. Its producer may not have got to flush it, and a power cut
+must not take both."""
+
+OVERTAKEN: Why = (("pending", "inflight"), ("deferred",))
+"""Deferred, and a newer value was taken. Before, as above; after, as in flush_ended."""
+
+DUPLICATE: Why = ((), ())
+"""The same element, or a newer one of its key, was seen at another place."""
+
+
+def discard(layout: Layout, folder: str, name: str, why: Why) -> bool:
+    """Remove an element. False if it was not there: removed by hand, it is as done as it can be; or this
+    consumer has lost its lease. No lock. Raises OSError.
     """
-    return remove(layout, "inflight", name)
+    before, after = why
+    for flushed in before:
+        flush_folder(layout, flushed)
+    was_there = remove(layout, folder, name)
+    for flushed in after:
+        flush_folder(layout, flushed)
+    return was_there
 
 
 def keep_done(layout: Layout, name: str) -> bool:
     """Acknowledge, and keep what was done: to done/, in place of an earlier delivery of the same. False as in
-    acknowledge."""
+    discard."""
     try:
         _rename(layout, "inflight", name, "done", name)
     except FileNotFoundError:
@@ -182,7 +199,7 @@ def go_back(layout: Layout, index: Index, name: str, to: str, new: str) -> str:
     """Move an element that is in flight to pending/, deferred/ or failed/, under the name `new`. Inside the
     section.
 
-    Returns "moved"; "newer" if a newer value waits: then nothing was done, and drop_superseded is next;
+    Returns "moved"; "newer" if a newer value waits: then nothing was done, and discard is next;
     "gone" if it is not there. The index is not written: its line for this number, if there is one, is right
     again. Raises OSError.
     """
@@ -214,24 +231,6 @@ def come_due(layout: Layout, index: Index, deferred: str, name: str) -> str:
     except FileNotFoundError:
         return "gone"
     return "moved"
-
-
-def drop_superseded(layout: Layout, folder: str, name: str) -> None:
-    """Remove an element that is in flight or deferred, since a newer value waits.
-
-    Flushed before: the newer value's producer may not have got to it, and a power cut must not take both.
-    """
-    flush_pending(layout)
-    remove(layout, folder, name)
-
-
-def supersede_deferred(layout: Layout, deferred: str) -> None:
-    """Remove a deferred element when a newer value of its key has been taken: flushed before and after, for
-    the same reasons as in drop_superseded and in flush_ended."""
-    flush_pending(layout)
-    flush_folder(layout, "inflight")
-    remove(layout, "deferred", deferred)
-    flush_folder(layout, "deferred")
 
 
 def flush_ended(layout: Layout) -> None:
@@ -289,9 +288,8 @@ def return_to_place(layout: Layout, index: Index, folder: str, file: str, number
     index.last_number()
     if _newer_is_held(layout, number, encoded) or newer_waits(layout, index, number, encoded):
         return "newer"
-    if _newer_is_held(
-        layout, number, encoded
-    ):  # twice: the consumer takes without the lock, so one may just have left pending/
+    # Twice: the consumer takes without the lock, so one may just have left pending/.
+    if _newer_is_held(layout, number, encoded):
         return "newer"
     try:
         _rename(layout, folder, file, "pending", element_name(number, encoded))

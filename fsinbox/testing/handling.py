@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..inbox import Element, Inbox
+from ..element import Element
+from ..inbox import Inbox
 from ..worker.backoff import Backoff
 from ..worker.functions import FunctionHandler, load_function
 from ..worker.observer import Observer

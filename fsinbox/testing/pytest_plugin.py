@@ -40,7 +40,7 @@ def inbox(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Inbox]:
     settings: dict[str, Any] = {"durable": False, **(marker.kwargs if marker else {})}
     with Inbox(tmp_path / "inbox", **settings) as opened:
         yield opened
-        left = [element.key for element in opened._elements.values()]
+        left = opened.in_flight
     if left:
         keys = ", ".join(map(repr, left))
         pytest.fail(

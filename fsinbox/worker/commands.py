@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from ..inbox import Element
+from ..element import Element
 from .outcome import DONE, HandlerError, Outcome
 
 TEMPORARY = {75}

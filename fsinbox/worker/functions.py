@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ..inbox import Element
+from ..element import Element
 from ..store.errors import InvalidPayload, Reject, TryLater
 from .outcome import DONE, HandlerError, Outcome
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from time import monotonic, time, time_ns
 
 from ..consumer.ownership import Shard, parse_shard
-from ..inbox import Element
+from ..element import Element
 from ..operate.stats import Totals, records
 from ..operate.survey import STATES, account_of, census, consumers, last_acknowledged
 from ..store.errors import InboxError

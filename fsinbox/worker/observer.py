@@ -13,7 +13,7 @@ from ..store.layout import Layout
 from .outcome import Outcome
 
 if TYPE_CHECKING:
-    from ..inbox import Element
+    from ..element import Element
 
 log = logging.getLogger("fsinbox")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..inbox import Element
+from ..element import Element
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from time import monotonic, sleep, time_ns
 from types import FrameType
 
-from ..inbox import Element, Inbox
+from ..element import Element
+from ..inbox import Inbox
 from ..store.errors import InboxBusy, LeaseLost
 from .backoff import Backoff
 from .observer import Observer
@@ -256,7 +257,7 @@ class Runner:
             self._drained = not self._running and self.inbox.next_look_in() is None
             return False
         self._started += 1
-        if element.culprit and element.attempts > self.max_attempts:
+        if element.poison and element.attempts > self.max_attempts:
             died = element.attempts - 1
             reason = (
                 f"a consumer died {died} times while it was being handled, the last time with nothing else "

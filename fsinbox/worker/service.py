@@ -8,7 +8,7 @@ import socket
 from collections.abc import MutableMapping
 from time import monotonic
 
-from ..inbox import Element
+from ..element import Element
 from .observer import Observer
 from .outcome import Outcome
 

@@ -6,7 +6,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
-from ..inbox import Element
+from ..element import Element
 from ..store.errors import InboxError
 from ..store.layout import close_quietly
 from ..tracing import destination, here, producer_of, shown

@@ -249,10 +249,10 @@ class Program(Driver):
         inbox = self.inbox
         self.log.tell("died")
         self._out.clear()
-        inbox._elements.clear()
-        if inbox._consumer:
-            inbox._consumer.close()
-            inbox._consumer = None
+        inbox._taking().claims.clear()
+        if inbox._taking().consumer:
+            inbox._taking().consumer.close()
+            inbox._taking().consumer = None
         self.stop()
 
     def _stash(self) -> None:
@@ -303,7 +303,7 @@ class Program(Driver):
         self._receive(self.inbox.take(0.001))
 
     def _warm(self) -> None:
-        self.inbox._consume()
+        self.inbox._taking()._consume()
 
 
 def hurry(path: str) -> None:

@@ -93,7 +93,7 @@ def main() -> None:
     _answers = os.dup(1)
     logging.disable()
     sys.modules["tests.faults.zygote"] = sys.modules["__main__"]  # so it need not be imported for its handler
-    fsinbox.consumer.consumer._DROP_INTERVAL = (
+    fsinbox.consumer.consumer._LOOK_INTERVAL = (
         0.0  # else the number of calls would depend on how long they take
     )
     for line in sys.stdin:

@@ -427,7 +427,7 @@ class Program:
         """Close."""
         if self._inbox:
             self.report.timed("close", self._inbox.close)
-            if not self._inbox._closed:
+            if not self._inbox._handle.closed:
                 self.report.wrong.append("close() left the inbox open")
 
 

@@ -80,8 +80,12 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
 
 
 _LOCKED = "self._index.locked(publish, self._layout, self._index, drafts, self._published)"
-_TRIED = "self._index.try_locked(step, self._layout, self._index, way.name, way.folder, way.new)"
-_NOT_TRIED = "step(self._layout, self._index, way.name, way.folder, way.new)"
+_TRIED = (
+    "self._index.try_locked(\n"
+    "            transitions.go_back, self._layout, self._index, way.name, way.folder, way.new\n"
+    "        )"
+)
+_NOT_TRIED = "transitions.go_back(self._layout, self._index, way.name, way.folder, way.new)"
 
 MUTANTS = {
     mutant.name: mutant
@@ -111,7 +115,7 @@ MUTANTS = {
             "requeued-without-lock",
             "it is renamed over a newer value, or above one that nobody can see is newer",
             ("two-adds-nack", "replaced-nack"),
-            (Edit("consumer.consumer:Consumer._send_back", _TRIED, _NOT_TRIED),),
+            (Edit("consumer.returning:Returning.send", _TRIED, _NOT_TRIED),),
         ),
         Mutant(
             "deferred-without-lock",
@@ -120,7 +124,7 @@ MUTANTS = {
             ("requeued", "requeued-at-once"),
             (
                 Edit(
-                    "consumer.consumer:Consumer._send_back",
+                    "consumer.returning:Returning.send",
                     _TRIED,
                     f"{_NOT_TRIED} if way.folder == 'deferred' else {_TRIED}",
                 ),
@@ -145,8 +149,8 @@ MUTANTS = {
             ("deferred-twice",),
             (
                 Edit(
-                    "consumer.consumer:Consumer._take_waiting",
-                    "if older and older[20:] <= name:",
+                    "consumer.taking:Taking._take_waiting",
+                    "if older and element_of(older) <= name:",
                     "if False:",
                 ),
             ),
@@ -157,16 +161,17 @@ MUTANTS = {
             ("deferred", "deferred-twice"),
             (
                 Edit(
-                    "consumer.consumer:Consumer._take_waiting",
-                    "protocol.supersede_deferred(self._layout, older)",
-                    "self._older = older",
+                    "consumer.taking:Taking._discard_overtaken",
+                    'discard(self._layout, "deferred", deferred, OVERTAKEN)',
+                    "self._older = deferred",
                 ),
                 Edit(
                     "consumer.consumer:Consumer.acknowledge",
-                    "    self._attempts.forget(taken.name)\n",
-                    "    self._attempts.forget(taken.name)\n"
-                    "    if getattr(self, '_older', None):\n"
-                    "        protocol.supersede_deferred(self._layout, self._older)\n",
+                    "    self.attempts.forget(taken.name)\n",
+                    "    self.attempts.forget(taken.name)\n"
+                    "    if getattr(self._taking, '_older', None):\n"
+                    "        why = transitions.OVERTAKEN\n"
+                    "        transitions.discard(self._layout, 'deferred', self._taking._older, why)\n",
                 ),
             ),
         ),
@@ -176,7 +181,7 @@ MUTANTS = {
             ("scattered",),
             (
                 Edit(
-                    "consumer.consumer:Consumer._coalesce",
+                    "consumer.coalescing:Coalescing._coalesce",
                     "for number in others:",
                     "for number in others[::-1]:",
                 ),
@@ -188,7 +193,7 @@ MUTANTS = {
             ("scattered",),
             (
                 Edit(
-                    "consumer.consumer:Consumer._coalesce",
+                    "consumer.coalescing:Coalescing._coalesce",
                     "for number in others:",
                     "for number in others[-1:]:",
                 ),
@@ -201,9 +206,9 @@ MUTANTS = {
             ("by-hand",),
             (
                 Edit(
-                    "consumer.consumer:Consumer._coalesce_all",
-                    "not any(encoded in view for view in (self._in_flight, self._returning, self._deferred))",
-                    "True",
+                    "consumer.coalescing:Coalescing.of",
+                    "or is_held(encoded)",
+                    "",
                 ),
             ),
         ),
@@ -213,7 +218,7 @@ MUTANTS = {
             ("odd-first-in-order", "even-first-in-order"),
             (
                 Edit(
-                    "consumer.consumer:Consumer._list_pending",
+                    "consumer.listing:Listing.read",
                     "element_name(mark + 1, ",
                     "element_name(mark + 1000, ",
                 ),

@@ -107,7 +107,7 @@ def person(folder: str) -> Role:
     """A person who looks into failed/ or deferred/, and queues again what is there (one element, at most)."""
 
     def script(actor: Actor) -> None:
-        layout, index = actor.layout, actor.inbox._index
+        layout, index = actor.layout, actor.inbox._handle.index
         for file in layout.names(folder):
             parsed = parse_element(file[20:] if folder == "deferred" else file)
             if file.endswith(REASON) or not parsed:

@@ -51,9 +51,13 @@ from greenlet import getcurrent, greenlet
 
 import fsinbox.consumer.consumer
 import fsinbox.consumer.ingest
+import fsinbox.consumer.listing
 import fsinbox.consumer.ownership
+import fsinbox.consumer.recovery
+import fsinbox.consumer.taking
 import fsinbox.inbox
 import fsinbox.store.files
+import fsinbox.store.handle
 import fsinbox.store.index
 import fsinbox.store.layout
 import fsinbox.store.transitions
@@ -75,7 +79,8 @@ FIRST = 10
 LANDINGS = (
     (fsinbox.store.index.Index, "admit make_anew"),
     (fsinbox.store.transitions, "take go_back come_due coalesce"),
-    (fsinbox.consumer.consumer.Consumer, "_list_pending _take"),
+    (fsinbox.consumer.listing.Listing, "read"),
+    (fsinbox.consumer.taking.Taking, "take"),
 )
 """Functions after which an actor has forgotten all results, but for what its variables hold: no call of them
 is within an expression of which a part was worked out before, or in a loop over what is not in a variable."""
@@ -313,6 +318,10 @@ def _modules() -> list[ModuleType]:
 # --- the world ----------------------------------------------------------------------------------------
 
 
+CLOCKED = (fsinbox.consumer.ownership, fsinbox.consumer.recovery)
+"""The modules that ask for the time of day, but for the index."""
+
+
 class KeptLayout(Layout):
     """A Layout that is used for one replay after the other: close() leaves it open."""
 
@@ -342,7 +351,7 @@ class World:
         self._inodes: dict[int, int] = {}  # of these, to which of them it is, from 1
         self._times = count(1)
         self._patches = [
-            mock.patch.object(fsinbox.inbox, "Layout", self._layout),
+            mock.patch.object(fsinbox.store.handle, "Layout", self._layout),
             mock.patch.object(fsinbox.store.index, "boot_tag", lambda: TAG),
             mock.patch.object(
                 fsinbox.store.index, "get_ident", lambda: self.actor.letter if self.actor else ""
@@ -352,19 +361,17 @@ class World:
             ),  # both as the scenario says: the table is one bucket
             mock.patch.object(fsinbox.store.index, "FEWEST_LINES", 0),
             mock.patch.object(fsinbox.store.index, "LINES_A_KEY", 1),
-            mock.patch.object(
-                fsinbox.consumer.ownership.ConsumerLock, "__del__", lambda hold: None
-            ),  # an actor's descriptors are closed when it ends
+            # An actor's descriptors are closed when it ends.
+            mock.patch.object(fsinbox.consumer.ownership.ConsumerLock, "__del__", lambda lock: None),
             mock.patch.object(fsinbox.store.files, "unused_temporary", self._unused_temporary),
-            mock.patch.object(
-                fsinbox.consumer.consumer, "_DROP_INTERVAL", 0
-            ),  # so it is always time to look into drop/ again
+            # So it is always time to look into drop/ again.
+            mock.patch.object(fsinbox.consumer.consumer, "_LOOK_INTERVAL", 0),
         ]
         for module in _modules():
             stand_ins = {
                 "os": Files(self, identity=module is not fsinbox.store.layout),
                 "fcntl": Locks(self),
-                "time_ns": self._clock if module is fsinbox.consumer.consumer else lambda: 0,
+                "time_ns": self._clock if module in CLOCKED else lambda: 0,
                 "monotonic": self._monotonic,
                 "sleep": self._sleep,
             }
@@ -531,7 +538,7 @@ class World:
         status = os.fstat(fd)
         if self.is_written_to():
             return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.store.index.HEADER, 0)
-        return (status.st_nlink, _plain(os.pread(fd, 1 << 20, 0)))
+        return (status.st_nlink, _state_of(os.pread(fd, 1 << 20, 0)))
 
     def _forget_indexes(self) -> None:
         for fd in self._indexes:
@@ -614,7 +621,7 @@ class World:
 
     def contents(self) -> tuple[Any, ...]:
         """Return what is on disk, but for tmp/, where each actor's files are its own business."""
-        indexes = tuple((os.fstat(fd).st_nlink, _plain(os.pread(fd, 1 << 20, 0))) for fd in self._indexes)
+        indexes = tuple((os.fstat(fd).st_nlink, _state_of(os.pread(fd, 1 << 20, 0))) for fd in self._indexes)
         found: list[Any] = [(indexes, self.highest)]
         for folder in CONTENTS[1:6]:
             with os.scandir(self.base.folder(folder)) as entries:
@@ -642,7 +649,7 @@ def blank_index(last: int, tag: str = TAG) -> bytes:
     return header_line(last, tag, lines) + bytes(lines * fsinbox.store.index.LINE)
 
 
-def _plain(content: bytes) -> str:
+def _state_of(content: bytes) -> str:
     """Return the content of an index as text, without its blank lines at the end."""
     return f"{len(content)}: " + content.rstrip(b"\0").decode("ascii", "replace").replace("\0" * 32, "-")
 
@@ -685,7 +692,7 @@ class Actor:
         """Open the inbox, and become its consumer if it has been that for long."""
         with self.unstepped():
             self.inbox = Inbox(self.world.path, codec="text", max_inflight=self.role.inflight)
-            self.layout = self.inbox._layout
+            self.layout = self.inbox._handle.layout
             if self.role.opened:
                 assert self.inbox.take() is None
 
@@ -790,7 +797,11 @@ class Actor:
         while frame and frame.f_globals is not vars(
             scenarios
         ):  # the script's own are as they were between two calls
-            variables = [(name, value) for name, value in frame.f_locals.items() if name not in IRRELEVANT]
+            variables = [
+                (name, _recovering(value) if isinstance(value, fsinbox.consumer.recovery.Recovery) else value)
+                for name, value in frame.f_locals.items()
+                if name not in IRRELEVANT
+            ]
             frames.append((frame.f_code.co_qualname, _place(frame.f_code, frame.f_lasti), variables))
             frame = frame.f_back
         if type(result) is tuple:
@@ -801,7 +812,7 @@ class Actor:
         )
 
     def _remembered(self) -> str:
-        index = self.inbox._index
+        index = self.inbox._handle.index
         knows: list[Any] = [_memory(self.inbox)] if self.role.consumer else []
         if self.holds:
             knows += [self.holds, index._last, index._lines, index._is_ours]
@@ -861,16 +872,38 @@ def _place(code: CodeType, instruction: int) -> tuple[int | None, ...]:
     return next(islice(code.co_positions(), instruction // 2, None))
 
 
+FIXED = {
+    *"_layout _index _settings _shard _mine ownership _ownership _foreign _forged _coalescing".split(),
+    *"_taking ready listing returning recovery attempts controls drops done ended".split(),
+    *"_ready _attempts _ended".split(),
+}
+"""What a consumer has, and does not change; and its parts, each of which is looked at by itself."""
+
+
+def _recovering(knows: fsinbox.consumer.recovery.Recovery) -> list[Any]:
+    """Return what a consumer knows that is just beginning, and that its inbox does not have yet."""
+    return [*map(_kept_by, (knows._ready, knows._returning, knows._attempts)), list(knows._ended)]
+
+
+def _kept_by(part: object) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(part).items() if name not in FIXED]
+
+
 def _memory(inbox: Inbox) -> str:
     """Return what a consumer knows."""
-    knows = inbox._consumer
+    knows = inbox._taking().consumer
     if knows is None:
         return "nothing"
-    fixed = ("_layout", "_index", "_settings", "_hold", "_mine", "drops", "_attempts")
-    parts = knows, knows.drops, knows._attempts
-    return repr(
-        [[(name, value) for name, value in vars(part).items() if name not in fixed] for part in parts]
+    parts = (
+        knows.ready,
+        knows.listing,
+        knows.returning,
+        knows.attempts,
+        knows.controls,
+        knows.drops,
+        knows.done,
     )
+    return repr([*map(_kept_by, (knows, *parts)), list(knows.ended)])
 
 
 class Run:
@@ -920,7 +953,7 @@ class Run:
                 inbox.add(key, value, durable=False)
                 self.happened("add_end", "-", key, value)
                 if self.scenario.scattered:
-                    self.world.write_index(blank_index(inbox._index.peek()))
+                    self.world.write_index(blank_index(inbox._handle.index.peek()))
 
     def node(self, seen: tuple[Any, ...]) -> int:
         """Return a number that stands for this, and nothing else."""

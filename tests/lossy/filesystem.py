@@ -559,6 +559,10 @@ class Lossy(mfusepy.Operations):
     def init_with_config(self, connection: Any, config: Any) -> None:
         """Nothing is cached above us; a removed file that is open is ours to keep; then say that we are
         there."""
+        if config is None:
+            # libfuse would go on without us, and whoever waits for "mounted" would wait for ever.
+            os.write(2, b"fuse: this is libfuse 2, and 3 is needed\n")
+            os._exit(1)
         readdirplus, readdirplus_auto = 1 << 13, 1 << 14
         connection.want &= ~(readdirplus | readdirplus_auto)
         config.entry_timeout = config.attr_timeout = config.negative_timeout = 0.0

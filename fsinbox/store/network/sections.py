@@ -207,9 +207,8 @@ class NetworkIndex(Index):
 
     def _set(self, last: int, state: bytes, reserved: int) -> None:
         """Write the header, if the lock is still ours, and flush it. Raises OSError."""
-        if (
-            os.pread(self._fd, HEADER, 0) != self._seen
-        ):  # NFS 3 does not refuse a write to who has lost the lock
+        # NFS 3 does not refuse a write to who has lost the lock.
+        if os.pread(self._fd, HEADER, 0) != self._seen:
             raise OSError(
                 errno.ESTALE, "this host was cut off, and another one has had the lock since", "index"
             )

@@ -1,0 +1,99 @@
+"""One place of each key that waits at several: the newest value at the oldest place."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from itertools import compress
+
+from ..store import transitions
+from ..store.files import flush_pending
+from ..store.index import Busy, Index
+from ..store.layout import Layout
+from ..store.names import decode_key, element_name, encoded_of, parse_element
+from .foreign import NO_NAME, Foreign
+
+_PART = 250_000
+"""Names of which a set is made at once: one of a million would be more than all else that a consumer
+keeps."""
+
+
+def hashes_of_twins(names: list[str]) -> set[int]:
+    """Return the hashes of the keys that more than one of these names has. In parts, and by hashes: see
+    _PART."""
+    hashes = array("q", map(hash, map(encoded_of, names)))
+    a_byte_of_each = bytes(memoryview(hashes).cast("B")[:: hashes.itemsize])
+    parts = 1 + len(hashes) // _PART
+    twice: set[int] = set()
+    for part in range(parts):
+        is_in_part = a_byte_of_each.translate(bytes(byte % parts == part for byte in range(256)))
+        if len(set(compress(hashes, is_in_part))) < is_in_part.count(1):
+            seen: set[int] = set()
+            for number in compress(hashes, is_in_part):
+                (twice if number in seen else seen).add(number)
+    return twice
+
+
+class Coalescing:
+    """Coalesces the keys of a listing, as far as the lock can be had."""
+
+    def __init__(self, layout: Layout, index: Index, foreign: Foreign) -> None:
+        self._layout = layout
+        self._index = index
+        self._foreign = foreign
+
+    def of(self, names: list[str], is_held: Callable[[str], bool]) -> tuple[list[str], bool]:
+        """Return `names` (newest first) with one place a key, and whether no key was left to the next
+        listing.
+
+        But for keys that are in flight or deferred (`is_held`, of an encoded key): what comes back would
+        count as newer than a value below it (I2). Raises OSError.
+        """
+        twice = hashes_of_twins(names)
+        if not twice:
+            return names, True
+        gone: set[str] = set()
+        is_complete = True
+        for encoded, numbers in _places(names, twice).items():
+            if len(numbers) < 2 or is_held(encoded):
+                continue
+            if decode_key(encoded) is None:
+                for number in numbers:
+                    self._foreign.set_aside("pending", element_name(number, encoded), NO_NAME)
+                gone.update(element_name(number, encoded) for number in numbers)
+            else:
+                is_complete &= self._coalesce(encoded, numbers, gone)
+        return [name for name in names if name not in gone], is_complete
+
+    def _coalesce(self, encoded: str, numbers: list[int], gone: set[str]) -> bool:
+        """Make one of a key's places, and add the names that are gone; False if the lock was not to be had.
+
+        `numbers` ascend. A directory among them could be renamed neither over nor under a file. It is set
+        aside when it is taken: here, a producer may be about to publish in its place.
+        """
+        lowest, *others = [
+            number for number in numbers if self._foreign.looks_regular(element_name(number, encoded))
+        ] or [0]
+        is_first = True
+        for number in others:
+            if not is_first:
+                flush_pending(self._layout)  # a power cut must not keep the later of two renames alone
+            is_first = False
+            try:
+                self._index.try_locked(
+                    transitions.coalesce, self._layout, self._index, encoded, lowest, number
+                )
+            except Busy:
+                return False
+            gone.add(element_name(number, encoded))
+        return True
+
+
+def _places(names: list[str], twice: set[int]) -> dict[str, list[int]]:
+    """Return encoded key -> its numbers, ascending, of the names (newest first) with one of these hashes."""
+    places: dict[str, list[int]] = {}
+    for name in reversed(names):
+        parsed = parse_element(name) if hash(encoded_of(name)) in twice else None
+        if parsed:
+            places.setdefault(parsed[1], []).append(parsed[0])
+    return places
