@@ -309,7 +309,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     folder = tempfile.mkdtemp(prefix="faults-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path)
     logging.disable()
     # Else the number of a run's calls would depend on how long it takes.
-    monkeypatch.setattr(fsinbox.consumer.consumer, "_DROP_INTERVAL", 0.0)
+    monkeypatch.setattr(fsinbox.consumer.consumer, "_LOOK_INTERVAL", 0.0)
     try:
         yield World(folder, str(tmp_path))
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic_ns, sleep, time_ns
 
 from fsinbox import Element, Inbox, Reject, TryLater
+from fsinbox.consumer import taking
 from fsinbox.operate.steering import Steering
 from fsinbox.store import control
 from fsinbox.store import transitions as protocol
@@ -123,7 +124,7 @@ class Me:
 
 def hook(me: Me) -> None:
     """In this process, stop inside the section when asked to; and widen the windows if that is wanted."""
-    rename, supersede = protocol._rename, protocol.supersede_deferred
+    rename, discard = protocol._rename, taking.discard
 
     def rename_later(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
         if folder == "tmp":
@@ -133,13 +134,14 @@ def hook(me: Me) -> None:
             sleep(me.random.random() * longest)
         rename(layout, folder, name, to, new)
 
-    def supersede_later(layout: Layout, deferred: str) -> None:
-        sleep(me.random.random() * 0.01)  # a newer value was taken, and what it supersedes is still deferred
-        supersede(layout, deferred)
+    def discard_later(layout: Layout, folder: str, name: str, why: protocol.Why) -> bool:
+        if why is protocol.OVERTAKEN:
+            sleep(me.random.random() * 0.01)  # a newer value was taken, and the older is still deferred
+        return discard(layout, folder, name, why)
 
     protocol._rename = rename_later
     if me.wide:
-        protocol.supersede_deferred = supersede_later
+        taking.discard = discard_later
 
 
 # --- producers ----------------------------------------------------------------------------------------
