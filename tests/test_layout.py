@@ -320,7 +320,7 @@ def test_an_inbox_that_was_moved_away_while_open_is_not_worked_on(inbox_dir: Pat
         inbox_dir.rename(inbox_dir.with_name("old"))
         if replaced:
             Inbox(inbox_dir).close()
-        adding._next_check = 0.0  # (it looks once a second)
+        adding._adder._next_check = 0.0  # (it looks once a second)
         with pytest.raises(UnusableInbox, match=r"moved away.*nothing was added"):
             adding.add("a", 2)
         with pytest.raises(UnusableInbox, match=r"moved away.*start anew"):
