@@ -102,7 +102,7 @@ def _label(layout: Layout, temporary: str) -> None:
         close_quietly(fd)
 
 
-class _Tracer(adding.Observer):
+class _Tracer:
     """Makes a span of each add."""
 
     def adding(self, path: str, key: str | None, run: Callable[[], Any]) -> Any:

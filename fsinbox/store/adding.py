@@ -16,9 +16,19 @@ from .transitions import Published, Unsure, flush_published, is_in_flight, publi
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, Literal, TypeVar
+    from typing import Any, Literal, Protocol, TypeVar
 
     Found = TypeVar("Found")
+
+    class Observer(Protocol):
+        """Sees every add of this process. See fsinbox.tracing."""
+
+        def adding(self, path: str, key: str | None, run: Callable[[], Found]) -> Found:
+            """Run the add of a key, or of many (None), to the inbox at `path`; return what it returns."""
+
+        def publishing(self, layout: Layout, temporary: str) -> None:
+            """A file in tmp/ is about to be published."""
+
     Added = Literal["new", "replaced", "behind"]
 
 SECTION = 100
@@ -107,17 +117,6 @@ class Add:
         """It was cut short: remove what was not published."""
         for temporary in self._drafts[len(self._published.outcomes) :]:
             discard_interrupted(self._layout, temporary)
-
-
-class Observer:
-    """Sees every add of this process: what a tracer derives from. See fsinbox.tracing."""
-
-    def adding(self, path: str, key: str | None, run: Callable[[], Found]) -> Found:
-        """Run the add of a key, or of many (None), to the inbox at `path`; return what it returns."""
-        return run()
-
-    def publishing(self, layout: Layout, temporary: str) -> None:
-        """A file in tmp/ is about to be published."""
 
 
 observer: Observer | None = None
