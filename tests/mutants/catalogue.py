@@ -245,8 +245,8 @@ MUTANTS = [
         (
             "superseded-not-flushed",
             PROTOCOL,
-            'SUPERSEDED: Why = (("pending",), ())',
-            "SUPERSEDED: Why = ((), ())",
+            "    for flushed in before:\n        flush_folder(layout, flushed)\n",
+            "",
             "tests/test_durability.py -k a_newer_value",
         ),
         (
@@ -266,8 +266,8 @@ MUTANTS = [
         (
             "deferred-drop-not-flushed",
             PROTOCOL,
-            'OVERTAKEN: Why = (("pending", "inflight"), ("deferred",))',
-            'OVERTAKEN: Why = (("pending", "inflight"), ())',
+            "    for flushed in after:\n        flush_folder(layout, flushed)\n",
+            "",
             "tests/test_durability.py -k a_deferred_element_is_dropped",
         ),
         (
@@ -314,6 +314,13 @@ MUTANTS = [
         ),
         (
             "taken-again-without-flush",
+            RETURNING,
+            "        if encoded in self or len(self) > _MOST_ENDED:\n            self.flush()\n",
+            "        pass\n",
+            crash("create add:a=1 take | add:a=2 ack take ack add:c=3"),
+        ),
+        (
+            "taken-again-without-a-look",
             TAKING,
             "        self._ended.flush_before(encoded)\n",
             "",
