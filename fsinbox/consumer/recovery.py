@@ -23,7 +23,7 @@ from ..store.names import (
     parse_deferred,
     parse_element,
 )
-from ..store.transitions import ACKNOWLEDGED, DUPLICATE, SUPERSEDED, discard
+from ..store.transitions import DUPLICATE, SUPERSEDED, discard
 from .attempts import Attempts, Note
 from .foreign import Foreign
 from .listing import STUCK
@@ -122,7 +122,7 @@ class Recovery:
             if self._layout.sharing is None and not self._mine(encoded):
                 continue  # in flight with the consumer of another shard
             if encoded in newest:
-                discard(self._layout, "inflight", element_name(newest[encoded], encoded), ACKNOWLEDGED)
+                discard(self._layout, "inflight", element_name(newest[encoded], encoded), DUPLICATE)
             newest[encoded] = number
         return [(number, encoded) for encoded, number in newest.items()]
 

@@ -133,13 +133,11 @@ class Adder:
     def add(self, key: str, payload: Any, durable: bool) -> Added:
         """Queue one value: bytes, or what writes itself. Raises InvalidKey, AddFailed, WrongState."""
         encoded = encode_key(key)
-        if observer is None:
+
+        def run() -> Added:
             return self._run(key, lambda add: add.one(key, encoded, payload), durable)
-        return observer.adding(
-            self._handle.path,
-            key,
-            lambda: self._run(key, lambda add: add.one(key, encoded, payload), durable),
-        )
+
+        return run() if observer is None else observer.adding(self._handle.path, key, run)
 
     def add_many(
         self,
@@ -148,9 +146,11 @@ class Adder:
         progress: Callable[[int], object] | None = None,
     ) -> dict[Added, int]:
         """Queue every (key, payload), in order: see Inbox.add_many."""
-        if observer is None:
+
+        def run() -> dict[Added, int]:
             return self._add_many(items, durable, progress)
-        return observer.adding(self._handle.path, None, lambda: self._add_many(items, durable, progress))
+
+        return run() if observer is None else observer.adding(self._handle.path, None, run)
 
     def _add_many(
         self, items: Iterable[tuple[str, bytes]], durable: bool, progress: Callable[[int], object] | None
