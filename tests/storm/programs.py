@@ -196,6 +196,20 @@ def sh(me: Me) -> None:
         me.count()
 
 
+def move(draft: Path, place: str) -> None:
+    """Run mv(1).
+
+    That of GNU coreutils 9.1 fails now and then if the file in whose place it is to move is taken away just
+    then: it says that there is a directory, and leaves the draft. (So it does without any fsinbox: 542 times
+    of 41,401 beside a loop that renames the file away.) Whoever drops tries again.
+    """
+    done = subprocess.run(["/bin/mv", draft, place], capture_output=True, text=True)
+    while "cannot overwrite directory" in done.stderr and draft.exists() and not os.path.isdir(place):
+        done = subprocess.run(["/bin/mv", draft, place], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
 def mv(me: Me) -> None:
     """Add with mv."""
     while True:
@@ -206,7 +220,7 @@ def mv(me: Me) -> None:
         # finished.)
         os.utime(draft, ns=(time_ns(), time_ns() - 10**9))
         me.tell("add_start", key, value)
-        subprocess.run(["/bin/mv", draft, f"{me.inbox}/drop/{key}"], check=True)
+        move(draft, f"{me.inbox}/drop/{key}")
         me.tell("add_end", key, value)
         me.count()
         if me.random.random() < 0.2:
