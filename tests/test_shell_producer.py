@@ -264,6 +264,34 @@ def test_a_finished_drop_of_its_key_is_older(inbox: Inbox, inbox_dir: Path, tmp_
     assert os.listdir(inbox_dir / "drop") == []
 
 
+@pytest.mark.parametrize("then", ["another comes", "nothing comes", "it stays"])
+def test_a_drop_that_is_ingested_before_its_flush_is_no_error(
+    inbox: Inbox, inbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """But that the flush of what lies there fails, is one."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (tmp_path / "another").write_bytes(b"another")
+    steps = {
+        "another comes": f"mv drop/k ../x; {shutil.which('sync')} drop/k; mv {tmp_path}/another drop/k",
+        "nothing comes": f"mv drop/k ../x; {shutil.which('sync')} drop/k",
+        "it stays": "false",
+    }
+    (programs / "sync").write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/been ] && exec {shutil.which("sync")} "$@"\n'
+        f"true >{tmp_path}/been; {steps[then]}; exit 1\n"
+    )
+    (programs / "sync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "k").write_bytes(b"dropped")
+    os.rename(tmp_path / "k", inbox_dir / "drop" / "k")
+    refused = then == "it stays"
+    said = shell(inbox_dir, "--not-durable", "k", value=b"newest", status=3 if refused else 0)
+    assert ("cannot flush drop/k" in said) == refused
+    assert waiting(inbox) == ([] if refused else [("k", b"newest")])
+    assert os.listdir(inbox_dir / "drop") == (["k"] if refused else [])
+
+
 @pytest.mark.parametrize("is_left_alone", [True, False])
 def test_a_drop_whose_times_do_not_tell_is_looked_at_again(
     inbox: Inbox, inbox_dir: Path, is_left_alone: bool
