@@ -15,7 +15,7 @@ from fsinbox.consumer.coalescing import hashes_of_twins
 from fsinbox.store.layout import Layout
 from fsinbox.store.names import deferred_name, element_name
 from tests.shim import meanwhile, refusing
-from tests.usual import drain, names, path_of, take
+from tests.usual import drain, held, names, path_of, take
 
 
 @pytest.fixture
@@ -315,6 +315,18 @@ def test_a_deferred_element_that_was_superseded_is_nothing_to_wake_up_for(
     monkeypatch.setattr("fsinbox.consumer.ownership.time_ns", lambda: real() + 7200 * 10**9)
     assert inbox.take() is None
     assert inbox.next_look_in() is None
+
+
+def test_what_is_due_while_somebody_has_the_lock_is_taken_soon_after(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    take(inbox).nack(delay=0.001)
+    time.sleep(0.01)
+    with held(inbox.path):
+        assert inbox.take() is None
+        assert names(inbox, "inflight") == [] and len(names(inbox, "deferred")) == 1
+        look = inbox.next_look_in()
+        assert look is not None and look <= 0.05
+    assert take(inbox, timeout=5).key == "a"
 
 
 # --- many ---------------------------------------------------------------------------------------------
