@@ -912,7 +912,7 @@ def test_exec_gives_key_and_place_in_the_environment(place: Place) -> None:
 
 
 def test_in_a_command_every_form_of_add_means_the_same_inbox(tmp_path: Path) -> None:
-    run("--inbox", "spool", "add", "first", "1", cwd=tmp_path)
+    run("--inbox", "spool", "add", "--create", "first", "1", cwd=tmp_path)
     add = " ".join(map(str, command("add")))
     run(
         "--inbox",

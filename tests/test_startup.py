@@ -86,6 +86,7 @@ def test_a_command_imports_nothing_it_does_not_use(tmp_path: Path, name: str) ->
 
 @pytest.mark.bare
 def test_a_cold_add_imports_no_more_than_the_library_needs(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
     subprocess.run(
         [sys.executable, "-c", CODE, "add", "k", "v"],
         cwd=tmp_path,

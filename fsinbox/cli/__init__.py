@@ -71,25 +71,20 @@ def _has_settings(path: str) -> bool:
 def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | None:
     """Read `[--inbox DIR] add [--inbox DIR] [--file F] KEY [VALUE]` into (KEY, VALUE, F, DIR).
 
-    None for anything else, which click reads.
+    None for anything else, and for every mistake: click reads it, and says what is wrong.
     """
     if any(name.startswith("FSINBOX_ADD_") for name in os.environ):
         return None
-    found: dict[str, str | None] = {
-        "key": None,
-        "value": None,
-        "file": None,
-        "inbox": os.environ.get("FSINBOX_DIR"),
-    }
+    found: dict[str, str | None] = {"key": None, "value": None, "file": None, "inbox": None}
     command = False
     index = 0
     while index < len(words):
         word = words[index]
         index += 1
         if word in ("--inbox", "--file") and index < len(words) and (command or word == "--inbox"):
-            found[word[2:]] = words[index]
-            if not words[index]:
+            if not words[index] or (word == "--inbox" and found["inbox"]):
                 return None
+            found[word[2:]] = words[index]
             index += 1
         elif not command and word == "add":
             command = True
@@ -99,8 +94,9 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
             found["key"] = word
         else:
             found["value"] = word
-    if found["key"] is None or (found["value"] is not None and found["file"] is not None):
+    if found["key"] is None or (found["value"] is None) == (found["file"] is None):
         return None
     if settings_file() is not None:
         return None
-    return found["key"], found["value"], found["file"], found["inbox"] or "inbox"
+    inbox = found["inbox"] or os.environ.get("FSINBOX_DIR") or "inbox"
+    return found["key"], found["value"], found["file"], inbox

@@ -148,7 +148,8 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 @inbox_option
 @json_option
 @click.option("--file", "file", metavar="FILE", help="Take the value from FILE; - is standard input.")
-@click.option("--move", is_flag=True, help="With --file: hand FILE over instead of copying it.")
+@click.option("--move", is_flag=True, help="With --file: move FILE into the inbox instead of copying it.")
+@click.option("--create", is_flag=True, help="Create the inbox if there is none.")
 @click.option(
     "--durable/--not-durable",
     default=True,
@@ -156,20 +157,20 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 )
 @key_argument
 @click.argument("value", required=False)
-def add(
-    inbox: str | None, json: bool, file: str | None, move: bool, durable: bool, key: str, value: str | None
-) -> None:
-    """Queue VALUE for KEY, in place of a value of that key that waits.
+def add(inbox: str | None, file: str | None, key: str, value: str | None, **how: bool) -> None:
+    """Queue VALUE for KEY. It replaces a waiting value of that key.
 
-    The value is stored as it stands, byte for byte. Without VALUE, or with -, it is read from standard input.
+    The value is stored byte for byte. With - in its place it is read from standard input.
     """
     from .adding import add as add_element
 
     if value is not None and file is not None:
         raise click.UsageError("VALUE and --file exclude each other")
-    if move and (file is None or file == "-"):
+    if how["move"] and (file is None or file == "-"):
         raise click.UsageError("--move needs --file FILE")
-    sys.exit(add_element(key, value, file, chosen(inbox), move=move, durable=durable, json=json))
+    if value is None and file is None:
+        raise click.UsageError("no value: give VALUE, --file FILE, or - to read it from standard input")
+    sys.exit(add_element(key, value, file, chosen(inbox), **how))
 
 
 @cli.command()

@@ -3,7 +3,7 @@ printed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import click
@@ -34,10 +34,26 @@ def _directories(ctx: click.Context, parameter: click.Parameter, incomplete: str
     return [CompletionItem(incomplete, type="dir")]
 
 
+class _Inbox(click.Option):
+    """--inbox: once in a line, before the command's name or behind it."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        parser.add_option(self, opts=self.opts, dest=self.name, action="append", nargs=1)
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
+        given = opts.get("inbox") or []
+        group = ctx.parent.get_parameter_source("inbox") if ctx.parent else None
+        twice = len(given) > 1 or (given and group == click.core.ParameterSource.COMMANDLINE)
+        if twice and not ctx.resilient_parsing:  # (a shell asks for completions of what is half typed)
+            raise click.UsageError("--inbox is given more than once: give it once", ctx)
+        return super().consume_value(ctx, {**opts, "inbox": given[-1]} if given else opts)
+
+
 def inbox_option(command: Command) -> Command:
-    """Add --inbox to a command, so that it may stand behind the command's name as well as before it."""
+    """Add --inbox to a command: it may stand before the command's name or behind it."""
     return click.option(
         "--inbox",
+        cls=_Inbox,
         metavar="DIR",
         envvar="FSINBOX_DIR",
         allow_from_autoenv=False,  # one variable for it, whatever the command
