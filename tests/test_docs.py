@@ -1,7 +1,8 @@
 """Proves that the documents are true where a machine can tell: examples run, links lead somewhere, options
-exist."""
+exist, and what ARCHITECTURE.md says of the package is so."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -11,16 +12,22 @@ from fsinbox import Inbox
 from fsinbox.cli.commands import cli
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").rglob("README.md"))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def called(path: Path) -> str:
+    """Return how a test of a document is called."""
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *EXAMPLES], ids=called)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=called)
 def test_options_exist(document: Path) -> None:
     context = click.Context(cli)
     commands = [cli, *(cli.get_command(context, name) for name in cli.list_commands(context))]
@@ -40,3 +47,79 @@ def test_the_readme_s_python_example_runs_and_does_what_its_comments_say(
     exec(example, names)
     assert names["value"] == {"a": 3}
     assert Inbox("inbox").take() is None
+
+
+# --- ARCHITECTURE.md ----------------------------------------------------------------------------------
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+PACKAGE = ROOT / "fsinbox"
+
+
+def lines_of(storey: str) -> int:
+    """Return how many lines the modules of a storey have."""
+    folder = PACKAGE if storey == "the face" else PACKAGE / storey.strip("`")
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("*.py"))
+
+
+def test_a_storey_costs_as_many_lines_as_is_said() -> None:
+    rows = re.findall(r"^\| (`[a-z/]+`|the face) \|.*?\| ([\d,]+) \|", ARCHITECTURE, re.M)
+    folders = [folder.relative_to(PACKAGE) for folder in PACKAGE.rglob("*") if any(folder.glob("*.py"))]
+    assert sorted(storey for storey, _ in rows) == sorted(
+        ["the face", *(f"`{folder}/`" for folder in folders)]
+    )
+    for storey, said in rows:
+        lines = lines_of(storey)
+        assert 0.85 <= int(said.replace(",", "")) / lines <= 1.15, f"{storey} has {lines} lines, not {said}"
+
+
+def test_each_module_and_file_that_the_architecture_names_is_there() -> None:
+    named = re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md))`|`((?:[\w-]+/)+)`", ARCHITECTURE)
+    assert len(named) > 30
+    inside = {path.name for path in PACKAGE.rglob("*.py")}
+    for file, folder in named:
+        path = file or folder
+        there = (ROOT / path).exists() or (PACKAGE / path).exists() or path in inside
+        assert there, f"ARCHITECTURE.md names {path}"
+
+
+def test_only_its_command_imports_the_migration() -> None:
+    """It needs an extra: nothing else may."""
+    words = re.compile(r"(?:import|from) .*\b(?:migration|migrating|sqlalchemy)\b")
+    importers = {
+        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if words.search(path.read_text())
+    }
+    assert importers == {"cli/migrating.py", "operate/migration.py"}
+    top = (PACKAGE / "operate/migration.py").read_text().partition("\nclass ")[0]
+    assert not re.search(r"^(?:import|from) sqlalchemy", top, re.M)
+
+
+# --- decisions, and the commands of the house ---------------------------------------------------------
+
+
+def test_each_decision_is_listed_and_has_the_usual_parts() -> None:
+    folder = ROOT / "docs/decisions"
+    listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "index.md").read_text())
+    assert listed == sorted(path.name for path in folder.glob("0*.md"))
+    for number, name in enumerate(listed, 1):
+        text = (folder / name).read_text()
+        assert text.startswith(f"# {number}. ")
+        for part in ("Context", "Options", "Decision", "Consequences"):
+            assert re.search(rf"^\*\*{part}\b", text, re.M), f"{name} has no {part}"
+
+
+def test_each_command_of_the_makefile_is_there() -> None:
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", text, re.M)
+    assert {"setup", "test", "test-all", "lint", "demo", "bench", "docs", "gate"} <= set(targets)
+    (phony,) = re.findall(r"^\.PHONY: (.*)", text, re.M)
+    assert phony.split() == targets
+    for line in re.findall(r"^\t(?:sh|bash) (\S+)", text, re.M):
+        assert (ROOT / line).is_file()
+
+
+def test_make_lists_its_commands() -> None:
+    try:
+        done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        pytest.skip("make is not installed")
+    assert "\ngate        all that a change has to pass\n" in done.stdout
