@@ -25,8 +25,8 @@ _PART = ".part"
     "--state",
     "states",
     multiple=True,
-    type=click.Choice(["out", "waiting", "deferred", "failed", "done"]),
-    default=["out", "waiting", "deferred"],
+    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
+    default=["in_flight", "waiting", "deferred"],
     show_default=True,
     help="What to export; may be repeated.",
 )

@@ -179,18 +179,18 @@ def add(inbox: str | None, file: str | None, key: str, value: str | None, **how:
 @click.option(
     "--state",
     multiple=True,
-    type=click.Choice(["out", "waiting", "deferred", "failed", "done"]),
+    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
     help="Only these; may be repeated.  [default: all but done]",
 )
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
     """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
-    from ..operate import survey
+    from ..operate.rows import STATES, label, rows
     from ..operate.units import age, when
     from ..store.layout import Layout
     from .text import say
 
     layout = Layout(chosen(inbox), create=False)
-    for row in survey.rows(layout, state or tuple(survey.STATES)):
+    for row in rows(layout, state or tuple(STATES)):
         size = row.size(layout)
         if size is None:
             continue
@@ -198,7 +198,7 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
             due = None if row.due is None else when(row.due)
             say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=due)
         else:
-            click.echo(f"{row.state:<8}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
+            click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
 
 
 @cli.command()
@@ -209,14 +209,14 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     """Print the payload of KEY: the one that waits, else the one that is out, is deferred or has failed."""
     import base64
 
-    from ..operate import survey
+    from ..operate.rows import find, reason
     from ..operate.units import when
     from ..store.files import open_for_reading
     from ..store.layout import Layout
     from .text import say
 
     layout = Layout(chosen(inbox), create=False)
-    row = survey.find(layout, key)
+    row = find(layout, key)
     if row is None:
         raise Failure(
             f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED
@@ -229,7 +229,7 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     except MemoryError as error:
         path = f"{layout.path}/{row.folder}/{row.file}"
         raise Failure(f"{path} is too large for the memory: look at it there", EXIT_FAILED) from error
-    why = survey.reason(layout, row) if row.state == "failed" else None
+    why = reason(layout, row) if row.state == "failed" else None
     if not json:
         if why:
             click.echo(why, err=True)

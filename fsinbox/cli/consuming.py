@@ -12,7 +12,7 @@ from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Inbox
 from ..worker import service
 from ..worker.backoff import Backoff
-from ..worker.observer import Keeper, Observer
+from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler, HandlerError
 from ..worker.runner import Runner, Tally
 from . import EXIT_FAILED, logs
@@ -49,7 +49,7 @@ def consume(path: str, **options: Any) -> int:
     ) as inbox:
         if new:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
-        keeper = Keeper(inbox.layout, shard, handler.name, options["concurrency"])
+        stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
         runner = Runner(
             inbox,
             handler,
@@ -60,12 +60,12 @@ def consume(path: str, **options: Any) -> int:
             once=options["once"],
             standby=options["standby"],
             stop_notice=lambda text: logs.line(form, text, "stopping"),
-            observers=[keeper],
+            observers=[stats],
         )
         runner.observers += service.observers(os.environ)
         if options["metrics"] or options["metrics_file"]:
             runner.observers += measured(
-                inbox.path, shard, keeper, options["metrics"], options["metrics_file"]
+                inbox.path, shard, stats, options["metrics"], options["metrics_file"]
             )
         log.info(
             "consuming %s with %s (pid %d)",
@@ -115,13 +115,13 @@ def traced(handler: Handler, path: str) -> Handler:
 
 
 def measured(
-    path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None
+    path: str, shard: Shard, stats: StatsObserver, address: str | None, file: str | None
 ) -> list[Observer]:
     """Return the observer that tells metrics. Raises click.UsageError."""
     try:
         from ..worker.metrics import observers
 
-        return observers(path, shard, keeper, address, file)
+        return observers(path, shard, stats, address, file)
     except (ImportError, ValueError) as error:
         raise click.UsageError(str(error)) from error
 

@@ -134,15 +134,13 @@ def key_argument(command: Command) -> Command:
 def complete_keys(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the keys in the inbox that begin so, for a shell's completion. What a shell could not show is
     left out."""
-    from ..operate import survey
+    from ..operate.rows import rows
     from ..store.errors import InboxError
     from ..store.layout import Layout
 
     try:
         layout = Layout(chosen(ctx.params.get("inbox"), ctx), create=False)
-        keys = {
-            row.key for row in survey.rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()
-        }
+        keys = {row.key for row in rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()}
     except (InboxError, OSError):
         return []
     return sorted(keys.difference(ctx.params.get("keys") or ()))

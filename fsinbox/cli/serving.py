@@ -62,7 +62,7 @@ def web(
 
     try:
         from ..web.app import make_app
-        from ..web.guard import LOOPBACK, Rules
+        from ..web.auth import LOOPBACK, Rules
         from ..web.server import serve
     except ModuleNotFoundError as error:
         raise Failure(

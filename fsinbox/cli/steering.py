@@ -22,8 +22,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..operate.rows import Row
     from ..operate.steering import Steering
-    from ..operate.survey import Row
 
 _TIME_IS_UP = 124
 """Exit status of `wait` when its time is up: as timeout(1) has it."""
@@ -170,7 +170,7 @@ def _change(
 @keys_argument
 def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]) -> None:
     """List what has failed, the oldest first, and why: all, or the elements of KEY."""
-    from ..operate import survey
+    from ..operate.rows import reason
     from ..operate.steering import Steering, size_and_time
     from ..operate.units import age, when
     from .text import say
@@ -182,7 +182,7 @@ def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]
             if about is None:
                 continue
             size, since = about
-            why = survey.reason(layout, row) or ""
+            why = reason(layout, row) or ""
             summary = (why.strip().splitlines() or ["no reason was kept"])[-1]
             if json:
                 say(

@@ -1,9 +1,8 @@
-"""An inbox as a tar file: written beside producers and a consumer, read into another inbox; what was cut
-short can go on.
+"""An inbox as a tar file: written beside producers and a consumer, read into another inbox. What was
+interrupted can be resumed.
 
-A member is `<state>/<number>-<key>`; its header has the key (`FSINBOX.key`) and, of what failed, the reason
-(`FSINBOX.reason`). What is put in first is what is first in the queue, so that reading it in order keeps the
-order.
+A member is called `<state>/<number>-<key>`. Its header has the key (`FSINBOX.key`) and, for a failed element,
+the reason (`FSINBOX.reason`). Members are in the order of the queue, so reading them in order keeps it.
 """
 
 from __future__ import annotations
@@ -20,23 +19,24 @@ from ..store import control, files, transitions
 from ..store.errors import AddFailed, InboxError, InvalidKey
 from ..store.layout import Layout
 from ..store.names import decode_key, element_name, encode_key, parse_element
-from .survey import Row, reason, rows
+from .drafts import draft_of
+from .rows import Row, reason, rows
 
 if TYPE_CHECKING:
     from ..inbox import Inbox
 
-STATES = ("out", "waiting", "deferred", "failed", "done")
+STATES = ("in_flight", "waiting", "deferred", "failed", "done")
 
 _KEY, _REASON = "FSINBOX.key", "FSINBOX.reason"
 
 _LONGEST_REASON = 64 * 1024
 
 _BATCH = 200
-"""Elements after which it is noted how far an import has come."""
+"""After this many elements the progress of an import is noted."""
 
 
 class ArchiveError(InboxError):
-    """A file is no archive of ours, or not whole."""
+    """A file is not an archive of ours, or is incomplete."""
 
 
 def write(
@@ -47,10 +47,10 @@ def write(
     progress: Callable[[int], object],
     skip: set[str],
 ) -> int:
-    """Write the elements in these states to a tar file, but for members called as in `skip`; return how many.
-    Raises OSError.
+    """Write the elements in these states to a tar file, except the members named in `skip`; return how many
+    were written. Raises OSError.
 
-    `file` is written at its position; `progress` is called with the number written so far.
+    `file` is written from its position on; `progress` is called with the number written so far.
     """
     done = 0
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
@@ -63,7 +63,7 @@ def write(
 
 
 def _put(layout: Layout, tar: tarfile.TarFile, row: Row, name: str) -> bool:
-    """Write one element; False if it is gone, or no regular file."""
+    """Write one element; False if it is not there any more, or is not a regular file."""
     try:
         fd = files.open_for_reading(layout, row.folder, row.file)
     except OSError:
@@ -82,8 +82,8 @@ def _put(layout: Layout, tar: tarfile.TarFile, row: Row, name: str) -> bool:
 
 
 def whole_part(file: IO[bytes]) -> tuple[set[str], int]:
-    """Return what an export that was cut short has written whole: the names of its members, and where they
-    end (bytes)."""
+    """Return what an interrupted export has written completely: the names of its members, and the offset in
+    bytes at which they end."""
     names: set[str] = set()
     end = 0
     size = file.seek(0, os.SEEK_END)
@@ -97,7 +97,7 @@ def whole_part(file: IO[bytes]) -> tuple[set[str], int]:
                 names.add(member.name)
                 end = behind
     except tarfile.TarError:
-        pass  # what follows is not whole
+        pass  # what follows is incomplete
     return names, end
 
 
@@ -105,18 +105,18 @@ class Member:
     """One element in an archive."""
 
     def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
-        """Raises ArchiveError if it is none of ours."""
+        """Raises ArchiveError if it is not a member that `write` has written."""
         state, _, file = info.name.partition("/")
         parsed = parse_element(file)
         key = info.pax_headers.get(_KEY) or (parsed and decode_key(parsed[1]))
         if state not in STATES or not parsed or not key or not info.isreg():
             raise ArchiveError(
-                f"{info.name!r} in the archive is no element: it was not written by `fsinbox export`"
+                f"{info.name!r} in the archive is not an element: `fsinbox export` did not write it"
             )
         try:
             encode_key(key)
         except InvalidKey as error:
-            raise ArchiveError(f"{info.name!r} in the archive has no key that could be: {error}") from error
+            raise ArchiveError(f"{info.name!r} in the archive has an invalid key: {error}") from error
         self.state = state
         self.key = key
         self.seq = parsed[0]
@@ -126,12 +126,12 @@ class Member:
         self._info = info
 
     def open(self) -> BinaryIO:
-        """Return its payload, to read from."""
-        return cast("BinaryIO", self._tar.extractfile(self._info))  # (None is for what is no regular file)
+        """Return its payload, open for reading."""
+        return cast("BinaryIO", self._tar.extractfile(self._info))  # (None: not a regular file)
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
-    """Go through an archive, from the file's position on. Raises ArchiveError at what is not whole, or not
+    """Go through an archive, from the file's position on. Raises ArchiveError where it is incomplete, or not
     ours."""
     try:
         with tarfile.open(fileobj=file, mode="r|*") as tar:
@@ -139,27 +139,28 @@ def members(file: IO[bytes]) -> Iterator[Member]:
                 yield Member(tar, info)
     except (tarfile.TarError, EOFError) as error:
         raise ArchiveError(
-            f"the archive cannot be read: {error}: it is no tar file, or was cut short; export it again"
+            f"cannot read the archive: {error}: it is not a tar file, or is incomplete; export it again"
         ) from error
 
 
 class Import:
-    """Reads an archive into an inbox, in order. What it has done is noted in control/, so that it can go
-    on."""
+    """Reads an archive into an inbox, in order. Its progress is noted in control/, so that it can be
+    resumed."""
 
     def __init__(self, inbox: Inbox, identity: bytes, *, replace: bool) -> None:
-        """`identity`: what makes this archive this one. `replace`: in place of what waits in the inbox
-        already."""
+        """`identity`: tells this archive from others. `replace`: its values replace waiting ones."""
         self._inbox = inbox
         self._layout = inbox.layout
         self._replace = replace
         self._note = f"import-{sha256(identity).hexdigest()[:32]}"
         self.done = self._read_note()
-        """Members that were read, this time and before."""
+        """Members that were read, by this run and those before it."""
 
     def put(self, member: Member) -> str:
-        """Queue an element: "added", or "kept" if a value of its key waits; what failed: "failed", or "kept";
-        what is done is "skipped". Raises AddFailed.
+        """Queue one element. Raises AddFailed.
+
+        Returns "added"; "failed" for a failed element, which is put into failed/; "kept" if a value of its
+        key is there already, which stays; "skipped" for what is done.
         """
         outcome = self._put(member)
         self.done += 1
@@ -168,51 +169,40 @@ class Import:
         return outcome
 
     def _put(self, member: Member) -> str:
-        from ..store.transfer import Stream
-
         if member.state == "done":
             return "skipped"
-        stream = member.open()
         if member.state != "failed" and self._replace:
-            self._inbox.add_stream(member.key, stream)
+            self._inbox.add_stream(member.key, member.open())
             return "added"
-        encoded = encode_key(member.key)
         try:
-            kept = True
-            drafts: list[str] = []
-            try:
-                Stream(stream).write(self._layout, drafts, durable=True)
-                temporary = drafts[0]
-                index = self._inbox.index
-                if member.state == "failed":
-                    step = transitions.put_into_failed
-                    kept = not index.locked(step, self._layout, temporary, member.seq, encoded, member.reason)
-                else:
-                    kept = not index.locked(
-                        transitions.add_if_none_waits, self._layout, index, temporary, encoded
-                    )
-            finally:
-                if kept and drafts:
-                    files.discard_temporary(self._layout, drafts[0])
+            with draft_of(self._layout, member.open()) as draft:
+                draft.published = self._publish(member, draft.name)
         except OSError as error:
             raise AddFailed(
                 error.errno,
                 f"cannot add key {member.key!r} to inbox {self._layout.path}: {error.strerror or error}: "
-                "mend that, and import "
-                "again: it goes on from there",
+                "fix that, then import again: it continues from there",
                 maybe_added=True,
             ) from error
-        if kept:
+        if not draft.published:
             return "kept"
         return "failed" if member.state == "failed" else "added"
 
+    def _publish(self, member: Member, temporary: str) -> bool:
+        """Move a file in tmp/ to the element's place, unless one is there; tell whether it was moved."""
+        index, encoded = self._inbox.index, encode_key(member.key)
+        if member.state == "failed":
+            step = transitions.put_into_failed
+            return index.locked(step, self._layout, temporary, member.seq, encoded, member.reason)
+        return index.locked(transitions.add_if_none_waits, self._layout, index, temporary, encoded)
+
     def note(self) -> None:
-        """Make what was done last, and note it. Raises OSError."""
+        """Flush what was queued, and note the progress. Raises OSError."""
         files.flush_pending(self._layout)
         control.put(self._layout, self._note, str(self.done))
 
     def finish(self) -> None:
-        """All was read: make it last, and forget how far it is. Raises OSError."""
+        """The archive is read: flush, and remove the note. Raises OSError."""
         self.note()
         os.unlink(self._note, dir_fd=self._layout.folder("control"))
 
@@ -228,7 +218,7 @@ class Import:
 
 
 def identity(path: str) -> bytes:
-    """Return what makes the archive at `path` this one: its size, and its first and last blocks. Raises
+    """Return what tells the archive at `path` from others: its size, its first and its last blocks. Raises
     OSError."""
     with open(path, "rb") as file:
         size = file.seek(0, io.SEEK_END)

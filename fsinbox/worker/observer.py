@@ -1,4 +1,4 @@
-"""Who is told what a run of the consumer does: the account in stats/, metrics, the service manager."""
+"""Who is told what a run of the consumer does: the statistics in stats/, metrics, the service manager."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..consumer.ownership import Shard
-from ..operate.stats import Account
+from ..operate.stats import StatsWriter
 from ..store.layout import Layout
 from .outcome import Outcome
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsinbox")
 
 _INTERVAL = 1.0
-"""Seconds between two writes of the account at least."""
+"""Seconds between two writes of the statistics, at least."""
 
 
 class Observer:
@@ -52,28 +52,26 @@ class Observer:
         """The run has come to an end. Not told if it had not begun."""
 
 
-class Keeper(Observer):
-    """Keeps the account in stats/."""
+class StatsObserver(Observer):
+    """Writes the statistics in stats/."""
 
     def __init__(self, layout: Layout, shard: Shard, handler: str, concurrency: int) -> None:
-        self._open = partial(Account, layout, shard, handler, concurrency)
+        self._open = partial(StatsWriter, layout, shard, handler, concurrency)
         self._next = 0.0
         self._dirty = False
 
     def began(self) -> None:
-        self.account = (
-            self._open()
-        )  # only now: a standby goes on from what the consumer before has left in the end
+        self.writer = self._open()  # only now: a standby continues from what the consumer before wrote last
         self._dirty = True
 
     def started(self, element: Element, latency: float | None) -> None:
-        self.account.started(
+        self.writer.started(
             element.key, element.seq, element.attempts, replaced=element.replaced, latency=latency
         )
         self._dirty = True
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
-        self.account.ended(element.key, element.seq, became, outcome.summary, seconds)
+        self.writer.ended(element.key, element.seq, became, outcome.summary, seconds)
         self._dirty = True
 
     def due(self) -> float | None:
@@ -82,7 +80,7 @@ class Keeper(Observer):
     def tick(self) -> None:
         self._dirty = False
         self._next = monotonic() + _INTERVAL
-        self.account.write()
+        self.writer.write()
 
     def stopped(self) -> None:
-        self.account.write(stopped=True)
+        self.writer.write(stopped=True)
