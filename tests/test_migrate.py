@@ -168,7 +168,8 @@ def test_a_place_keeps_every_kind_of_value_that_a_column_of_the_order_may_have(p
     place = Place(Layout(str(project / "inbox")), "x")
     place.write((False, values))
     assert place.read() == (False, values)
-    assert [type(value) for value in place.read()[1]] == [type(value) for value in values]  # type: ignore[index]
+    read = place.read()
+    assert read and [type(value) for value in read[1]] == [type(value) for value in values]
 
 
 # --- tables of other kinds ----------------------------------------------------------------------------

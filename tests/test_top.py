@@ -116,7 +116,10 @@ def test_it_shows_how_the_work_goes_beside_a_real_consumer(
             inbox.add(key, "v")
     view = terminal()
     first = view.screen(
-        r"WARNING: No consumer is running; 5 elements are waiting", r"waiting 5", "consumer +1/1  none", "no failures"
+        "WARNING: No consumer is running; 5 elements are waiting",
+        "waiting 5",
+        "consumer +1/1  none",
+        "no failures",
     )
     assert re.search(r"fsinbox top  \d\d:\d\d:\d\d  q quits  /", first)
     words = ("--handler", "tasks:work", "--codec", "text", "--concurrency", "2", "--retry-delay", "600")

@@ -85,7 +85,8 @@ def outranked(*names: str) -> list[str]:
     the environment, and that outranks a file."""
     ctx = click.get_current_context()
     rank = list(click.core.ParameterSource).index
-    ranks = {name: rank(ctx.get_parameter_source(name)) for name in names if ctx.params[name] is not None}  # type: ignore[arg-type]
+    given = [name for name in names if ctx.params[name] is not None]
+    ranks = {name: rank(ctx.get_parameter_source(name)) for name in given}  # type: ignore[arg-type]
     return [name for name in ranks if ranks[name] > min(ranks.values())]
 
 

@@ -66,7 +66,8 @@ def top(
             "top needs a terminal to draw on: for scripts, pipes and plain terminals there is `fsinbox "
             "status`"
         )
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key may have characters this terminal has not
+    # A key may have characters that this terminal lacks.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         watch(layout, Limits(max_age, max_pending, max_failed), interval, console)
     except KeyboardInterrupt:

@@ -170,8 +170,10 @@ class Steering:
             yield
         except OSError as error:
             where = f"{self.layout.path}/{row.folder}/{row.file}"
-            text = f"cannot change {where}: {error.strerror or error}: it is unchanged; fix that, then try again"
-            raise UnusableInbox(text) from error
+            why = error.strerror or error
+            raise UnusableInbox(
+                f"cannot change {where}: {why}: it is unchanged; fix that, then try again"
+            ) from error
 
 
 def size_and_time(layout: Layout, row: Row) -> tuple[int, int] | None:
