@@ -260,7 +260,11 @@ def show(inbox: str | None, json: bool, key: str) -> None:
 @click.option(
     "--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell."
 )
-@click.option("--shell", is_flag=True, help="With --exec: hand COMMAND to /bin/sh.")
+@click.option(
+    "--shell/--no-shell",
+    default=None,
+    help="With --exec: have /bin/sh run COMMAND; or take its shell syntax literally.  [default: refuse it]",
+)
 @click.option(
     "--codec",
     type=click.Choice(["json", "text", "bytes"]),

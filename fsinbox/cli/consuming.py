@@ -12,9 +12,10 @@ from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Inbox
 from ..worker import service
 from ..worker.backoff import Backoff
+from ..worker.ending import Tally
 from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler, HandlerError
-from ..worker.runner import Runner, Tally
+from ..worker.runner import Runner
 from . import EXIT_FAILED, logs
 
 log = logging.getLogger("fsinbox")
@@ -77,13 +78,13 @@ def consume(path: str, **options: Any) -> int:
         with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
     log.info("stopped: %s", tally, extra={"event": "stopped", **asdict(tally)})
-    if tally.failed and not runner.stopped_by_signal:
+    if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
 
 
-def choose_handler(function: str | None, command: str | None, *, shell: bool) -> Handler:
-    """Return the handler the options name. Raises click.UsageError."""
+def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:
+    """Return the handler that the options name. Raises click.UsageError."""
     if (function is None) == (command is None):
         raise click.UsageError("give either --handler MODULE:FUNC or --exec COMMAND")
     if shell and command is None:

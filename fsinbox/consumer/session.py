@@ -41,6 +41,11 @@ class Claim:
         self._consumer = consumer
         self._ended = ""
 
+    @property
+    def ended(self) -> str:
+        """How it was ended; "" if it was not."""
+        return self._ended
+
     def acknowledge(self) -> None:
         """It is done."""
         self._end("acknowledged", lambda: self._consumer.acknowledge(self.taken))

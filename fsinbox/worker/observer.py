@@ -13,6 +13,8 @@ from ..store.layout import Layout
 from .outcome import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..element import Element
 
 log = logging.getLogger("fsinbox")
@@ -22,7 +24,7 @@ _INTERVAL = 1.0
 
 
 class Observer:
-    """Told of what happens, in the main thread. What it raises is logged, once, and stops nothing."""
+    """Told of what happens, in the main thread. What it raises is logged once, and stops nothing."""
 
     def standing_by(self) -> None:
         """Another process is the consumer, and this one waits: told about every second, before `began`."""
@@ -50,6 +52,47 @@ class Observer:
 
     def stopped(self) -> None:
         """The run has come to an end. Not told if it had not begun."""
+
+
+class Audience:
+    """The observers of a run. That one of them fails (a full disk) must not stop the work."""
+
+    def __init__(self, observers: list[Observer]) -> None:
+        """The list may still grow."""
+        self._observers = observers
+        self._complained: set[Observer] = set()
+
+    def tell(self, what: Callable[[Observer], object], only: list[Observer] | None = None) -> None:
+        """Call `what` with each observer, or with those of `only`."""
+        for observer in self._observers if only is None else only:
+            try:
+                what(observer)
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                if observer not in self._complained:
+                    name = type(observer).__name__
+                    log.warning(
+                        "%s: %s: the work continues; this is said only once",
+                        name,
+                        error,
+                        extra={"event": "observer_failed", "observer": name},
+                    )
+                self._complained.add(observer)
+
+    def tick(self) -> None:
+        """Call the observers that are due."""
+        now = monotonic()
+        for observer in self._observers:
+            due = observer.due()
+            if due is not None and due <= now:
+                self.tell(lambda observer: observer.tick(), [observer])
+
+    def until_tick(self, limit: float | None) -> float | None:
+        """Return how many seconds to sleep at most, given another limit: until an observer is due."""
+        times = [due for due in (observer.due() for observer in self._observers) if due is not None]
+        if not times:
+            return limit
+        left = max(0.0, min(times) - monotonic())
+        return left if limit is None else min(limit, left)
 
 
 class StatsObserver(Observer):
