@@ -1237,7 +1237,7 @@ def test_a_lock_whose_holder_cannot_be_told_is_found(
     [
         (b"12 (a (b) c) S 1 2", " (a (b) c)"),
         (b"12 (\x1b[2J) t 1 2", " (?[2J, stopped)"),
-        (FileNotFoundError(), " (it has ended, and a child of it holds on)"),
+        (FileNotFoundError(), " (it has ended; a child of it still holds the lock)"),
         (PermissionError(), ""),
     ],
 )
@@ -1260,7 +1260,7 @@ def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
     (patient / "drop/h").mkdir()
     with (
         refusing(scandir=errno.EIO),
-        pytest.raises(UnusableInbox, match=r"cannot go on with the repair .*Input/output error"),
+        pytest.raises(UnusableInbox, match=r"cannot finish the repair .*Input/output error"),
     ):
         repair(str(patient.path), pause=0)
     repair(str(patient.path), pause=0)
@@ -1388,7 +1388,7 @@ def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None
     text = done.stdout
     assert "  repair  index: this should be a regular file, and is not: adds fail" in text
     assert "            --repair: moves it to failed/, with the reason beside it, and makes the file" in text
-    assert "  note    'pending/ä\\n': its name is not that of an element" in text
+    assert "  note    'pending/ä\\n': its name is not the name of an element" in text
     assert "  note    failed/1, failed/2, failed/3 and 1 more: it is neither" in text
     assert text.splitlines()[-1] == "not healthy: see above, and run this with --repair"
     assert (
@@ -1404,7 +1404,7 @@ def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None
 def test_the_command_says_when_only_a_person_can_help(patient: Patient) -> None:
     last_is(patient, NOW + 300 * DAY)
     done = run("doctor", "--inbox", patient.path, "--repair", cwd=patient.path.parent, status=1)
-    assert "            to do: set the clock; or stop all that use the inbox" in done.stdout
+    assert "            to do: set the clock; or stop every process that uses the inbox" in done.stdout
     assert done.stdout.splitlines()[-1] == "not healthy: a person must see to it; see above"
 
 

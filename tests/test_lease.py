@@ -880,7 +880,7 @@ def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path, 
                 check=True,
             )
             assert f"consumer  pid {standby.pid} on " in status.stdout
-            assert "epoch 2, sign of life " in status.stdout
+            assert "epoch 2, heartbeat " in status.stdout
         standby.terminate()
         assert standby.wait(20) == 0
     finally:
