@@ -225,4 +225,4 @@ def test_an_observer_that_fails_stops_nothing_and_is_told_of_once(
             observers=[Broken(), Observer()],
         ).run()
     assert tally.acknowledged == 2
-    assert caplog.text.count("Broken: out of order: the work goes on; this is only said once") == 1
+    assert caplog.text.count("Broken: out of order: the work continues; this is said only once") == 1
