@@ -24,7 +24,9 @@ from fsinbox import Inbox, cli
 from fsinbox.cli import commands, simple_add
 from fsinbox.cli.adding import add as add_element
 from fsinbox.cli.consuming import run_with_progress
+from fsinbox.cli.options import DURATION
 from fsinbox.operate import rows, units
+from fsinbox.store.layout import Layout
 from fsinbox.worker.functions import FunctionHandler
 from fsinbox.worker.runner import Runner
 
@@ -849,10 +851,48 @@ def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(busy: Pat
             command("ls"), cwd=busy, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 3
-    assert done.stderr.startswith(
-        "fsinbox: the system refused, at the inbox or at the output: [Errno 28] No space left"
+    assert done.stderr == "fsinbox: write failed: No space left on device: fix that, then try again\n"
+
+
+def test_an_inbox_that_cannot_be_read_is_an_error_and_no_traceback(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "inbox/pending")
+
+    monkeypatch.setattr(Layout, "names", refused)
+    done = invoke("ls")
+    assert done.exit_code == 3
+    assert done.stderr == (
+        "fsinbox: cannot read or write the inbox: Permission denied: fix that, then try again\n"
     )
-    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1.5", 1.5),
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("7d", 604_800),
+        ("1h30m", 5400),
+        ("1d2h3m4s", 93_784),
+        (".5h", 1800),
+        (60, 60),
+    ],
+)
+def test_a_duration_is_a_number_of_seconds_or_has_units(text: str | int, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "-1h", "30m1h", "1h 30m", "h", "1e3", "nan", "inf", "9999999d", "٣", -1]
+)
+def test_what_is_no_duration_is_refused_with_examples(text: str | int) -> None:
+    with pytest.raises(click.BadParameter, match="use 90, 15m, 2h, 7d or 1h30m"):
+        DURATION.convert(text, None, None)
 
 
 def test_an_output_cannot_be_given_up_without_a_descriptor_and_that_is_no_error(

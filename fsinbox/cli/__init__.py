@@ -1,21 +1,23 @@
-"""The command line. It parses and prints; what it does stands elsewhere.
+"""The command line. It parses and prints; the storeys below do the work.
 
 Start-up is part of the product: cron jobs and scripts call `fsinbox add` all day. So the common forms of
-`add` are read by hand here, and only what they need is imported; every other line, and every line that is not
-understood at once, goes to click, which has the last word on errors and help.
+`add` are parsed by hand here, with few imports. Every other line, and every mistake, goes to click, which
+prints errors and help.
 """
 
 import os
 import sys
 
 EXIT_FAILED = 1
-"""Something went to failed/ (drain, once), or there is no such element."""
+"""Something moved to failed/ (drain, once), or there is no such element."""
 EXIT_USAGE = 2
 EXIT_UNUSABLE = 3
 EXIT_BUSY = 4
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells have it."""
 
 _LARGEST = 1 << 20
-"""Bytes of a pyproject.toml that are looked at."""
+"""Bytes of a pyproject.toml that are read to see whether it has settings of ours."""
 
 
 def main() -> None:
@@ -30,14 +32,15 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def settings_file() -> str | None:
-    """Return the path of the pyproject.toml that has our settings: the nearest one upwards from the working
-    directory.
+    """Return the path of the pyproject.toml that has our settings: the nearest one, from the working
+    directory upwards.
 
-    $FSINBOX_SETTINGS names another; if it is empty, there are none. One that may not be read is passed over.
+    $FSINBOX_SETTINGS names another file; if it is empty, there are no settings. A file that cannot be read is
+    skipped.
     """
     named = os.environ.get("FSINBOX_SETTINGS")
     if named is not None:

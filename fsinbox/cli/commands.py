@@ -10,16 +10,16 @@ from typing import Any
 import click
 
 from ..store.errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
-from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
+from . import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
 from .options import Failure, chosen, inbox_option, json_option, key_argument, outranked, printable
 
 _ELSEWHERE = {
-    "failed": "steering",
-    "retry": "steering",
-    "discard": "steering",
-    "requeue": "steering",
-    "replay": "steering",
-    "purge": "steering",
+    "failed": "elements",
+    "retry": "elements",
+    "discard": "elements",
+    "requeue": "elements",
+    "replay": "elements",
+    "purge": "elements",
     "hold": "steering",
     "release": "steering",
     "pause": "steering",
@@ -35,19 +35,19 @@ _ELSEWHERE = {
     "migrate": "migrating",
     "web": "serving",
 }
-"""Commands that stand in a module of their own, imported when one is run, or help asks."""
+"""Commands in modules of their own, imported when one is run, or for help."""
 
 
 def _give_up_output() -> None:
-    """Send what is still to be written to nowhere."""
+    """Discard what is still to be written to standard output."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError:
-        pass  # no descriptors left
+        pass  # no descriptor is left
 
 
 class Commands(click.Group):
-    """Finds the commands, and turns the package's errors into messages and exit statuses, in one place."""
+    """Finds the commands, and turns errors of the package into messages and exit statuses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_ELSEWHERE])
@@ -88,8 +88,10 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)  # (click would say 1)
         except BrokenPipeError:
-            # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it
+            # The reader of our output has enough (`fsinbox ls | head`). Keep Python from complaining while it
             # shuts down.
             _give_up_output()
             ctx.exit(0)
@@ -101,8 +103,9 @@ class Commands(click.Group):
             raise Failure(str(error), EXIT_USAGE) from error
         except OSError as error:
             _give_up_output()  # it may be what cannot be written
-            text = f"the system refused, at the inbox or at the output: {error}: mend that, and try again"
-            raise Failure(text, EXIT_UNUSABLE) from error
+            what = "write failed" if error.filename is None else "cannot read or write the inbox"
+            why = error.strerror or error
+            raise Failure(f"{what}: {why}: fix that, then try again", EXIT_UNUSABLE) from error
 
 
 @click.group(

@@ -96,22 +96,29 @@ def printable(key: str) -> str:
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """A length of time: "90", "90s", "15m", "2h", "7d". Gives seconds."""
+    """A duration: "90", "90s", "15m", "2h", "7d", "1h30m". Converts to seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        sizes = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-        number, size = (value[:-1], sizes[value[-1]]) if value[-1:] in sizes else (value, 1)
-        try:
-            seconds = float(number) * size
-        except ValueError:
-            seconds = -1.0
+        seconds = float(value) if isinstance(value, (int, float)) else _seconds(value)
         if not 0 <= seconds < 1e9:
-            self.fail(f"{value!r} is no length of time: give seconds, or 15m, 2h, 7d", param, ctx)
+            self.fail(f"invalid duration {value!r}: use 90, 15m, 2h, 7d or 1h30m", param, ctx)
         return seconds
+
+
+def _seconds(text: str) -> float:
+    """Return a duration in seconds; -1 if it is not one."""
+    from re import fullmatch
+
+    sizes = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    number = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+    if fullmatch(number, text):
+        return float(text)
+    match = fullmatch("".join(f"(?:({number}){unit})?" for unit in sizes), text) if text else None
+    if not match:
+        return -1.0
+    return sum(float(part or 0) * size for part, size in zip(match.groups(), sizes.values(), strict=True))
 
 
 DURATION = Duration()

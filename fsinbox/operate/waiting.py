@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from time import monotonic, sleep
 
+from ..store.index import open_index
 from ..store.layout import Layout
+from ..store.names import encode_key
 from .rows import rows
 
 _SHORTEST, _LONGEST = 0.02, 0.5
@@ -27,6 +29,18 @@ def not_done(layout: Layout, keys: Iterable[str] | None) -> set[str]:
     for state in ("waiting", "in_flight", "deferred", "waiting", "in_flight"):
         found |= {row.key for row in rows(layout, (state,)) if wanted is None or row.key in wanted}
     return found
+
+
+def unknown(layout: Layout, keys: Iterable[str]) -> list[str]:
+    """Return which of these keys have left no trace: no element in any state, and nothing in the index. (It
+    forgets keys that are done at a boot, and when it is made anew.) Raises InvalidKey, OSError."""
+    encoded = {key: encode_key(key) for key in keys}
+    seen = not_done(layout, encoded) | {row.key for row in rows(layout, ("failed", "done"))}
+    index = open_index(layout)
+    try:
+        return [key for key, name in encoded.items() if key not in seen and not index.peek_numbers(name)]
+    finally:
+        index.close()
 
 
 def wait_for(layout: Layout, keys: Iterable[str] | None, timeout: float | None) -> set[str]:

@@ -277,10 +277,18 @@ class Index:
 
     def peek_place(self, encoded: str) -> int:
         """Return the number at which a key is known to wait, else 0."""
+        for number in self.peek_numbers(encoded):
+            if self._layout.exists("pending", element_name(number, encoded)):
+                return number
+        return 0
+
+    def peek_numbers(self, encoded: str) -> list[int]:
+        """Return numbers that were given out for a key, the highest first: those that the table still has. It
+        forgets keys that do not wait when it is made anew. (Another key may have the same CRC.)"""
         try:
             fd = self._open_to_read()
         except FileNotFoundError:
-            return 0
+            return []
         try:
             header = os.pread(fd, HEADER, 0)
             _, tag, lines = self._words(header)
@@ -289,10 +297,7 @@ class Index:
             bucket = os.pread(fd, BUCKET * LINE, _home(crc, lines)) if is_known else b""
         finally:
             close_quietly(fd)
-        for number, _ in _lines_of(bucket, crc):
-            if self._layout.exists("pending", element_name(number, encoded)):
-                return number
-        return 0
+        return [number for number, _ in _lines_of(bucket, crc)]
 
     def _open_to_read(self) -> int:
         return self._layout.open_own("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
