@@ -286,7 +286,7 @@ def test_long_work_shows_how_far_it_is_on_a_terminal(tmp_path: Path) -> None:
     for words, label in (
         (["discard", "--state", "waiting", "--all", "--yes"], "discard"),
         (["export", "all.tar"], "exporting"),
-        (["import", "all.tar", "--inbox", "other"], "importing"),
+        (["import", "--create", "all.tar", "--inbox", "other"], "importing"),
     ):
         if words[0] == "export":
             with Inbox(tmp_path / "inbox", codec="text", durable=False) as inbox:

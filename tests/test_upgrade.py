@@ -204,7 +204,7 @@ def test_all_that_an_older_version_holds_is_moved(place: Place) -> None:
         "all.tar",
     )
 
-    place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
+    place.fsinbox(place.new, "--inbox", "new", "import", "--create", "all.tar")
     assert (place.path / "new/format").read_text() == "fsinbox 2 local\n"
     assert keys_in(place.path / "new", "failed") == ["failed"]
     assert "no good" in reason(place.path / "new", "failed")
@@ -220,7 +220,7 @@ def test_values_that_are_newer_here_are_kept(place: Place) -> None:
     place.fsinbox(place.old, "add", "a", "1")
     place.fsinbox(place.old, "export", "all.tar")
     place.fsinbox(place.new, "--inbox", "new", "add", "--create", "a", "2")
-    place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
+    place.fsinbox(place.new, "--inbox", "new", "import", "--create", "all.tar")
     assert contents(place.path / "new") == {"a": b"2"}
 
 

@@ -9,9 +9,18 @@ from typing import Any
 
 import click
 
-from ..store.errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
+from ..store.errors import AddFailed, InboxBusy, InboxError, LeaseLost, UnusableInbox
 from . import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
-from .options import Failure, chosen, inbox_option, json_option, key_argument, outranked, printable
+from .options import (
+    Failure,
+    chosen,
+    create_option,
+    inbox_option,
+    json_option,
+    key_argument,
+    outranked,
+    printable,
+)
 
 _ELSEWHERE = {
     "failed": "elements",
@@ -97,7 +106,7 @@ class Commands(click.Group):
             ctx.exit(0)
         except (InboxBusy, LeaseLost) as error:
             raise Failure(str(error), EXIT_BUSY) from error
-        except UnusableInbox as error:
+        except (AddFailed, UnusableInbox) as error:
             raise Failure(str(error), EXIT_UNUSABLE) from error
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
@@ -152,7 +161,7 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 @json_option
 @click.option("--file", "file", metavar="FILE", help="Take the value from FILE; - is standard input.")
 @click.option("--move", is_flag=True, help="With --file: move FILE into the inbox instead of copying it.")
-@click.option("--create", is_flag=True, help="Create the inbox if there is none.")
+@create_option
 @click.option(
     "--durable/--not-durable",
     default=True,

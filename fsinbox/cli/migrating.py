@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import chosen, inbox_option, json_option, printable
+from .options import chosen, create_option, inbox_option, json_option, printable
 
 
 @click.command()
@@ -35,6 +35,7 @@ from .options import chosen, inbox_option, json_option, printable
 @click.option(
     "--restart", is_flag=True, help="Begin with the first row, even if a run before was interrupted."
 )
+@create_option
 @click.argument("url", envvar="FSINBOX_MIGRATE_URL", metavar="URL")
 def migrate(
     inbox: str | None,
@@ -46,6 +47,7 @@ def migrate(
     order_by: str | None,
     batch: int,
     restart: bool,
+    create: bool,
     url: str,
 ) -> None:
     """Queue the rows of a database table, oldest first. URL is SQLAlchemy's: sqlite:///jobs.db,
@@ -66,7 +68,7 @@ def migrate(
 
     with closing(Source(url, table, key_column, value_column, locked_column, order_by)) as source:
         count = source.count()
-        with Inbox(chosen(inbox), codec="bytes") as target:
+        with Inbox(chosen(inbox), codec="bytes", create=create) as target:
             path = target.path
             place = Place(target.layout, source.identity)
             start = None if restart else place.read()

@@ -62,6 +62,11 @@ def inbox_option(command: Command) -> Command:
     )(command)
 
 
+def create_option(command: Command) -> Command:
+    """Add --create to a command that adds."""
+    return click.option("--create", is_flag=True, help="Create the inbox if there is none.")(command)
+
+
 def json_option(command: Command) -> Command:
     """Add --json to a command."""
     return click.option(
