@@ -119,7 +119,7 @@ def test_the_figures_change_while_a_consumer_works_and_the_page_stays_where_it_w
         assert (
             abs(page.evaluate("window.scrollY") - before) < 20
         )  # (browsers follow what is looked at when lines come above it)
-        assert page.evaluate("getSelection().toString()") == "Age of what waits"
+        assert page.evaluate("getSelection().toString()") == "Age of waiting elements"
         expect(page.locator("#freshness")).to_contain_text("As of")
 
 
