@@ -322,9 +322,7 @@ def test_a_database_that_fails_on_the_way_is_told(project: Path) -> None:
 
 def test_without_sqlalchemy_it_says_what_to_install(project: Path) -> None:
     (project / "sqlalchemy.py").write_text("raise ImportError('not here')")
-    done = run(
-        "migrate", "--create", "sqlite:///x", cwd=project, status=2
-    )  # (found first)
+    done = run("migrate", "--create", "sqlite:///x", cwd=project, status=2)  # (found first)
     assert "pip install 'fsinbox[migrate]'" in done.stderr
 
 

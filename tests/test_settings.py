@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from helpers import PACKAGE, contents, json_lines, keys_in, reason, run
 
-from fsinbox import Inbox, cli
+from fsinbox import Inbox
+from fsinbox.cli import locating
 
 TASKS = "def good(key, value): ...\ndef bad(key, value): raise ValueError(value)\n"
 
@@ -140,7 +141,7 @@ def test_where_the_working_directory_was_removed_there_are_none(
     monkeypatch.chdir(gone)
     monkeypatch.delenv("FSINBOX_SETTINGS", raising=False)
     gone.rmdir()
-    assert cli.settings_file() is None
+    assert locating.settings_file() is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")

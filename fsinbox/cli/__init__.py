@@ -8,16 +8,7 @@ prints errors and help.
 import os
 import sys
 
-EXIT_FAILED = 1
-"""Something moved to failed/ (drain, once), or there is no such element."""
-EXIT_USAGE = 2
-EXIT_UNUSABLE = 3
-EXIT_BUSY = 4
-EXIT_INTERRUPTED = 130
-"""Ctrl-C, as shells have it."""
-
-_LARGEST = 1 << 20
-"""Bytes of a pyproject.toml that are read to see whether it has settings of ours."""
+from .locating import settings_file
 
 
 def main() -> None:
@@ -32,43 +23,9 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
+        from .exits import EXIT_INTERRUPTED
+
         sys.exit(EXIT_INTERRUPTED)
-
-
-def settings_file() -> str | None:
-    """Return the path of the pyproject.toml that has our settings: the nearest one, from the working
-    directory upwards.
-
-    $FSINBOX_SETTINGS names another file; if it is empty, there are no settings. A file that cannot be read is
-    skipped.
-    """
-    named = os.environ.get("FSINBOX_SETTINGS")
-    if named is not None:
-        return named or None
-    try:
-        folder = os.getcwd()
-    except OSError:
-        return None  # it was removed
-    while True:
-        path = f"{folder.rstrip('/')}/pyproject.toml"
-        if _has_settings(path):
-            return path
-        if folder == "/":
-            return None
-        folder = os.path.dirname(folder)
-
-
-def _has_settings(path: str) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return b"[tool.fsinbox" in os.read(fd, _LARGEST)
-    except OSError:
-        return False  # a folder of that name
-    finally:
-        os.close(fd)
 
 
 def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | None:

@@ -30,8 +30,6 @@ def add(
 
     The payload is VALUE's text, or FILE's content; "-" for either is standard input.
     """
-    from . import EXIT_UNUSABLE, EXIT_USAGE
-
     outcome: Added
     try:
         new = create and not os.path.exists(inbox)
@@ -44,10 +42,8 @@ def add(
                 outcome = target.add_bytes(key, os.fsencode(value))
             else:
                 outcome = target.add_stream(key, _standard_input())
-    except (AddFailed, UnusableInbox) as error:
-        return _refused(error, EXIT_UNUSABLE)
     except InboxError as error:
-        return _refused(error, EXIT_USAGE)
+        return _refused(error)
     if json:
         import json as encoder
 
@@ -65,6 +61,8 @@ def _standard_input() -> BinaryIO:
     return sys.stdin.buffer.raw  # type: ignore[union-attr,no-any-return]
 
 
-def _refused(error: InboxError, status: int) -> int:
+def _refused(error: InboxError) -> int:
+    from .exits import EXIT_UNUSABLE, EXIT_USAGE
+
     print(f"fsinbox: {error}", file=sys.stderr)
-    return status
+    return EXIT_UNUSABLE if isinstance(error, (AddFailed, UnusableInbox)) else EXIT_USAGE

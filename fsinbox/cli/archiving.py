@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from . import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
+from .exits import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
 from .options import Failure, chosen, create_option, inbox_option, json_option, printable, yes_option
 
 if TYPE_CHECKING:

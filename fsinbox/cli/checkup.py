@@ -10,7 +10,7 @@ from ..doctor.examination import Examination
 from ..doctor.findings import Finding
 from ..doctor.report import Line, unwritable
 from ..store.errors import UnusableInbox
-from . import EXIT_FAILED
+from .exits import EXIT_FAILED
 from .text import say
 
 _MOST = 100

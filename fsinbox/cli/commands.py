@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..store.errors import AddFailed, InboxBusy, InboxError, LeaseLost, UnusableInbox
-from . import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
+from .exits import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
+from .locating import settings_file
 from .options import (
     Failure,
     chosen,

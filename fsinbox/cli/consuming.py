@@ -16,7 +16,8 @@ from ..worker.ending import Tally
 from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler, HandlerError
 from ..worker.runner import Runner
-from . import EXIT_FAILED, logs
+from . import logs
+from .exits import EXIT_FAILED
 
 log = logging.getLogger("fsinbox")
 

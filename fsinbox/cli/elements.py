@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..store.errors import UnusableInbox
-from . import EXIT_FAILED
 from .choosing import confirm, keys_of, progress, selected, steers
+from .exits import EXIT_FAILED
 from .options import (
     DURATION,
     Failure,

@@ -63,7 +63,7 @@ def migrate(
 
     from ..inbox import Inbox
     from ..operate.migration import Place, Source
-    from . import EXIT_FAILED
+    from .exits import EXIT_FAILED
     from .text import say
 
     with closing(Source(url, table, key_column, value_column, locked_column, order_by)) as source:

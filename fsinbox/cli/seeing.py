@@ -54,7 +54,7 @@ def status(
     from ..operate.report import Limits, verdict
     from ..operate.status import summary
     from ..store.layout import Layout
-    from . import EXIT_FAILED
+    from .exits import EXIT_FAILED
     from .text import say
 
     found = summary(Layout(chosen(inbox), create=False))

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from . import EXIT_FAILED
 from .choosing import confirm, keys_of, selected, steers
+from .exits import EXIT_FAILED
 from .options import DURATION, Failure, chosen, inbox_option, json_option, keys_argument, printable
 
 _EXPIRED = 124

@@ -80,6 +80,7 @@ class Look:
     def facts(self) -> tuple[str, ...]:
         """Return a few lines on what the inbox is and holds."""
         frame, count = self.frame, self.folders.count
+        holder = self.holder or "it did not say who it is"
         last = when(self.numbers.last, "seconds") if self.numbers.last else ""
         return (
             f"format {VERSION}, {frame.scope}, {'shared with the group' if frame.shared else 'private'}; "
@@ -87,7 +88,7 @@ class Look:
             f"{len(self.folders.places)} waiting, {count['inflight']} in flight, "
             f"{count['deferred']} deferred, {count['failed']} failed, {count['drop']} in drop/; "
             f"{count['tmp']} being written",
-            f"consumer: {self.holder or 'it left no name'}" if self.consumed else "no consumer is running",
+            f"consumer: {holder}" if self.consumed else "no consumer is running",
         )
 
     def _consumers(self, signs: Signs) -> None:

@@ -30,9 +30,10 @@ from ..store import layout as frame
 from ..store import transitions
 from ..store.errors import InboxBusy, UnusableInbox
 from ..store.files import flush, remove
-from ..store.index import Busy, Index, open_index
+from ..store.index import Busy, Index
 from ..store.layout import FOLDERS, Layout
 from ..store.names import REASON, parse_element
+from ..store.opening import open_index
 from .examination import PAUSE, Look
 from .findings import KINDS, Finding, Sign, group
 
@@ -225,10 +226,8 @@ class _Repair:
         try:
             consumer = Consumer(layout, index, Settings())  # which requeues, drops and sets aside
         except InboxBusy as error:
-            why = (
-                f"a consumer is running ({error.holder or 'it left no name'}) and does it by itself, or when "
-                "it next starts"
-            )
+            who = error.holder or "it did not say who it is"
+            why = f"a consumer is running ({who}) and does it by itself, or when it next starts"
             self._why |= dict.fromkeys((sign for sign in signs if sign.kind in _FOR_THE_CONSUMER), why)
             return False
         try:

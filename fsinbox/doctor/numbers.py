@@ -8,9 +8,10 @@ import stat
 from time import time_ns
 
 from ..operate.admission import share_lock
-from ..store.index import FUTURE, HEADER, LINE, Index, open_index, read_header
+from ..store.index import FUTURE, HEADER, LINE, Index, read_header
 from ..store.names import element_name
 from ..store.network.sections import read_words
+from ..store.opening import open_index
 from .folders import Folders
 from .signs import Signs
 

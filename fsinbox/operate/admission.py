@@ -6,10 +6,10 @@ import fcntl
 import os
 from time import monotonic, sleep
 
-from ..consumer.ownership import clean
 from ..store.index import HIGHEST
 from ..store.layout import Layout
 from ..store.names import DIGITS
+from ..store.printing import clean
 from .units import when
 
 PATIENCE = 1.0

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from ..store import files, transitions
 from ..store.control import ask_rescan
 from ..store.errors import UnusableInbox
-from ..store.index import open_index
 from ..store.layout import Layout
 from ..store.names import REASON, encode_key
+from ..store.opening import open_index
 from .rows import Row, rows
 
 TYPE_CHECKING = False

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from time import monotonic, sleep
 
-from ..store.index import open_index
 from ..store.layout import Layout
 from ..store.names import encode_key
+from ..store.opening import open_index
 from .rows import rows
 
 _SHORTEST, _LONGEST = 0.02, 0.5

@@ -39,7 +39,7 @@ from time import monotonic, sleep, time_ns
 
 from .errors import UnusableInbox, WrongState
 from .layout import Layout, close_quietly
-from .names import element_name, parse_element
+from .names import element_name, element_of, parse_element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,15 +106,6 @@ def _boot_session() -> str:  # pragma: no cover - macOS only
     if ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", text, ctypes.byref(size), None, 0):
         raise OSError("sysctl kern.bootsessionuuid failed")
     return text.value[:8].decode("ascii").lower()
-
-
-def open_index(layout: Layout) -> Index:
-    """Return the index of an open inbox. Raises UnusableInbox."""
-    if layout.sharing is not None:
-        from .network.sections import NetworkIndex
-
-        return NetworkIndex(layout)
-    return Index(layout)
 
 
 class Index:
@@ -491,9 +482,13 @@ def header_line(last: int, tag: str, lines: int, more: bytes = b"") -> bytes:
     return (b"%019d %b %010d%b" % (last, tag.encode("ascii"), lines, more)).ljust(HEADER - 1) + b"\n"
 
 
+_LAST, _TAG, _LINES = slice(19), slice(20, 28), slice(29, 39)
+"""Where the parts of a header stand."""
+
+
 def read_header(header: bytes, more: bytes = b"") -> tuple[int, str, int]:
     """Return (last number, tag, lines of the table); (0, "", 0) for a header that is damaged in any way."""
-    last, tag, lines = header[:19], header[20:28], header[29:39]
+    last, tag, lines = header[_LAST], header[_TAG], header[_LINES]
     if (
         len(header) == HEADER
         and last.isdigit()
@@ -531,6 +526,6 @@ def _lines_of(bucket: bytes, crc: int) -> list[tuple[int, int]]:
 def _elements(layout: Layout, folder: str) -> Iterator[tuple[int, str]]:
     """Go through (number, encoded key) of a folder's elements, without keeping a million names."""
     for name in layout.names_one_by_one(folder):
-        parsed = parse_element(name[20:] if folder == "deferred" else name)
+        parsed = parse_element(element_of(name) if folder == "deferred" else name)
         if parsed and parsed[0] < HIGHEST and parsed[1].isascii():
             yield parsed

@@ -1,0 +1,9 @@
+"""The exit statuses of the commands: docs/operations.md has them for users."""
+
+EXIT_FAILED = 1
+"""Something moved to failed/ (drain, once), or there is no such element."""
+EXIT_USAGE = 2
+EXIT_UNUSABLE = 3
+EXIT_BUSY = 4
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells have it."""
