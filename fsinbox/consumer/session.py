@@ -73,7 +73,8 @@ class Claim:
     def _end(self, how: str, step: Callable[[], Found]) -> Found:
         with self.session.alone("end it"):
             result = self._end_now(how, step)
-        return result  # noqa: RET504 - not from within: a signal handler that came then would leave the lock taken
+        # Not from within: a signal handler that came then would leave the lock taken.
+        return result  # noqa: RET504
 
     def _end_now(self, how: str, step: Callable[[], Found]) -> Found:
         self._check()

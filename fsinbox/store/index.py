@@ -172,7 +172,7 @@ class Index:
                 try:
                     self._leave(here)
                     break
-                except BaseException:  # noqa: BLE001, S112 - a second signal: the first one is on its way to the caller
+                except BaseException:  # noqa: BLE001, S112 - the first signal is on its way to the caller
                     continue
             raise
 
