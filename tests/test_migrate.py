@@ -72,8 +72,8 @@ def test_rows_are_queued_in_order_those_that_were_taken_first_and_the_table_stay
     assert in_order(project / "inbox") == [("b", b"\xff"), ("d", b"4"), ("a", b"1"), ("c", b"3")]
     assert (project / "jobs.db").read_bytes() == before
     assert done.stdout == (
-        f"queued 4 of table 'inbox' in {project}/inbox: 4 new, 0 replaced, 0 behind; 0 left out\n"
-        "nothing was deleted from the table: drop it yourself when the consumer is through\n"
+        f"queued 4 of table 'inbox' in {project}/inbox: 4 new, 0 replaced, 0 behind; 0 skipped\n"
+        "nothing was deleted from the table: drop it yourself when the consumer has drained the inbox\n"
         f"next: fsinbox --inbox {project}/inbox consume --handler MODULE:FUNC\n"
     )
     assert list((project / "inbox/control").iterdir()) == []
@@ -100,7 +100,7 @@ def test_a_run_after_a_whole_one_replaces_what_still_waits_and_keeps_its_place(p
     engine.dispose()
     again = json_lines(run("migrate", "--create", "--json", url, cwd=project).stdout)
     assert again == [
-        {"path": f"{project}/inbox", "table": "inbox", "new": 0, "replaced": 2, "behind": 0, "left_out": 0}
+        {"path": f"{project}/inbox", "table": "inbox", "new": 0, "replaced": 2, "behind": 0, "skipped": 0}
     ]
     assert in_order(project / "inbox") == [("a", b"new"), ("b", b"2")]
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(project: Path) -> None:
     half = len(list(waiting.iterdir()))
     assert half < 2000
     done = run("migrate", "--create", "--batch", "700", url, cwd=project)
-    assert "going on where the run before was interrupted" in done.stderr
+    assert "continuing the run that was interrupted" in done.stderr
     keys = [key for key, _ in in_order(project / "inbox")]
     locked = [f"k{number:04}" for number in range(50, 2001, 50)]
     assert keys == locked + [f"k{number:04}" for number in range(1, 2001) if number % 50]
@@ -245,12 +245,12 @@ def test_rows_that_cannot_be_elements_are_told_and_left_and_the_others_are_copie
     done = migrate(url, status=1)
     assert contents(project / "inbox") == {"ok": b"v"}
     lines = done.stderr.splitlines()
-    assert lines[0] == "fsinbox: left out the row with id 1: its key is NULL"
-    assert [line.partition(":")[2][:27] for line in lines[1:]] == [
-        " left out the row with id 2",
-        " left out the row with id 3",
+    assert lines[0] == "fsinbox: skipped the row of id 1: its key is NULL"
+    assert [line.partition(":")[2][:24] for line in lines[1:]] == [
+        " skipped the row of id 2",
+        " skipped the row of id 3",
     ]
-    assert "1 new, 0 replaced, 0 behind; 3 left out" in done.stdout
+    assert "1 new, 0 replaced, 0 behind; 3 skipped" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,8 @@ import sys
 import click
 
 from .choosing import confirm, keys_of, selected, steers
-from .exits import EXIT_FAILED
+from .exits import EXIT_EXPIRED, EXIT_FAILED, EXIT_UNKNOWN
 from .options import DURATION, Failure, chosen, inbox_option, json_option, keys_argument, printable
-
-_EXPIRED = 124
-"""Exit status of `wait` when its timeout has expired, as of timeout(1)."""
-
-_UNKNOWN = 5
-"""Exit status of `wait` for a key that is not known."""
 
 
 @click.command()
@@ -145,12 +139,12 @@ def wait(inbox: str | None, json: bool, timeout: float | None, keys: tuple[str, 
             say(done=False, unknown=strangers) if json else None
             text = f"no trace of {_some(strangers)} in {steering.layout.path}"
             raise Failure(
-                f"{text}: never added, or done long ago; `fsinbox ls` lists what is there", _UNKNOWN
+                f"{text}: never added, or done long ago; `fsinbox ls` lists what is there", EXIT_UNKNOWN
             )
         left = sorted(wait_for(steering.layout, wanted, timeout))
         if left:
             say(done=False, left=left) if json else None
-            raise Failure(f"timeout expired: {len(left)} not done: {_some(left)}", _EXPIRED)
+            raise Failure(f"timeout expired: {len(left)} not done: {_some(left)}", EXIT_EXPIRED)
         failed = sorted({row.key for row in steering.rows(("failed",), wanted)} if wanted else ())
         say(done=True, failed=failed) if json else None
     if failed:
