@@ -140,6 +140,11 @@ class Element(Waiting):
                 return True
             return finished_drop(layout, self.key) is not None
 
+    @property
+    def ended(self) -> str:
+        """How it was ended: "acknowledged", "requeued" or "given up"; "" while it is in flight."""
+        return self._claim.ended
+
     def ack(self) -> None:
         """It is done: remove it. Raises WrongState if it was ended before."""
         self._claim.acknowledge()

@@ -35,6 +35,9 @@ STATUSES = [
     ("2", "Usage, settings, or the handler."),
     ("3", "The inbox cannot be used, or the system refused."),
     ("4", "The inbox has a consumer."),
+    ("5", "wait: a key that is not known."),
+    ("124", "wait: the timeout has expired."),
+    ("130", "Ctrl-C."),
 ]
 
 

@@ -96,7 +96,7 @@ def test_a_key_with_special_characters_is_completed_so_that_the_shell_does_not_a
 
 
 def test_keys_come_from_the_inbox_that_the_line_names(types: Line, tmp_path: Path) -> None:
-    run("--inbox", "other", "add", "omega", "value-of-omega", cwd=tmp_path)
+    run("--inbox", "other", "add", "--create", "omega", "value-of-omega", cwd=tmp_path)
     types("fsinbox --inbox other show om\t\r", "value-of-omega")
     types("fsinbox show --inbox other om\t\r", "value-of-omega")
 
@@ -120,7 +120,7 @@ def test_folders_are_offered_for_an_inbox(tmp_path: Path) -> None:
 def test_keys_are_taken_from_the_inbox_of_the_project_and_a_broken_file_of_settings_is_no_obstacle(
     tmp_path: Path,
 ) -> None:
-    run("--inbox", "spool", "add", "k", "v", cwd=tmp_path)
+    run("--inbox", "spool", "add", "--create", "k", "v", cwd=tmp_path)
     (tmp_path / "pyproject.toml").write_text('[tool.fsinbox]\ninbox = "spool"\n')
     assert complete("fsinbox show ", tmp_path) == ["plain,k"]
     (tmp_path / "pyproject.toml").write_text("[tool.fsinbox]\ninbox = \n")

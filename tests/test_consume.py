@@ -170,6 +170,15 @@ def test_a_handler_may_be_anything_that_can_be_called(place: Place, spec: str) -
             "def job(a, b, c): pass",
             "can be called neither as func(key, value) nor as func(element)",
         ),
+        ("jobs:job", "def job(key, value, *, loud): pass", "can be called neither as"),
+        (
+            "jobs:job",
+            "def job(job, *more): pass",
+            "it is not clear whether it takes (key, value) or (element)",
+        ),
+        ("jobs:job", "def job(key, value): yield", "jobs:job is a generator (it has `yield`)"),
+        ("jobs:job", "async def job(element): yield", "is a generator"),
+        ("jobs:job", "class W:\n  def __call__(self, element): yield\njob = W()", "is a generator"),
         ("jobs", "def job(a): pass", "is not of the form module:func"),
         (":job", "", "is not of the form module:func"),
         ("jobs:", "", "is not of the form module:func"),
@@ -221,7 +230,7 @@ def test_the_codec_says_what_a_value_is(place: Place, codec: str, value: str) ->
 # --- how an element ends ------------------------------------------------------------------------------
 
 
-def test_raising_puts_back_for_later_while_others_go_on_and_in_the_end_fails(place: Place) -> None:
+def test_raising_requeues_for_later_while_others_go_on_and_in_the_end_fails(place: Place) -> None:
     place.jobs(
         "def job(element):\n    note(element.key, element.attempts)\n    if element.key == 'bad': raise "
         "OSError('disk on fire')"
@@ -235,8 +244,8 @@ def test_raising_puts_back_for_later_while_others_go_on_and_in_the_end_fails(pla
     assert "OSError: disk on fire" in why
     assert "attempts: 3" in why
     assert "attempt 1 of 3 failed: OSError: disk on fire; again in" in done.stderr
-    assert "key 'bad' went to failed/ after attempt 3: OSError: disk on fire" in done.stderr
-    assert "2 acknowledged, 2 put back for another try, 0 dropped for a newer value, 1 failed" in done.stderr
+    assert "key 'bad' moved to failed/ after attempt 3: OSError: disk on fire" in done.stderr
+    assert "2 acknowledged, 2 requeued, 0 dropped for a newer value, 1 failed" in done.stderr
 
 
 def test_the_back_off_doubles(place: Place) -> None:
@@ -318,10 +327,12 @@ def test_a_handler_that_tries_to_exit_has_failed_and_does_not_end_the_consumer(
     assert how.split()[-1].split("(")[0].replace("sys.exit", "SystemExit") in reason(place.inbox, "a")
 
 
-@pytest.mark.parametrize(
-    "ending", ["raise OSError('late')", "raise Reject('bad')", "raise TryLater", "return"]
-)
-def test_a_handler_may_take_the_file_away_whatever_becomes_of_the_element(place: Place, ending: str) -> None:
+REMOVED = {"raise OSError('late')": 1, "raise Reject('bad')": 1, "raise TryLater": 1, "return": 0}
+
+
+@pytest.mark.parametrize("ending", REMOVED)
+def test_a_handler_that_removes_its_payload_and_fails_has_failed(place: Place, ending: str) -> None:
+    """There is nothing to be tried again: it must not pass for one that a newer value has superseded."""
     place.jobs(
         "from fsinbox import Reject, TryLater\n"
         "def job(element):\n"
@@ -331,12 +342,118 @@ def test_a_handler_may_take_the_file_away_whatever_becomes_of_the_element(place:
         f"        {ending}\n"
     )
     place.add("a", "b")
-    done = place.consume(
-        "--handler", "jobs:job", "--drain", "--retry-delay", "0.01", "--max-attempts", "2", status=0
-    )
+    status = REMOVED[ending]
+    done = place.drain("--retry-delay", "0.01", "--max-attempts", "2", status=status)
     assert "Traceback" not in done.stderr
+    assert f"0 dropped for a newer value, {status} failed" in done.stderr
+    assert ("its payload was removed meanwhile" in done.stderr) == (status == 1)
     assert place.notes == ["a", "b"]
     assert place.left() == {}
+
+
+def test_a_handler_that_removes_its_payload_when_a_newer_value_waits_is_superseded(place: Place) -> None:
+    place.jobs(
+        "from fsinbox import Inbox\n"
+        "def job(element):\n"
+        "    note(element.value)\n"
+        "    if element.value == 'old':\n"
+        "        os.remove(element.path)\n"
+        "        with Inbox('inbox') as inbox: inbox.add(element.key, 'new')\n"
+        "        raise OSError\n"
+    )
+    place.add(k="old")
+    done = place.drain()
+    assert place.notes == ["old", "new"]
+    assert "1 acknowledged, 0 requeued, 1 dropped for a newer value, 0 failed" in done.stderr
+
+
+ENDED: dict[str, tuple[dict[str, list[str]], int]] = {
+    "element.ack()": ({}, 0),
+    "element.fail('no')": ({"failed": ["a"]}, 1),
+    "element.nack(600)": ({"deferred": ["a"]}, 0),
+    "element.release(600)": ({"deferred": ["a"]}, 0),
+}
+
+
+@pytest.mark.parametrize("then", ["return", "raise OSError('after that')"])
+@pytest.mark.parametrize("end", ENDED)
+def test_a_handler_may_end_its_element_itself(place: Place, end: str, then: str) -> None:
+    place.jobs(
+        "def job(element):\n"
+        "    note(element.key)\n"
+        "    if element.key == 'a':\n"
+        f"        {end}\n"
+        f"        {then}\n"
+    )
+    place.add("a", "b")
+    left, status = ENDED[end]
+    done = place.consume("--handler", "jobs:job", "--once", status=status)
+    assert place.left() == {"pending": ["b"]} | left
+    more = place.consume("--handler", "jobs:job", "--once")
+    assert place.notes == ["a", "b"]
+    assert place.left() == left
+    assert "Traceback" not in done.stderr + more.stderr
+    assert ("by the handler itself, which then failed: OSError: after that" in done.stderr) == (
+        then != "return"
+    )
+
+
+def test_a_handler_may_requeue_its_element_itself_and_gets_it_again(place: Place) -> None:
+    place.jobs("def job(element):\n    note(element.attempts)\n    if element.attempts < 3: element.nack()\n")
+    place.add("a")
+    done = place.drain("-v")
+    assert place.notes == ["1", "2", "3"]
+    assert "1 acknowledged, 2 requeued, 0 dropped for a newer value, 0 failed" in done.stderr
+    assert "key 'a': requeued by the handler itself" in done.stderr
+
+
+CHILDREN = {
+    "sys.exit(3)": 3,
+    "sys.exit()": 0,
+    "sys.exit('why')": 1,
+    "raise OSError('in the child')": 1,
+    "return": 0,
+}
+
+
+@pytest.mark.parametrize("define", ["def", "async def"])
+@pytest.mark.parametrize("ending", CHILDREN)
+def test_a_child_that_a_handler_forks_ends_there_and_is_no_second_worker(
+    place: Place, define: str, ending: str
+) -> None:
+    place.jobs(
+        "import sys\n"
+        f"{define} job(key, value):\n"
+        "    note('begin', key)\n"
+        "    if key != 'a': return\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        try:\n"
+        f"            {ending}\n"
+        "        finally: note('cleaned up')\n"
+        "    note('ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    place.add("a", "b")
+    done = place.drain()
+    assert place.notes == ["begin a", "cleaned up", f"ended with {CHILDREN[ending]}", "begin b"]
+    assert place.left() == {}
+    assert "2 acknowledged" in done.stderr
+    assert ("\nwhy\n" in done.stderr) == ("why" in ending)
+    assert ("OSError: in the child" in done.stderr) == ("OSError" in ending)
+
+
+def test_a_message_of_megabytes_is_cut(place: Place) -> None:
+    place.jobs("def job(key, value): raise OSError('begin' + 'x' * 50_000_000 + 'end')")
+    place.add("a")
+    begun = time.monotonic()
+    done = place.drain("--max-attempts", "1", status=1)
+    assert time.monotonic() - begun < 15
+    assert len(done.stderr) < 5000
+    why = reason(place.inbox, "a")
+    assert len(why) < 200_000
+    assert "OSError: beginxxx" in why
+    assert "characters left out" in why
+    assert why.endswith("xxxend\n")
 
 
 # --- when it stops ------------------------------------------------------------------------------------
@@ -386,7 +503,9 @@ def test_a_signal_lets_what_runs_finish_and_takes_nothing_new(place: Place, numb
         consumer.until(lambda: len(place.notes) == 2)
         consumer.signal(number)
         consumer.until(
-            lambda: f"{number.name}: waiting for 2 running; again to give back at once" in consumer.log
+            lambda: (
+                f"{number.name}: waiting for 2 in flight; a second signal requeues at once" in consumer.log
+            )
         )
         place.make("go")
         consumer.end(0)
@@ -414,24 +533,24 @@ def test_a_stop_by_signal_is_a_clean_end_even_if_something_failed_before(place: 
 
 
 @pytest.mark.parametrize("define", ["def", "async def"])
-def test_a_second_signal_gives_back_at_once_uncounted(place: Place, define: str) -> None:
+def test_a_second_signal_requeues_at_once_uncounted(place: Place, define: str) -> None:
     wait = "await asyncio.sleep(600)" if define == "async def" else "time.sleep(600)"
     place.jobs(f"import asyncio\n{define} job(element):\n    note(element.key, element.attempts)\n    {wait}")
     place.add("a", "b")
     with place.consumer("--handler", "jobs:job") as consumer:
         consumer.until(lambda: place.notes == ["a 1"])
         consumer.signal(signal.SIGTERM)
-        consumer.until(lambda: "waiting for 1 running" in consumer.log)
+        consumer.until(lambda: "waiting for 1 in flight" in consumer.log)
         consumer.signal(signal.SIGINT)
         consumer.end(0)
-        assert "gave back 1 at the second signal" in consumer.log
+        assert "requeued 1 at the second signal" in consumer.log
     assert place.left() == {"pending": ["a", "b"]}
     place.jobs("def job(element): note(element.key, element.attempts)")
     place.drain()
     assert place.notes == ["a 1", "a 1", "b 1"]
 
 
-def test_two_signals_at_once_give_back_at_whatever_moment_they_come(place: Place) -> None:
+def test_two_signals_at_once_requeue_at_whatever_moment_they_come(place: Place) -> None:
     # Sent by the handler as it begins: the consumer is then busy looking for a second element, not asleep.
     place.jobs(
         "import signal\n"
@@ -607,7 +726,7 @@ def test_an_update_that_came_while_the_older_value_was_failing_drops_it(place: P
         place.make("go")
         consumer.end(0)
     assert place.notes == ["old", "new"]
-    assert "1 acknowledged, 0 put back for another try, 1 dropped for a newer value, 0 failed" in consumer.log
+    assert "1 acknowledged, 0 requeued, 1 dropped for a newer value, 0 failed" in consumer.log
 
 
 def test_an_update_supersedes_a_value_at_its_last_attempt_too(place: Place) -> None:
@@ -725,11 +844,21 @@ def test_what_is_no_element_is_set_aside_and_stops_nothing(place: Place) -> None
     (place.inbox / "drop/large").write_bytes(b"1" * 101)
     (place.inbox / "pending/foreign").write_text("1")
     place.add("a")
-    done = place.drain("--max-size", "100")
+    done = place.drain("--max-size", "100", status=1)
+    assert "1 acknowledged, 0 requeued, 0 dropped for a newer value, 0 failed, 5 set aside" in done.stderr
     assert place.notes == ["a"]
     assert sorted(keys_in(place.inbox, "failed")) == ["folder", "foreign", "large", "link", "pipe"]
     for word in ("a FIFO", "a directory", "a symbolic link", "more than the limit of 100", "its name is not"):
         assert word in done.stderr
+
+
+def test_once_with_something_set_aside_ends_with_1(place: Place) -> None:
+    (place.inbox / "drop/folder").mkdir()
+    place.jobs("def job(key, value): pass")
+    place.add("a")
+    done = place.consume("--handler", "jobs:job", "--once", status=1)
+    assert "1 set aside in failed/" in done.stderr
+    assert json_lines(run("status", "--json", cwd=place.path).stdout)[0]["failed"] == 1
 
 
 # --- deaths -------------------------------------------------------------------------------------------
@@ -748,10 +877,10 @@ def test_a_payload_that_kills_its_consumer_each_time_ends_in_failed_and_the_rest
     place.drain_through_deaths("--handler", "jobs:job", "--max-attempts", "3", deaths=3, status=1)
     assert place.notes == ["a 1", "bad 1", "bad 2", "bad 3", "z 1"]
     assert place.left() == {"failed": ["bad"]}
-    assert "a consumer died 3 times while it was being handled" in reason(place.inbox, "bad")
+    assert "a consumer died 3 times while it was in flight" in reason(place.inbox, "bad")
 
 
-def test_one_poison_among_many_out_at_once_takes_no_innocent_with_it(place: Place) -> None:
+def test_one_poison_among_many_in_flight_at_once_takes_no_innocent_with_it(place: Place) -> None:
     place.jobs(
         "import signal\n"
         "def job(element):\n"
@@ -771,7 +900,7 @@ def test_one_poison_among_many_out_at_once_takes_no_innocent_with_it(place: Plac
     place.drain_through_deaths(*words, deaths=1, status=1)
     assert place.left() == {"failed": ["bad"]}
     assert (
-        "a consumer died 2 times while it was being handled, the last time with nothing else out"
+        "a consumer died 2 times while it was in flight, the last time with nothing else in flight"
         in reason(place.inbox, "bad")
     )
     assert sorted(place.notes) == ["a", "b", "c", "d", "e"]
@@ -906,13 +1035,13 @@ def test_exec_gives_key_and_place_in_the_environment(place: Place) -> None:
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert found["FSINBOX_KEY"] == "ä b/c"
     assert found["FSINBOX_ATTEMPTS"] == "1"
-    assert found["FSINBOX_INBOX"] == str(place.inbox)
+    assert found["FSINBOX_DIR"] == str(place.inbox)
     assert found["FSINBOX_PATH"].startswith(f"{place.inbox}/inflight/{found['FSINBOX_SEQ']}-")
     assert found["GIVEN_BEFORE"] == "kept"
 
 
 def test_in_a_command_every_form_of_add_means_the_same_inbox(tmp_path: Path) -> None:
-    run("--inbox", "spool", "add", "first", "1", cwd=tmp_path)
+    run("--inbox", "spool", "add", "--create", "first", "1", cwd=tmp_path)
     add = " ".join(map(str, command("add")))
     run(
         "--inbox",
@@ -941,7 +1070,11 @@ def test_a_key_cannot_make_a_shell_do_anything(place: Place) -> None:
 
 def test_no_shell_unless_asked(place: Place) -> None:
     place.add("k")
-    done = place.consume("--exec", "echo $HOME | cat > out; '{}'", "--drain", "--quiet")
+    line = "echo $HOME | cat > out; '{}'"
+    done = place.consume("--exec", line, "--drain", "--quiet", status=2)
+    assert "has shell syntax ('$H'), but no shell runs it: add --shell" in done.stderr
+    assert place.left() == {"pending": ["k"]}
+    done = place.consume("--exec", line, "--no-shell", "--drain", "--quiet")
     assert done.stdout.startswith("$HOME | cat > out; /")
     assert not (place.path / "out").exists()
 
@@ -1070,7 +1203,7 @@ def test_ctrl_c_lets_the_running_command_finish(place: Place) -> None:
     with place.consumer("--exec", line, "--shell") as consumer:
         consumer.until(lambda: place.notes == ["begin"])
         os.killpg(consumer.process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
-        consumer.until(lambda: "SIGINT: waiting for 1 running" in consumer.log)
+        consumer.until(lambda: "SIGINT: waiting for 1 in flight" in consumer.log)
         place.make("go")
         consumer.end(0)
     assert place.notes == ["begin", "end"]
@@ -1092,7 +1225,7 @@ def test_a_second_signal_ends_the_running_command_and_gives_back_uncounted(place
     with place.consumer("--exec", line, "--shell") as consumer:
         consumer.until(lambda: len(place.notes) == 1)
         consumer.signal(signal.SIGINT)
-        consumer.until(lambda: "waiting for 1 running" in consumer.log)
+        consumer.until(lambda: "waiting for 1 in flight" in consumer.log)
         consumer.signal(signal.SIGINT)
         consumer.end(0)
     for pid in place.notes[0].split():
@@ -1132,8 +1265,9 @@ def test_a_child_that_a_command_leaves_behind_does_not_hold_up_the_consumer(plac
 def test_a_command_may_move_its_payload_away_and_fail(place: Place) -> None:
     place.add("a", "b")
     line = 'mv {} "moved-$FSINBOX_KEY"; echo $FSINBOX_KEY >>notes; test $FSINBOX_KEY != a'
-    done = place.consume("--exec", line, "--shell", "--drain", "--retry-delay", "0.01")
+    done = place.consume("--exec", line, "--shell", "--drain", "--retry-delay", "0.01", status=1)
     assert "Traceback" not in done.stderr
+    assert "its payload was removed meanwhile" in done.stderr
     assert place.notes == ["a", "b"]
     assert place.left() == {}
 

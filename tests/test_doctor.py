@@ -41,11 +41,23 @@ import pytest
 from helpers import Consumer, environment, json_lines, run, wait_until
 
 from fsinbox import Inbox, InboxError, UnusableInbox
-from fsinbox.doctor import examination, examine, filesystem, measure, mending, repair, words
+from fsinbox.doctor import (
+    describe,
+    examination,
+    examine,
+    filesystem,
+    folders,
+    frame,
+    measure,
+    mending,
+    repair,
+    signs,
+)
 from fsinbox.doctor.filesystem import Cost, Facts, Race
-from fsinbox.doctor.kinds import KINDS
-from fsinbox.doctor.words import unwritable
-from fsinbox.operate import survey
+from fsinbox.doctor.findings import KINDS, Sign
+from fsinbox.doctor.report import unwritable
+from fsinbox.operate import admission
+from fsinbox.operate.status import summary
 from fsinbox.store.index import HEADER, boot_tag, header_line
 from fsinbox.store.layout import FOLDERS, Layout
 from tests.driver import Driver, Log, aftermath, all_died, forget, payload, read_log, value_of
@@ -120,9 +132,9 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
         )
         assert facts.skew == 0 and facts.tick and facts.tick < 10**9
         assert facts.boot == boot_tag()
-        assert {line.name: line.level for line in words(facts) if line.level == "person"} == {}
+        assert {line.name: line.level for line in describe(facts) if line.level == "person"} == {}
         assert list(place.iterdir()) == [], "the doctor has left something behind"
-        levels = {line.name: line for line in words(facts)}
+        levels = {line.name: line for line in describe(facts)}
         if where == "tmpfs":
             assert "tmpfs is memory: nothing here survives a power cut" in levels["flush"].chosen
         figure(
@@ -151,11 +163,11 @@ def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
     assert facts.tick == float("inf")
     assert facts.errors["flush_folder"] == "Invalid argument"
     assert facts.network
-    levels = {line.name: line for line in words(facts)}
+    levels = {line.name: line for line in describe(facts)}
     assert {name for name, line in levels.items() if line.level == "person"} == {
         *("kind", "rename", "symlink", "names", "case", "flush", "room", "modes")
     }
-    assert "keep keys within 60 bytes" in levels["names"].chosen
+    assert "encoded keys must be at most 60 bytes" in levels["names"].chosen
     assert "3599" in levels["clock"].found or "3600" in levels["clock"].found
     assert [name for name in os.listdir(odd) if name.startswith(filesystem.SCRATCH)] == []
 
@@ -205,7 +217,7 @@ GOOD = Facts(
             {"kind": "nfs4", "network": True},
             "kind",
             "note",
-            "nfs4, which other hosts change too",
+            "nfs4, which other hosts use too",
             "polls while it is idle",
         ),
         (
@@ -215,7 +227,7 @@ GOOD = Facts(
             "is not safe",
             "mount it so",
         ),
-        ({}, "boot", "ok", "01234567", "the index counts for this boot only"),
+        ({}, "boot", "ok", "01234567", "the index is valid for this boot only"),
         ({"network": True}, "boot", "ok", "01234567", "not used here"),
         (
             {"boot": None, "errors": {"boot": "no /proc"}},
@@ -228,11 +240,17 @@ GOOD = Facts(
             {},
             "rename",
             "ok",
-            "300 renames over a file, 4000 reads beside them: each found a whole file",
+            "300 renames over a file, 4000 reads beside them: each found a complete file",
             "one rename",
         ),
         ({"race": Race(300, 900, 2, 0)}, "rename", "person", "2 found no file", "use another file system"),
-        ({"race": Race(300, 900, 0, 1)}, "rename", "person", "1 a part of one", "use another file system"),
+        (
+            {"race": Race(300, 900, 0, 1)},
+            "rename",
+            "person",
+            "1 found a part of one",
+            "use another file system",
+        ),
         ({"between": False}, "between", "person", "cannot be renamed", "use another file system"),
         ({}, "between", "ok", "can be renamed from folder to folder", "state"),
         ({"symlink": False}, "symlink", "person", "no symbolic links", "use another file system"),
@@ -240,13 +258,13 @@ GOOD = Facts(
             {"exclusive": False},
             "exclusive",
             "person",
-            "two can create the same file",
+            "two processes can create the same file",
             "use another file system",
         ),
-        ({}, "flock", "ok", "excludes other descriptors and other processes", "the one consumer"),
+        ({}, "flock", "ok", "excludes other descriptors and other processes", "lets only one consumer run"),
         ({"flock": False}, "flock", "person", "does not exclude", "use another file system"),
         ({"flock_elsewhere": False}, "flock", "person", "does not exclude", "use another file system"),
-        ({}, "events", "ok", "events fire (ours was seen within 400 us)", "sleeps until inotify tells it"),
+        ({}, "events", "ok", "events fire (ours arrived within 400 us)", "sleeps until inotify wakes it"),
         ({"events": -1}, "events", "note", "events do not fire", "polls"),
         ({"network": True}, "events", "note", "not for what other hosts do", "polls"),
         (
@@ -257,12 +275,12 @@ GOOD = Facts(
             "polls",
         ),
         ({}, "names", "ok", "255 bytes", "200 bytes"),
-        ({"longest": 143}, "names", "person", "143 bytes", "within 103 bytes"),
-        ({"longest": 14}, "names", "person", "14 bytes", "within 0 bytes"),
+        ({"longest": 143}, "names", "person", "143 bytes", "at most 103 bytes"),
+        ({"longest": 14}, "names", "person", "14 bytes", "at most 0 bytes"),
         ({"case": False}, "case", "person", "the same file", "one case"),
         ({}, "unicode", "ok", "bytes", "byte for byte"),
-        ({"unicode": False}, "unicode", "note", "as text", "drop ASCII names"),
-        ({"any_bytes": False}, "unicode", "note", "must be text", "files in drop/ are"),
+        ({"unicode": False}, "unicode", "note", "as text", "use ASCII there"),
+        ({"any_bytes": False}, "unicode", "note", "must be text", "names in drop/ must be text"),
         ({"unicode": None, "errors": {"unicode": "Invalid argument"}}, "unicode", "note", "as text", ""),
         (
             {},
@@ -272,7 +290,7 @@ GOOD = Facts(
             "about 2,000 durable adds",
         ),
         ({"kind": "tmpfs"}, "flush", "note", "200 us", "memory"),
-        ({"flush_file": Cost(900, 900)}, "flush", "note", "0.9 us", "does it flush at all?"),
+        ({"flush_file": Cost(900, 900)}, "flush", "note", "0.9 us", "it may not flush at all"),
         ({}, "syncfs", "ok", "syncfs works (5 ms)", "at once"),
         (
             {"flush_all": None, "errors": {"flush_all": "none here"}},
@@ -292,11 +310,11 @@ GOOD = Facts(
             "7.2 s ahead of ours, in steps of more than 0.1 s",
             "set the clocks",
         ),
-        ({"renamed": False}, "clock", "ok", "", "must lie still for --drop-settle seconds"),
+        ({"renamed": False}, "clock", "ok", "", "must be unchanged for --drop-settle seconds"),
         ({}, "room", "ok", "10 GiB free, and 1,000,000 more files", "a file"),
         ({"free": 3 << 40, "inodes": -1}, "room", "ok", "3 TiB free, and files without limit", ""),
-        ({"free": 4096}, "room", "person", "4 KiB free", "make some"),
-        ({"inodes": 12}, "room", "person", "12 more files", "make some"),
+        ({"free": 4096}, "room", "person", "4 KiB free", "free some"),
+        ({"inodes": 12}, "room", "person", "12 more files", "free some"),
         ({}, "modes", "ok", "umask 022", "private is 600"),
         ({"modes": False}, "modes", "person", "do not keep their mode", ""),
     ],
@@ -304,7 +322,7 @@ GOOD = Facts(
 def test_of_each_fact_the_doctor_says_what_follows(
     facts: dict[str, Any], name: str, level: str, found: str, chosen: str
 ) -> None:
-    (line,) = (line for line in words(replace(GOOD, **({"errors": {}} | facts))) if line.name == name)
+    (line,) = (line for line in describe(replace(GOOD, **({"errors": {}} | facts))) if line.name == name)
     assert line.level == level
     assert found in line.found
     assert chosen in line.chosen
@@ -316,7 +334,7 @@ def test_where_nothing_can_be_measured_the_doctor_says_so(tmp_path: Path) -> Non
         measure(str(tmp_path / "no" / "such"))
     run("doctor", "--inbox", tmp_path / "no" / "such", cwd=tmp_path, status=3)
     line = unwritable(OSError(errno.EROFS, os.strerror(errno.EROFS)))
-    assert (line.level, line.found) == ("person", "nothing can be written here: Read-only file system")
+    assert (line.level, line.found) == ("person", "cannot write here: Read-only file system")
 
 
 # --- what can be wrong with an inbox ------------------------------------------------------------------
@@ -569,7 +587,7 @@ def test_what_the_dead_left_is_found_and_removed_once_it_is_old(
     damage(patient)
     assert patient.kinds() == {}
     assert repair(str(patient.path), pause=0) == []
-    with mock.patch.object(examination, "time_ns", lambda: time.time_ns() + 2 * DAY):
+    with mock.patch.object(signs, "time_ns", lambda: time.time_ns() + 2 * DAY):
         assert patient.kinds() == {kind: KINDS[kind].level}
         (line,) = repair(str(patient.path), pause=0)
         assert KINDS[kind].done in line
@@ -586,8 +604,8 @@ def test_a_healthy_inbox_has_nothing_wrong(patient: Patient) -> None:
     report = examine(str(patient.path))
     assert report.healthy and report.findings == ()
     assert report.facts[0].startswith("format 2, local, private; last number given out 20")
-    assert report.facts[1] == "2 wait, 0 in flight, 0 deferred, 0 failed, 0 in drop/; 0 being written"
-    assert report.facts[2] == "no consumer runs"
+    assert report.facts[1] == "2 waiting, 0 in flight, 0 deferred, 0 failed, 0 in drop/; 0 being written"
+    assert report.facts[2] == "no consumer is running"
     assert repair(str(patient.path)) == []
     assert patient.judged() == []
 
@@ -603,7 +621,7 @@ def test_an_inbox_that_has_moved_to_a_network_file_system_needs_a_person(patient
     with mock.patch("fsinbox.store.layout.is_network", lambda path: True):
         assert patient.kinds() == {"format-scope": "person"}
         (line,) = repair(str(patient.path), pause=0)
-    assert "make the line in `format` say `network`" in line
+    assert "change `local` to `network` in `format`" in line
 
 
 @as_root
@@ -706,7 +724,7 @@ def test_a_process_that_is_stopped_with_the_lock_is_named_and_stops_only_adds(
     assert (finding.kind, {sign.seen for sign in finding.signs}) == ("admission-held", {who})
     done = run("status", "--inbox", patient.path, cwd=patient.path.parent)
     assert done.stdout.splitlines()[-1].startswith(
-        f"WARNING: the lock is held, and all adds wait: {who}; nobody consumes"
+        f"WARNING: All adds wait: the admission lock is held by {who}. No consumer is running"
     )
     (found,) = json_lines(run("status", "--json", "--inbox", patient.path, cwd=patient.path.parent).stdout)
     assert found["stuck"] == who
@@ -731,7 +749,7 @@ def test_a_process_that_is_stopped_with_the_lock_is_named_and_stops_only_adds(
 def test_a_lock_that_is_held_for_long_stops_no_repair(
     patient: Patient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "PATIENCE", 0.05)
+    monkeypatch.setattr(admission, "PATIENCE", 0.05)
     monkeypatch.setattr(mending, "_PATIENCE", 0.05)
     take_by_hand(patient, "b")
     header(patient, b"what?")
@@ -775,10 +793,10 @@ def test_an_index_that_names_the_lower_place_of_a_key_is_found_and_made_anew(
     findings = {finding.kind: finding.signs for finding in examine(str(patient.path), pause=0.01).findings}
     assert findings.keys() == {"index-low", "several-places"}
     assert findings["index-low"] == (
-        examination.Sign("index-low", f"pending/{first.name}", f"the newest is pending/{second}"),
+        Sign("index-low", f"pending/{first.name}", f"the newest is pending/{second}"),
     )
     lines = repair(str(patient.path), pause=0)
-    assert lines[0] == f"pending/{first.name}: the index was made anew"
+    assert lines[0] == f"pending/{first.name}: the index was rebuilt"
     assert patient.kinds() == ({"several-places": "note"} if running else {})
     assert (patient / "index").read_bytes()[:HEADER] > a_header
     driver.do("add:b=3")
@@ -801,7 +819,7 @@ def test_a_place_below_what_is_deferred_is_too_low_as_well(patient: Patient) -> 
         f"pending/{older}",
         f"the newest is in flight or deferred: {newer}",
     )
-    assert repair(str(patient.path), pause=0) == [f"pending/{older}: the index was made anew"]
+    assert repair(str(patient.path), pause=0) == [f"pending/{older}: the index was rebuilt"]
     assert patient.kinds() == {}
     with Inbox(patient.path, codec="bytes") as inbox:
         assert inbox.add_bytes("b", b"newest") == "new"
@@ -872,7 +890,7 @@ def test_a_consumer_at_work_keeps_its_own(patient: Patient) -> None:
     assert report.facts[2].startswith(f"consumer: pid {os.getpid()} on ")
     lines = repair(str(patient.path), pause=0)
     assert lines[0] == "tmp: mode set"
-    assert lines[1].startswith(f"pending/readme: left as it is: a consumer runs (pid {os.getpid()} on ")
+    assert lines[1].startswith(f"pending/readme: left as it is: a consumer is running (pid {os.getpid()} on ")
     assert os.listdir(patient / "inflight") != []
     driver.do("ack")
     driver.do("take")
@@ -903,11 +921,11 @@ def test_a_shared_inbox_with_a_consumer_is_healthy(shared: Inbox) -> None:
     report = examine(shared.path, pause=0)
     assert report.findings == ()
     assert report.facts[0].startswith("format 2, network, private; last number given out 20")
-    assert report.facts[1].startswith("2 wait, 1 in flight,")
+    assert report.facts[1].startswith("2 waiting, 1 in flight,")
     assert report.facts[2].startswith(f"consumer: pid {os.getpid()} on ")
     Path(shared.path, "pending", "readme").touch()
     (line,) = repair(shared.path, pause=0)
-    assert line.startswith(f"pending/readme: left as it is: a consumer runs (pid {os.getpid()} on ")
+    assert line.startswith(f"pending/readme: left as it is: a consumer is running (pid {os.getpid()} on ")
     element.ack()  # it is none the worse for it
 
 
@@ -961,7 +979,7 @@ def test_what_went_with_its_consumer_while_it_was_looked_at_is_passed_over(share
 def test_on_a_mount_that_is_refused_the_doctor_says_how_to_mount_it(shared: Inbox) -> None:
     shared.close()
     with (
-        mock.patch.object(examination, "mount_of", lambda path: ("nfs", "rw,vers=3,hard")),
+        mock.patch.object(frame, "mount_of", lambda path: ("nfs", "rw,vers=3,hard")),
         pytest.raises(UnusableInbox, match=r"over NFS 3 .* mount it with -o lookupcache=none"),
     ):
         examine(shared.path)
@@ -970,7 +988,7 @@ def test_on_a_mount_that_is_refused_the_doctor_says_how_to_mount_it(shared: Inbo
 def test_a_shared_inbox_whose_consumer_cannot_be_told_is_looked_at_all_the_same(shared: Inbox) -> None:
     shared.become_consumer()
     with refusing(read=errno.EIO, when=lambda fd, size: size == 500):
-        assert examine(shared.path, pause=0).facts[2] == "no consumer runs"
+        assert examine(shared.path, pause=0).facts[2] == "no consumer is running"
 
 
 @pytest.mark.parametrize("repaired", [False, True], ids=["by-itself", "by-a-repair"])
@@ -997,7 +1015,7 @@ def test_an_index_of_several_hosts_that_is_damaged_in_any_way_mends_itself(
     kinds = {finding.kind for finding in examine(shared.path, pause=0).findings}
     assert kinds == ({"index-damaged"} if path.stat().st_size else set())
     if repaired:
-        assert repair(shared.path, pause=0) == (["index: made anew"] if kinds else [])
+        assert repair(shared.path, pause=0) == (["index: rebuilt"] if kinds else [])
         assert examine(shared.path, pause=0).findings == ()
     assert shared.add("d", "d") == "new"
     assert examine(shared.path, pause=0).findings == ()
@@ -1029,11 +1047,11 @@ def test_an_index_of_several_hosts_that_names_a_lower_place_is_made_anew(shared:
 def test_a_lock_that_is_held_in_a_shared_inbox_is_found(
     shared: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "PATIENCE", 0.05)
+    monkeypatch.setattr(admission, "PATIENCE", 0.05)
     seen = []
 
     def look() -> None:
-        seen.append(survey.summary(shared.layout).stuck)
+        seen.append(summary(shared.layout).stuck)
         seen.extend(sign.seen for finding in examine(shared.path, pause=0).findings for sign in finding.signs)
 
     shared.index.locked(look)
@@ -1041,13 +1059,13 @@ def test_a_lock_that_is_held_in_a_shared_inbox_is_found(
     assert all(
         re.fullmatch(r"(a )?process .*; the last number was given out at 20\d\d-.*", str(one)) for one in seen
     )
-    assert survey.summary(shared.layout).stuck is None
+    assert summary(shared.layout).stuck is None
 
 
 def test_where_there_is_no_index_the_status_leaves_that_to_the_doctor(patient: Patient) -> None:
     (patient / "index").unlink()
     layout = Layout(str(patient.path), create=False)
-    assert survey.summary(layout).stuck is None
+    assert summary(layout).stuck is None
     layout.close()
 
 
@@ -1175,7 +1193,7 @@ def test_what_goes_while_it_is_looked_at_is_passed_over(
 
 def test_a_drop_that_no_consumer_will_take_for_its_size_is_found(patient: Patient) -> None:
     with (patient / "drop" / "d").open("wb") as file:
-        file.truncate(examination._LARGE + 1)  # no block of it is written
+        file.truncate(folders._LARGE + 1)  # no block of it is written
     assert patient.kinds() == {"drop-bad": "note"}
 
 
@@ -1203,8 +1221,8 @@ def test_a_lock_whose_holder_cannot_be_told_is_found(
             raise FileNotFoundError
         return io.StringIO("1: POSIX  ADVISORY  READ 1 00:01:1 0 EOF\n")
 
-    monkeypatch.setattr(survey, "PATIENCE", 0.0)
-    monkeypatch.setattr(survey, "open", opened, raising=False)
+    monkeypatch.setattr(admission, "PATIENCE", 0.0)
+    monkeypatch.setattr(admission, "open", opened, raising=False)
     with (patient / "index").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         (finding,) = examine(str(patient.path), pause=0.01).findings
@@ -1219,7 +1237,7 @@ def test_a_lock_whose_holder_cannot_be_told_is_found(
     [
         (b"12 (a (b) c) S 1 2", " (a (b) c)"),
         (b"12 (\x1b[2J) t 1 2", " (?[2J, stopped)"),
-        (FileNotFoundError(), " (it has ended, and a child of it holds on)"),
+        (FileNotFoundError(), " (it has ended; a child of it still holds the lock)"),
         (PermissionError(), ""),
     ],
 )
@@ -1231,8 +1249,8 @@ def test_of_the_process_that_holds_the_lock_is_told_what_can_be(
             raise stat
         return io.BytesIO(stat)
 
-    monkeypatch.setattr(survey, "open", opened, raising=False)
-    assert survey._program("12") == text
+    monkeypatch.setattr(admission, "open", opened, raising=False)
+    assert admission._program("12") == text
 
 
 def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
@@ -1242,7 +1260,7 @@ def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
     (patient / "drop/h").mkdir()
     with (
         refusing(scandir=errno.EIO),
-        pytest.raises(UnusableInbox, match=r"cannot go on with the repair .*Input/output error"),
+        pytest.raises(UnusableInbox, match=r"cannot finish the repair .*Input/output error"),
     ):
         repair(str(patient.path), pause=0)
     repair(str(patient.path), pause=0)
@@ -1338,7 +1356,7 @@ def test_the_command_measures_where_there_is_no_inbox_yet(tmp_path: Path) -> Non
     done = run("doctor", cwd=tmp_path)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("file system: ")
-    assert any(line.startswith("  ok      events fire (ours was seen within ") for line in lines)
+    assert any(line.startswith("  ok      events fire (ours arrived within ") for line in lines)
     assert lines[-1] == f"no inbox at {tmp_path}/inbox yet"
     assert list(tmp_path.iterdir()) == []
     assert done.stderr == ""
@@ -1368,9 +1386,9 @@ def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None
     words = ("doctor", "--inbox", patient.path)
     done = run(*words, cwd=patient.path.parent, status=1)
     text = done.stdout
-    assert "  repair  index: this should be a plain file, and is not: nothing can be added" in text
+    assert "  repair  index: this should be a regular file, and is not: adds fail" in text
     assert "            --repair: moves it to failed/, with the reason beside it, and makes the file" in text
-    assert "  note    'pending/ä\\n': its name is not that of an element" in text
+    assert "  note    'pending/ä\\n': its name is not the name of an element" in text
     assert "  note    failed/1, failed/2, failed/3 and 1 more: it is neither" in text
     assert text.splitlines()[-1] == "not healthy: see above, and run this with --repair"
     assert (
@@ -1379,14 +1397,14 @@ def test_the_command_tells_what_is_wrong_then_mends_it(patient: Patient) -> None
     )
     done = run(*words, "--repair", cwd=patient.path.parent)
     aside = "moved to failed/, with the reason beside it"
-    assert f"repair\n  index: {aside}; made anew\n  'pending/ä\\n': {aside}\n" in done.stdout
+    assert f"repair\n  index: {aside}; a new one was made\n  'pending/ä\\n': {aside}\n" in done.stdout
     assert done.stdout.splitlines()[-1] == "healthy"
 
 
 def test_the_command_says_when_only_a_person_can_help(patient: Patient) -> None:
     last_is(patient, NOW + 300 * DAY)
     done = run("doctor", "--inbox", patient.path, "--repair", cwd=patient.path.parent, status=1)
-    assert "            to do: set the clock; or stop all that use the inbox" in done.stdout
+    assert "            to do: set the clock; or stop every process that uses the inbox" in done.stdout
     assert done.stdout.splitlines()[-1] == "not healthy: a person must see to it; see above"
 
 
@@ -1424,7 +1442,7 @@ def test_where_nothing_can_be_written_the_command_says_so(patient: Patient) -> N
         done = run("doctor", "--inbox", patient.path, cwd=Path("/"), status=1)
     finally:
         subprocess.run(["umount", point], check=True)
-    assert "person  nothing can be written here: Read-only file system" in done.stdout
+    assert "person  cannot write here: Read-only file system" in done.stdout
     assert f"inbox {patient.path}" in done.stdout
 
 
@@ -1628,7 +1646,7 @@ def test_a_measurement_whose_calls_fail_is_told_of_and_leaves_nothing_behind(tmp
                 except OSError:
                     assert broken == "mkdir"  # there is no place to measure in
                 else:
-                    assert all(line.found for line in words(facts))
+                    assert all(line.found for line in describe(facts))
             assert os.listdir(place) == [], broken
     finally:
         shutil.rmtree(place)
@@ -1699,7 +1717,7 @@ class Suspicious(examination.Look):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self.signs.add(examination.Sign("index-low", "index"))
+        self.signs.add(Sign("index-low", "index"))
 
 
 @pytest.mark.parametrize("consumer", [False, True], ids=["producers", "and-a-consumer"])
@@ -1730,7 +1748,7 @@ def test_repairs_while_producers_add_lose_nothing(
         assert sum(event.what == "add_end" for event in events) == 3 * ADDS
         assert repairs > 10
         assert judge([*all_died(events), *aftermath(str(path), "drain")]) == []
-        figure(f"the index was made anew {repairs} times beside {3 * ADDS:,} adds, 0 lost")
+        figure(f"the index was rebuilt {repairs} times beside {3 * ADDS:,} adds, 0 lost")
     finally:
         for child in children:
             child.kill()

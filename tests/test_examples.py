@@ -15,14 +15,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import environment, wait_until
+from helpers import PATIENCE, environment, wait_until
 
 from fsinbox import Inbox
 from tests.usual import drain, names
@@ -88,12 +89,19 @@ def service(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes]
     try:
         wait_until(port, "for the service's port")
         yield process, int(port() or 0)
-        process.terminate()
-        assert process.wait(timeout=30) in (0, -signal.SIGTERM, -signal.SIGKILL), log.read_text()
+        if process.returncode is None:
+            process.terminate()
+            wait_until(lambda: has_ended(process.pid), "for the service's end")
     finally:
-        with suppress(ProcessLookupError):  # its workers, too
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.returncode is None:  # else its number may be another process's by now
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            process.wait()
+    assert process.returncode in (0, -signal.SIGTERM, -signal.SIGKILL), log.read_text()
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a child has ended, and leave it to be waited for: until then its number stays its own."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 # --- all of them --------------------------------------------------------------------------------------
@@ -153,7 +161,8 @@ SERVERS = {
 
 def post(port: int, order: str, value: object) -> tuple[int, dict[str, Any]]:
     """Post an order, again and again until a worker answers: one may just have been killed."""
-    while True:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         connection = HTTPConnection("127.0.0.1", port, timeout=30)
         try:
             body = value if isinstance(value, str) else json.dumps(value)
@@ -164,6 +173,7 @@ def post(port: int, order: str, value: object) -> tuple[int, dict[str, Any]]:
             continue
         finally:
             connection.close()
+    raise AssertionError("no worker answers")
 
 
 @pytest.mark.parametrize("name", SERVERS)

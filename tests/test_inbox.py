@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -1837,5 +1838,5 @@ def test_a_payload_that_grows_or_shrinks_while_it_is_read_is_read_to_its_end(inb
     element = inbox.take()
     assert element
     for content in (b"1234567890", b"123"):
-        with meanwhile("read", lambda content=content: Path(element.path).write_bytes(content)):  # type: ignore[misc]
+        with meanwhile("read", partial(Path(element.path).write_bytes, content)):
             assert element.data == content

@@ -23,7 +23,8 @@ import fsinbox.store.network.sharing
 from fsinbox import Inbox, InboxBusy, LeaseLost, UnusableInbox
 from fsinbox.consumer.lease import Lease, leases
 from fsinbox.consumer.ownership import WHOLE
-from fsinbox.operate import survey
+from fsinbox.operate.consumers import consumers
+from fsinbox.operate.rows import find, rows
 from fsinbox.store.layout import Layout
 from fsinbox.store.network.sharing import Sharing
 from tests.shim import intercepted, meanwhile, refusing
@@ -66,7 +67,7 @@ def test_there_is_one_consumer(inbox_dir: Path) -> None:
         with pytest.raises(InboxBusy):
             other.take()
         element.ack()
-        (found,) = survey.consumers(one._handle.layout)
+        (found,) = consumers(one._handle.layout)
         assert found["shard"] == "1/1"
         assert found["epoch"] == 1
         assert str(found["holder"]).startswith(f"pid {os.getpid()} on ")
@@ -695,12 +696,12 @@ def test_what_was_out_with_a_consumer_that_has_ended_is_gone_not_an_error(inbox_
     with opened(inbox_dir) as one, opened(inbox_dir) as looker:
         one.add("a", "1")
         element = take(one)
-        (row,) = survey.rows(looker.layout, ("out",))
+        (row,) = rows(looker.layout, ("in_flight",))
         assert row.folder == f"inflight/{FIRST}"
         element.ack()
         one.close()
         assert row.size(looker.layout) is None
-        assert survey.find(looker.layout, "a") is None
+        assert find(looker.layout, "a") is None
 
 
 def test_who_consumes_can_be_told_on_a_full_disk(inbox_dir: Path) -> None:
@@ -710,7 +711,7 @@ def test_who_consumes_can_be_told_on_a_full_disk(inbox_dir: Path) -> None:
     with opened(inbox_dir) as one:
         one.take()
         with refusing(open=errno.ENOSPC, when=in_tmp):
-            (found,) = survey.consumers(one._handle.layout)
+            (found,) = consumers(one._handle.layout)
         assert str(found["holder"]).startswith(f"pid {os.getpid()} on ")
         assert not found["lapsed"]
 
@@ -879,7 +880,7 @@ def test_a_standby_takes_over_from_a_consumer_that_was_stopped(inbox_dir: Path, 
                 check=True,
             )
             assert f"consumer  pid {standby.pid} on " in status.stdout
-            assert "epoch 2, sign of life " in status.stdout
+            assert "epoch 2, heartbeat " in status.stdout
         standby.terminate()
         assert standby.wait(20) == 0
     finally:

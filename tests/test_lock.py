@@ -23,7 +23,7 @@ def test_a_full_disk_keeps_nobody_from_consuming(inbox_dir: Path) -> None:
     with Inbox(inbox_dir) as inbox:
         with refusing(ftruncate=errno.ENOSPC):
             assert inbox.take() is None
-        with Inbox(inbox_dir) as second, pytest.raises(InboxBusy, match="did not say who it is"):
+        with Inbox(inbox_dir) as second, pytest.raises(InboxBusy, match="it did not say who it is"):
             second.take()
 
 

@@ -129,7 +129,7 @@ def test_what_is_said_at_a_signal_is_an_object_too(place: Path) -> None:
         consumer.signal(signal.SIGTERM)
         consumer.end()
         events = [line["event"] for line in json_lines(consumer.log)]
-    assert events[-2:] == ["stopping", "gave_back"]
+    assert events[-2:] == ["stopping", "requeued"]
 
 
 def test_recovery_tells_the_key_and_number_of_what_a_dead_consumer_held(place: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_table_of_events_is_what_the_code_says() -> None:
     code = "\n".join(path.read_text() for path in sorted((ROOT / "fsinbox").rglob("*.py")))
     said = set(
         re.findall(
-            r'"event": "(\w+)"|_?about\((?:element, )?"(\w+)"|_tell\("(\w+)"|, "(stopping)"\)',
+            r'"event": "(\w+)"|(?:about|_tell)\((?:element, )?"(\w+)"|, "(stopping)"\)',
             code,
         )
     )

@@ -24,11 +24,11 @@ from helpers import PACKAGE, Consumer, environment, run, wait_until
 
 from fsinbox import Inbox
 from fsinbox.consumer.ownership import WHOLE, parse_shard
-from fsinbox.operate.stats import Account
+from fsinbox.operate.stats import StatsWriter
 from fsinbox.store import control
 from fsinbox.store.layout import Layout
 from fsinbox.worker import metrics
-from fsinbox.worker.observer import Keeper
+from fsinbox.worker.observer import StatsObserver
 
 parser = pytest.importorskip("prometheus_client.parser")
 yaml = pytest.importorskip("yaml")
@@ -167,10 +167,10 @@ def test_a_scrape_tells_what_is_there_and_what_was_done(full: Scrape) -> None:
     assert labels["shard"] == "1/1"
     assert {
         state: full("fsinbox_elements", state=state, **labels)
-        for state in ("waiting", "out", "deferred", "failed", "dropped")
+        for state in ("waiting", "in_flight", "deferred", "failed", "dropped")
     } == {
         "waiting": 1,
-        "out": 1,
+        "in_flight": 1,
         "deferred": 1,
         "failed": 0,
         "dropped": 1,
@@ -284,11 +284,11 @@ def test_folders_that_cannot_be_read_are_told_and_the_rest_is_served(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Inbox(place / "inbox") as inbox:
-        keeper = Keeper(inbox.layout, WHOLE, "handler", 1)
-        observer = metrics.Metrics(inbox.path, WHOLE, keeper)
-        for one in (keeper, observer):
+        stats = StatsObserver(inbox.layout, WHOLE, "handler", 1)
+        observer = metrics.Metrics(inbox.path, WHOLE, stats)
+        for one in (stats, observer):
             one.began()
-        keeper.tick()
+        stats.tick()
         shutil.rmtree(place / "inbox/failed")
         (place / "inbox/stats").rename(place / "stats")
         (place / "inbox/stats").touch()
@@ -305,7 +305,7 @@ def test_the_folders_are_looked_into_once_a_while_at_most(
 ) -> None:
     monkeypatch.setattr(metrics, "_LASTS", 3600.0)
     with Inbox(place / "inbox", codec="text") as inbox:
-        observer = metrics.Metrics(inbox.path, WHOLE, Keeper(inbox.layout, WHOLE, "handler", 1))
+        observer = metrics.Metrics(inbox.path, WHOLE, StatsObserver(inbox.layout, WHOLE, "handler", 1))
         assert observer._look().count["waiting"] == 0
         inbox.add("k", "v")
         assert observer._look().count["waiting"] == 0
@@ -422,13 +422,13 @@ def test_a_file_that_can_be_written_no_longer_stops_nothing_and_is_said_once(
     (place / "out").mkdir()
     file = place / "out/m.prom"
     with Inbox(place / "inbox") as inbox:
-        keeper = Keeper(inbox.layout, WHOLE, "handler", 1)
-        observer = metrics.Metrics(inbox.path, WHOLE, keeper)
+        stats = StatsObserver(inbox.layout, WHOLE, "handler", 1)
+        observer = metrics.Metrics(inbox.path, WHOLE, stats)
         observer.keep_file(str(file))
         tries: list[None] = []
         write = observer._write_file
         monkeypatch.setattr(observer, "_write_file", lambda: (tries.append(None), write()))
-        for one in (keeper, observer):
+        for one in (stats, observer):
             one.began()
         wait_until(lambda: Scrape(file.read_text())("fsinbox_consumer_up") == 1)
         for times in (1, 2):
@@ -474,7 +474,7 @@ def test_metrics_prints_them_whoever_consumes(place: Path) -> None:
 def test_metrics_prints_those_of_a_running_consumer_too(place: Path) -> None:
     with Inbox(place / "inbox") as inbox:
         inbox.become_consumer()
-        Account(inbox.layout, WHOLE, "handler", 3).write()
+        StatsWriter(inbox.layout, WHOLE, "handler", 3).write()
         found = Scrape(run("metrics", cwd=place).stdout)
         assert (found("fsinbox_consumer_up"), found("fsinbox_consumer_concurrency")) == (1, 3)
         assert "fsinbox_last_success_timestamp_seconds" not in found.samples

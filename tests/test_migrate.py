@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def migrate(*words: str, inbox: str = "inbox", status: int = 0) -> Result:
     """Run the command in this process: SQLAlchemy takes half a second to import."""
-    result = CliRunner().invoke(cli, ["--inbox", inbox, "migrate", *words])
+    result = CliRunner().invoke(cli, ["--inbox", inbox, "migrate", "--create", *words])
     assert result.exit_code == status, result.output
     return result
 
@@ -68,12 +68,12 @@ def test_rows_are_queued_in_order_those_that_were_taken_first_and_the_table_stay
         rows=[(1, "a", b"1", 0), (2, "b", b"\xff", 1), (3, "c", b"3", None), (7, "d", b"4", 1)],
     )
     before = (project / "jobs.db").read_bytes()
-    done = run("migrate", url, cwd=project)
+    done = run("migrate", "--create", url, cwd=project)
     assert in_order(project / "inbox") == [("b", b"\xff"), ("d", b"4"), ("a", b"1"), ("c", b"3")]
     assert (project / "jobs.db").read_bytes() == before
     assert done.stdout == (
-        f"queued 4 of table 'inbox' in {project}/inbox: 4 new, 0 replaced, 0 behind; 0 left out\n"
-        "nothing was deleted from the table: drop it yourself when the consumer is through\n"
+        f"queued 4 of table 'inbox' in {project}/inbox: 4 new, 0 replaced, 0 behind; 0 skipped\n"
+        "nothing was deleted from the table: drop it yourself when the consumer has drained the inbox\n"
         f"next: fsinbox --inbox {project}/inbox consume --handler MODULE:FUNC\n"
     )
     assert list((project / "inbox/control").iterdir()) == []
@@ -83,7 +83,7 @@ def test_a_consumer_works_through_what_was_migrated_in_order(project: Path) -> N
     url = make(
         project, *DRAFT, rows=[(number, f"k{number}", b'{"n": %d}' % number, 0) for number in range(1, 6)]
     )
-    run("migrate", url, cwd=project)
+    run("migrate", "--create", url, cwd=project)
     (project / "tasks.py").write_text(
         "def note(key, value): open('log', 'a').write(f\"{key}={value['n']} \")\n"
     )
@@ -93,14 +93,14 @@ def test_a_consumer_works_through_what_was_migrated_in_order(project: Path) -> N
 
 def test_a_run_after_a_whole_one_replaces_what_still_waits_and_keeps_its_place(project: Path) -> None:
     url = make(project, *DRAFT, rows=[(1, "a", b"1", 0), (2, "b", b"2", 0)])
-    run("migrate", url, cwd=project)
+    run("migrate", "--create", url, cwd=project)
     engine = sqlalchemy.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE inbox SET value = 'new' WHERE key = 'a'")
     engine.dispose()
-    again = json_lines(run("migrate", "--json", url, cwd=project).stdout)
+    again = json_lines(run("migrate", "--create", "--json", url, cwd=project).stdout)
     assert again == [
-        {"path": f"{project}/inbox", "table": "inbox", "new": 0, "replaced": 2, "behind": 0, "left_out": 0}
+        {"path": f"{project}/inbox", "table": "inbox", "new": 0, "replaced": 2, "behind": 0, "skipped": 0}
     ]
     assert in_order(project / "inbox") == [("a", b"new"), ("b", b"2")]
 
@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(project: Path) -> None:
     url = make(project, *DRAFT, rows=rows)
     waiting = project / "inbox/pending"
     child = subprocess.Popen(
-        command("migrate", "--batch", "3", url),
+        command("migrate", "--create", "--batch", "3", url),
         cwd=project,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -122,8 +122,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(project: Path) -> None:
     child.communicate()
     half = len(list(waiting.iterdir()))
     assert half < 2000
-    done = run("migrate", "--batch", "700", url, cwd=project)
-    assert "going on where the run before was interrupted" in done.stderr
+    done = run("migrate", "--create", "--batch", "700", url, cwd=project)
+    assert "continuing the run that was interrupted" in done.stderr
     keys = [key for key, _ in in_order(project / "inbox")]
     locked = [f"k{number:04}" for number in range(50, 2001, 50)]
     assert keys == locked + [f"k{number:04}" for number in range(1, 2001) if number % 50]
@@ -143,11 +143,11 @@ def test_the_place_is_kept_for_each_table_and_order_and_restart_forgets_it(proje
         )
         place.write((False, [1]))
     source.close()
-    run("migrate", url, cwd=project)
+    run("migrate", "--create", url, cwd=project)
     assert contents(project / "inbox") == {"b": b"2", "c": b"3"}
     with Inbox(project / "inbox") as inbox:
         Place(inbox.layout, source.identity).write((False, [2]))
-    run("migrate", "--restart", url, cwd=project)
+    run("migrate", "--create", "--restart", url, cwd=project)
     assert contents(project / "inbox") == {"a": b"1", "b": b"2", "c": b"3"}
 
 
@@ -168,7 +168,8 @@ def test_a_place_keeps_every_kind_of_value_that_a_column_of_the_order_may_have(p
     place = Place(Layout(str(project / "inbox")), "x")
     place.write((False, values))
     assert place.read() == (False, values)
-    assert [type(value) for value in place.read()[1]] == [type(value) for value in values]  # type: ignore[index]
+    read = place.read()
+    assert read and [type(value) for value in read[1]] == [type(value) for value in values]
 
 
 # --- tables of other kinds ----------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def test_a_key_of_two_columns_tells_the_order(project: Path) -> None:
 
 def test_an_empty_table_is_migrated_too(project: Path) -> None:
     url = make(project, *DRAFT, rows=[])
-    assert "queued 0 of table" in run("migrate", cwd=project, FSINBOX_MIGRATE_URL=url).stdout
+    assert "queued 0 of table" in run("migrate", "--create", cwd=project, FSINBOX_MIGRATE_URL=url).stdout
 
 
 # --- what cannot be -----------------------------------------------------------------------------------
@@ -244,12 +245,12 @@ def test_rows_that_cannot_be_elements_are_told_and_left_and_the_others_are_copie
     done = migrate(url, status=1)
     assert contents(project / "inbox") == {"ok": b"v"}
     lines = done.stderr.splitlines()
-    assert lines[0] == "fsinbox: left out the row with id 1: its key is NULL"
-    assert [line.partition(":")[2][:27] for line in lines[1:]] == [
-        " left out the row with id 2",
-        " left out the row with id 3",
+    assert lines[0] == "fsinbox: skipped the row of id 1: its key is NULL"
+    assert [line.partition(":")[2][:24] for line in lines[1:]] == [
+        " skipped the row of id 2",
+        " skipped the row of id 3",
     ]
-    assert "1 new, 0 replaced, 0 behind; 3 left out" in done.stdout
+    assert "1 new, 0 replaced, 0 behind; 3 skipped" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_a_database_that_fails_on_the_way_is_told(project: Path) -> None:
 
 def test_without_sqlalchemy_it_says_what_to_install(project: Path) -> None:
     (project / "sqlalchemy.py").write_text("raise ImportError('not here')")
-    done = run("migrate", "sqlite:///x", cwd=project, status=2)  # python -m puts the working directory first
+    done = run("migrate", "--create", "sqlite:///x", cwd=project, status=2)  # (found first)
     assert "pip install 'fsinbox[migrate]'" in done.stderr
 
 
@@ -329,7 +330,7 @@ def test_on_a_terminal_progress_is_shown(project: Path) -> None:
     url = make(project, *DRAFT, rows=[(number, f"k{number}", b"", 0) for number in range(1, 10)])
     ours, theirs = pty.openpty()
     with open(ours, "rb", 0) as screen:
-        words = command("migrate", "--batch", "2", url)
+        words = command("migrate", "--create", "--batch", "2", url)
         subprocess.run(
             words, cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=theirs, check=True
         )

@@ -119,8 +119,9 @@ def test_a_drive_that_needs_a_full_flush_gets_one(inbox: Inbox, monkeypatch: pyt
 
 
 def test_a_flush_of_many_that_fails_says_why() -> None:
+    layout: Any = SimpleNamespace(folder=lambda name: -1)
     with pytest.raises(OSError) as caught:
-        files.flush_all(SimpleNamespace(folder=lambda name: -1), "tmp", list("abcdef"))  # type: ignore[arg-type]
+        files.flush_all(layout, "tmp", list("abcdef"))
     assert caught.value.errno == errno.EBADF
 
 

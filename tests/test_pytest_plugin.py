@@ -118,7 +118,7 @@ def test_handlers_are_tested_with_retries_failures_and_newer_values(tmp_path: Pa
     assert (status, "7 passed" in output) == (0, True), output
 
 
-def test_an_element_that_is_left_out_fails_the_test_and_names_it(tmp_path: Path) -> None:
+def test_an_element_that_is_left_in_flight_fails_the_test_and_names_it(tmp_path: Path) -> None:
     status, output = run_pytest(
         tmp_path,
         """
@@ -134,7 +134,8 @@ def test_an_element_that_is_left_out_fails_the_test_and_names_it(tmp_path: Path)
     )
     assert status == 1
     assert (
-        "the test left elements of the inbox out ('my key'): end each with ack(), nack() or fail()" in output
+        "the test left elements of the inbox in flight ('my key'): end each with ack(), nack() or fail()"
+        in output
     )
     assert "2 passed, 1 error" in output
 

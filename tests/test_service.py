@@ -283,8 +283,8 @@ def test_the_units_are_understood_by_systemd(tmp_path: Path) -> None:
 
 
 def test_the_units_name_commands_and_exit_statuses_that_are_so() -> None:
-    from fsinbox.cli import EXIT_BUSY, EXIT_USAGE
     from fsinbox.cli.commands import cli
+    from fsinbox.cli.exits import EXIT_BUSY, EXIT_USAGE
 
     known = {option for parameter in cli.commands["consume"].params for option in parameter.opts} | {
         "--inbox"

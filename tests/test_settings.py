@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from helpers import PACKAGE, contents, json_lines, keys_in, reason, run
 
-from fsinbox import Inbox, cli
+from fsinbox import Inbox
+from fsinbox.cli import locating
 
 TASKS = "def good(key, value): ...\ndef bad(key, value): raise ValueError(value)\n"
 
@@ -41,7 +42,7 @@ def settings(cwd: Path, *words: str, **variables: str) -> dict[str, tuple[Any, s
 
 def test_the_inbox_of_a_project_is_found_from_any_folder_below_it(project: Path) -> None:
     configure(project, '[tool.fsinbox]\ninbox = "spool"')
-    run("add", "a", "1", cwd=project)
+    run("add", "--create", "a", "1", cwd=project)
     run("add", "b", "2", cwd=project / "sub")
     run("add", "--json", "c", "3", cwd=project / "sub")  # not one of the forms that are read by hand
     assert contents(project / "spool") == {"a": b"1", "b": b"2", "c": b"3"}
@@ -72,7 +73,7 @@ def test_the_line_comes_before_the_environment_that_before_the_file_and_that_bef
         ("file", {}, []),
     ]:
         configure(project, '[tool.fsinbox]\ninbox = "file"')
-        run("add", *words, where, "v", cwd=project, **variables)
+        run("add", "--create", *words, where, "v", cwd=project, **variables)
         assert keys_in(project / where, "pending") == [where]
 
 
@@ -82,14 +83,14 @@ def test_a_consumer_works_as_the_file_says(project: Path) -> None:
         '[tool.fsinbox]\ninbox = "spool"\n[tool.fsinbox.consume]\n'
         'handler = "tasks:bad"\ndrain = true\nmax-attempts = 2\nretry_delay = 0.01\n',
     )
-    run("add", "k", '"v"', cwd=project)
+    run("add", "--create", "k", '"v"', cwd=project)
     run("consume", cwd=project, status=1)
     assert "attempts: 2\n" in reason(project / "spool", "k")
 
 
 def test_a_handler_that_is_typed_takes_the_place_of_one_in_the_file(project: Path) -> None:
     configure(project, '[tool.fsinbox.consume]\nhandler = "tasks:bad"\ndrain = true')
-    run("add", "k", '"v"', cwd=project)
+    run("add", "--create", "k", '"v"', cwd=project)
     run("consume", "--exec", "cp {} copy", cwd=project)
     assert (project / "copy").read_text() == '"v"'
     done = run("consume", "--exec", "true", "--handler", "tasks:good", cwd=project, status=2)
@@ -97,10 +98,10 @@ def test_a_handler_that_is_typed_takes_the_place_of_one_in_the_file(project: Pat
 
 
 def test_an_option_that_may_be_repeated_is_a_list_or_a_single_value(project: Path) -> None:
-    run("add", "k", "v", cwd=project)
-    configure(project, '[tool.fsinbox.ls]\nstate = ["failed", "out"]')
+    run("add", "--create", "k", "v", cwd=project)
+    configure(project, '[tool.fsinbox.ls]\nstate = ["failed", "in_flight"]')
     assert run("ls", cwd=project).stdout == ""
-    assert settings(project, "ls")["ls.state"][0] == ["failed", "out"]
+    assert settings(project, "ls")["ls.state"][0] == ["failed", "in_flight"]
     configure(project, '[tool.fsinbox.ls]\nstate = "waiting"')
     assert " k\n" in run("ls", cwd=project).stdout
 
@@ -128,7 +129,7 @@ def test_a_variable_names_another_file_or_none(project: Path) -> None:
 def test_what_cannot_be_a_file_of_settings_is_passed_over(project: Path) -> None:
     (project / "sub/pyproject.toml").mkdir()
     os.mkfifo(project / "pyproject.toml")
-    run("add", "k", "v", cwd=project / "sub")
+    run("add", "--create", "k", "v", cwd=project / "sub")
     assert contents(project / "sub/inbox") == {"k": b"v"}
 
 
@@ -140,14 +141,14 @@ def test_where_the_working_directory_was_removed_there_are_none(
     monkeypatch.chdir(gone)
     monkeypatch.delenv("FSINBOX_SETTINGS", raising=False)
     gone.rmdir()
-    assert cli.settings_file() is None
+    assert locating.settings_file() is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_the_settings_of_another_user_are_refused_unless_they_are_named(project: Path) -> None:
     path = configure(project, '[tool.fsinbox.consume]\nexec = "touch pwned"\ndrain = true')
     os.chown(path, 4321, -1)
-    run("add", "k", "v", cwd=project, FSINBOX_SETTINGS="")
+    run("add", "--create", "k", "v", cwd=project, FSINBOX_SETTINGS="")
     done = run("consume", cwd=project, status=2)
     assert f"{path}: belongs to user 4321" in done.stderr
     assert f"set FSINBOX_SETTINGS={path}" in done.stderr
@@ -224,7 +225,7 @@ def test_a_wrong_setting_is_named_with_its_file_the_reason_and_the_way_out(
 
 def test_a_setting_of_one_command_does_not_stop_another(project: Path) -> None:
     configure(project, "[tool.fsinbox.consume]\nconcurrency = 0")
-    run("add", "k", "v", cwd=project)
+    run("add", "--create", "k", "v", cwd=project)
     assert contents(project / "inbox") == {"k": b"v"}
 
 
@@ -294,7 +295,7 @@ def path_with(site: Path) -> dict[str, str]:
 
 
 def test_a_handler_of_an_installed_package_is_found_by_its_name(project: Path, installed: Path) -> None:
-    run("add", "picture", "17", cwd=project)
+    run("add", "--create", "picture", "17", cwd=project)
     run("consume", "--handler", "thumbnails", "--drain", cwd=project, **path_with(installed))
     assert (project / "picture").read_text() == "17"
 
@@ -319,6 +320,6 @@ def test_a_name_that_leads_to_no_handler_is_told(
 
 
 def test_python_m_fsinbox_is_the_command_line(tmp_path: Path) -> None:
-    run("add", "k", "v", cwd=tmp_path)  # helpers.command runs `python -m fsinbox`
+    run("add", "--create", "k", "v", cwd=tmp_path)  # helpers.command runs `python -m fsinbox`
     with Inbox(tmp_path / "inbox", codec="text") as inbox:
         assert [*inbox.take()] == ["k", "v"]  # type: ignore[misc]

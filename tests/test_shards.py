@@ -13,7 +13,7 @@ import pytest
 import fsinbox.store.network.sharing
 from fsinbox import Inbox, InboxBusy
 from fsinbox.consumer.ownership import Shard, parse_shard, shard_of_lock
-from fsinbox.operate import survey
+from fsinbox.operate.consumers import consumers
 from fsinbox.store.network.sharing import Sharing
 from tests.usual import drain, names, take
 
@@ -87,7 +87,7 @@ def test_one_consumer_a_shard_and_none_of_all_beside_it(opened: ExitStack, inbox
 def test_a_shard_without_a_consumer_shows(opened: ExitStack, inbox_dir: Path) -> None:
     second = consumer(opened, inbox_dir, "2/3")
     assert second.take() is None
-    found = survey.consumers(second.layout)
+    found = consumers(second.layout)
     assert [one["shard"] for one in found] == ["1/3", "2/3", "3/3"]
     assert [bool(one["holder"]) for one in found] == [False, True, False]
 
@@ -110,7 +110,7 @@ def test_what_a_dead_consumer_held_comes_back_to_its_shard_only(opened: ExitStac
         assert (element.key, element.suspect) == (key, True)
         element.ack()
     other.ack()
-    assert len(survey.consumers(second.layout)) == 2
+    assert len(consumers(second.layout)) == 2
 
 
 def test_the_number_of_shards_can_change_when_all_have_ended(opened: ExitStack, inbox_dir: Path) -> None:

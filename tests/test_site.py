@@ -180,7 +180,7 @@ def test_what_the_container_runs_is_what_there_is(tmp_path: Path) -> None:
         name: [word.strip('" ') for word in text.strip("[]").split(",")][1:]
         for name, text in (("run", entry), ("check", check))
     }
-    subprocess.run([*fsinbox, "add", "k", "5"], env=environ, check=True, cwd=tmp_path)
+    subprocess.run([*fsinbox, "add", "--create", "k", "5"], env=environ, check=True, cwd=tmp_path)
     healthy = subprocess.run(
         [*fsinbox, *words["check"]], env=environ, cwd=tmp_path, capture_output=True, text=True
     )

@@ -15,16 +15,18 @@ from helpers import Consumer, json_lines, run
 
 from fsinbox import Inbox
 from fsinbox.consumer.ownership import WHOLE, parse_shard
-from fsinbox.operate import survey
-from fsinbox.operate.stats import Account
+from fsinbox.operate.census import census
+from fsinbox.operate.stats import StatsWriter
+from fsinbox.operate.status import summary
 from fsinbox.store import control
 from fsinbox.store.layout import Layout
 from fsinbox.store.names import element_name, encode_key
 
 MINUTE = 60 * 10**9
 
-MEMBERS_FROM_BEFORE = (
-    "path waiting out deferred failed dropped oldest_waiting oldest_out consumer consumers scope".split()
+MEMBERS = (
+    "path waiting in_flight deferred failed dropped oldest_waiting oldest_in_flight consumer consumers "
+    "scope oldest_deferred held paused paused_until paused_by ages pace totals stuck level verdict".split()
 )
 
 
@@ -144,7 +146,7 @@ def test_what_is_no_element_counts_nowhere(layout: Layout) -> None:
 def test_the_histogram_is_left_out_where_nothing_waits(layout: Layout) -> None:
     lines = status(layout)
     assert not any(text.startswith(("ages", "to empty")) for text in lines)
-    assert lines[-1] == "OK: nothing waits"
+    assert lines[-1] == "OK: No elements are waiting."
     assert members(layout)["pace"]["to_empty"] == 0
 
 
@@ -154,17 +156,20 @@ def test_the_histogram_is_left_out_where_nothing_waits(layout: Layout) -> None:
 def test_without_limits_the_exit_status_is_0_whatever_is_wrong(layout: Layout) -> None:
     waits(layout, "k", 9999)
     waits(layout, "f", 1, "failed")
-    assert status(layout)[-1] == "WARNING: nobody consumes, and 1 is there; 1 failed: see `fsinbox failed`"
+    assert status(layout)[-1] == (
+        "WARNING: No consumer is running; 1 element is waiting. "
+        "1 element failed: run `fsinbox failed` to see why."
+    )
     waits(layout, "o", 1, "inflight")
-    assert status(layout)[-1].startswith("WARNING: nobody consumes, and 2 are there; ")
+    assert status(layout)[-1].startswith("WARNING: No consumer is running; 2 elements are waiting. ")
 
 
 @pytest.mark.parametrize(
     ("limit", "kept", "broken", "says"),
     [
-        ("--max-age", "31m", "1700", "the oldest is there for 30m, more than 28m"),
-        ("--max-pending", "2", "1", "2 wait, more than 1"),
-        ("--max-failed", "1", "0", "1 failed, more than 0"),
+        ("--max-age", "31m", "1700", "The oldest element is 30m old (limit 28m)."),
+        ("--max-pending", "2", "1", "2 elements are waiting (limit 1)."),
+        ("--max-failed", "1", "0", "1 element failed (limit 0)."),
     ],
 )
 def test_a_limit_that_is_exceeded_is_critical_and_status_1(
@@ -175,10 +180,11 @@ def test_a_limit_that_is_exceeded_is_critical_and_status_1(
     waits(layout, "f", 99, "failed")
     assert status(layout, limit, kept)[-1].startswith("WARNING: ")
     assert status(layout, limit, broken, code=1)[-1].startswith(
-        f"CRITICAL: {says}; nobody consumes, and 2 are there"
+        f"CRITICAL: {says} No consumer is running; 2 elements are waiting."
     )
     found = members(layout, limit, broken, code=1)
-    assert (found["level"], found["verdict"].partition(";")[0]) == ("CRITICAL", says)
+    assert found["level"] == "CRITICAL"
+    assert found["verdict"].startswith(says)
     variable = f"FSINBOX_STATUS_{limit[2:].upper().replace('-', '_')}"
     assert (
         run("status", cwd=Path(layout.path).parent, status=1, **{variable: broken})
@@ -194,12 +200,12 @@ def test_the_age_that_is_limited_is_that_of_whatever_is_not_done(layout: Layout,
         path = Path(layout.path, folder)
         (path / name).rename(path / f"{time_ns() + MINUTE}-{name}")
         assert 1800 <= members(layout)["oldest_deferred"] < 1900
-    assert "there for 30m" in status(layout, "--max-age", "10m", code=1)[-1]
+    assert "The oldest element is 30m old" in status(layout, "--max-age", "10m", code=1)[-1]
 
 
 def test_failures_that_a_limit_allows_are_no_warning(layout: Layout) -> None:
     waits(layout, "f", 1, "failed")
-    assert status(layout, "--max-failed", "1")[-1] == "OK: nothing waits"
+    assert status(layout, "--max-failed", "1")[-1] == "OK: No elements are waiting."
 
 
 @pytest.mark.parametrize(
@@ -222,8 +228,8 @@ def test_a_pause_and_keys_on_hold_are_told_and_who_has_asked_for_them(layout: La
     control.pause(layout)
     lines = status(layout)
     assert line(lines, "on hold") == r"6  ('\x1b[2J', a, b, c, d, ...)"
-    assert line(lines, "paused").startswith(f"until it is resumed by pid {os.getpid()} of user ")
-    assert lines[-1].startswith(f"WARNING: paused until it is resumed by pid {os.getpid()}")
+    assert line(lines, "paused").startswith(f"until resumed, by pid {os.getpid()} of user ")
+    assert lines[-1].startswith(f"WARNING: Consumers are paused until resumed, by pid {os.getpid()}")
     found = members(layout)
     assert (found["paused"], found["paused_until"], found["held"]) == (True, None, sorted(keys))
     control.pause(layout, time_ns() + 60 * MINUTE)
@@ -240,7 +246,7 @@ def test_a_pause_and_keys_on_hold_are_told_and_who_has_asked_for_them(layout: La
 def test_a_pause_by_nobody_is_told_too(layout: Layout) -> None:
     layout.make("control")
     Path(layout.path, "control/pause").touch()
-    assert status(layout)[-1] == "WARNING: paused until it is resumed"
+    assert status(layout)[-1] == "WARNING: Consumers are paused until resumed."
 
 
 def test_a_shard_without_a_consumer_is_a_warning(layout: Layout) -> None:
@@ -249,7 +255,7 @@ def test_a_shard_without_a_consumer_is_a_warning(layout: Layout) -> None:
         inbox.become_consumer()
         lines = status(layout)
         assert line(lines, "to empty") == "unknown: a shard has no consumer"
-        assert lines[-1] == "WARNING: no consumer of shard 1/3, 3/3: its keys wait"
+        assert lines[-1] == "WARNING: No consumer is running for shard 1/3, 3/3; its keys wait."
 
 
 def test_a_lease_that_has_lapsed_is_a_warning(tmp_path: Path) -> None:
@@ -257,12 +263,12 @@ def test_a_lease_that_has_lapsed_is_a_warning(tmp_path: Path) -> None:
         inbox.become_consumer()
         (lease,) = (tmp_path / "inbox/inflight").glob("lease-*/.lease")
         os.utime(lease, ns=(1, 1))
-        assert status(inbox.layout)[-1].startswith(f"WARNING: the lease of pid {os.getpid()} on ")
+        assert status(inbox.layout)[-1].startswith(f"WARNING: The lease of pid {os.getpid()} on ")
 
 
-def test_what_was_in_the_json_object_is_still_there(layout: Layout) -> None:
+def test_the_json_object_has_the_documented_members(layout: Layout) -> None:
     found = members(layout)
-    assert [name for name in MEMBERS_FROM_BEFORE if name not in found] == []
+    assert [name for name in MEMBERS if name not in found] == []
     assert found["totals"]["acknowledged"] == 0
 
 
@@ -270,20 +276,20 @@ def test_what_was_in_the_json_object_is_still_there(layout: Layout) -> None:
 
 
 class AtWork:
-    """This process as a consumer that has kept an account for an hour."""
+    """This process as a consumer that has written statistics for an hour."""
 
     def __init__(self, layout: Layout, shard: str = "1/1") -> None:
         self.inbox = Inbox(layout.path, shard=shard)
-        self.account = Account(layout, parse_shard(shard), "handler", 1)
-        self.account.record.since = time() - 3600
+        self.writer = StatsWriter(layout, parse_shard(shard), "handler", 1)
+        self.writer.stats.since = time() - 3600
 
     def did(self, minutes: dict[int, int]) -> None:
         """Have it acknowledge so many, so many minutes ago."""
         now = int(time() // 60)
-        self.account.record.minutes = [
+        self.writer.stats.minutes = [
             [now - ago, count, 0, 0] for ago, count in sorted(minutes.items(), reverse=True)
         ]
-        self.account.write()
+        self.writer.write()
 
     def __enter__(self) -> AtWork:
         self.inbox.become_consumer()
@@ -307,7 +313,8 @@ def test_the_time_to_empty_is_that_of_steady_work(layout: Layout) -> None:
             ("/min acknowledged over the last 4m", "/min acknowledged over the last 5m")
         )
         assert line(lines, "to empty").startswith(("about 2m", "about 3m"))
-        assert lines[-1].startswith(("OK: 120 wait, done in about 2m", "OK: 120 wait, done in about 3m"))
+        assert lines[-1].startswith("OK: 120 elements are waiting; about ")
+        assert lines[-1].endswith(" to empty.")
 
 
 def test_an_idle_consumer_s_rate_does_not_lie_about_a_new_backlog(layout: Layout) -> None:
@@ -316,8 +323,8 @@ def test_an_idle_consumer_s_rate_does_not_lie_about_a_new_backlog(layout: Layout
         waits(layout, "k")
         found = members(layout)
         assert found["pace"]["rate"] <= 0.25
-        assert (found["pace"]["to_empty"], found["pace"]["why"]) == (None, "the work has only just begun")
-        assert line(status(layout), "to empty") == "unknown: the work has only just begun"
+        assert (found["pace"]["to_empty"], found["pace"]["why"]) == (None, "work has only just begun")
+        assert line(status(layout), "to empty") == "unknown: work has only just begun"
 
 
 def test_a_consumer_that_does_nothing_is_at_0_and_it_is_said_since_when(layout: Layout) -> None:
@@ -337,7 +344,7 @@ def test_what_is_on_hold_is_no_work_to_be_done(layout: Layout) -> None:
         consumer.did(dict.fromkeys(range(1, 10), 60))
         waits(layout, "k", 20)
         control.hold(layout, "k")
-        assert line(status(layout), "to empty") == "unknown: all that waits is on hold"
+        assert line(status(layout), "to empty") == "unknown: every waiting key is on hold"
         waits(layout, "other", 20)
         assert line(status(layout), "to empty") == "about 1s"
 
@@ -347,29 +354,27 @@ def test_a_paused_consumer_has_no_time_to_empty(layout: Layout) -> None:
         consumer.did(dict.fromkeys(range(1, 10), 60))
         waits(layout, "k", 20)
         control.pause(layout)
-        assert line(status(layout), "to empty") == "unknown: it is paused"
+        assert line(status(layout), "to empty") == "unknown: consumers are paused"
 
 
-def test_a_consumer_without_an_account_has_no_rate(layout: Layout) -> None:
-    account = Account(layout, WHOLE, "an earlier one", 1)
-    account.record.pid = 1
-    account.write()
+def test_a_consumer_without_statistics_has_no_rate(layout: Layout) -> None:
+    earlier = StatsWriter(layout, WHOLE, "an earlier one", 1)
+    earlier.stats.pid = 1
+    earlier.write()
     waits(layout, "k", 20)
     with Inbox(layout.path) as inbox:
         inbox.become_consumer()
         lines = status(layout)
-        assert line(lines, "rate") == "unknown: only `fsinbox consume` keeps an account"
-        assert (
-            line(lines, "to empty") == "unknown: the consumer keeps no account: only `fsinbox consume` does"
-        )
+        assert line(lines, "rate") == "unknown: only `fsinbox consume` writes statistics"
+        assert line(lines, "to empty").startswith("unknown: the consumer writes no statistics; only ")
     assert line(status(layout), "rate").startswith("0/min")
 
 
 def test_the_rates_and_totals_of_shards_are_added(layout: Layout) -> None:
     with AtWork(layout, "1/2") as one, AtWork(layout, "2/2") as two:
         one.did({1: 10})
-        two.account.record.totals.acknowledged = 7
-        one.account.record.totals.acknowledged = 5
+        two.writer.stats.totals.acknowledged = 7
+        one.writer.stats.totals.acknowledged = 5
         one.did({1: 10, 2: 10})
         two.did({1: 20})
         found = members(layout)
@@ -402,17 +407,17 @@ def test_a_real_consumer_s_work_shows(layout: Layout) -> None:
         assert 0 <= time() - found["pace"]["last"] < 120
         lines = status(layout)
         assert line(lines, "consumer").startswith(f"pid {consumer.process.pid} on ")
-        assert lines[-1] == "OK: nothing waits"
-    assert status(layout)[-1] == "OK: nothing waits"
+        assert lines[-1] == "OK: No elements are waiting."
+    assert status(layout)[-1] == "OK: No elements are waiting."
 
 
 def test_the_summary_is_for_python_too(layout: Layout) -> None:
     waits(layout, "k", 30)
-    found = survey.summary(layout)
-    assert (found.waiting, found.pace.why, found.ages.total[3]) == (1, "nobody consumes", 1)
+    found = summary(layout)
+    assert (found.waiting, found.pace.why, found.ages.total[3]) == (1, "no consumer is running", 1)
     assert json.dumps(found.ages.total)
     for name in ("dropped", "x" * 250):  # no key is as long as that: the first shard sets it aside
         Path(layout.path, "drop", name).touch()
-    assert line(status(layout), "dropped") == "2  (not adopted yet)"
-    one, two = (survey.census(layout, parse_shard(shard)).count for shard in ("1/2", "2/2"))
+    assert line(status(layout), "dropped") == "2  (not ingested yet)"
+    one, two = (census(layout, parse_shard(shard)).count for shard in ("1/2", "2/2"))
     assert (one["waiting"] + two["waiting"], one["dropped"] + two["dropped"]) == (1, 2)

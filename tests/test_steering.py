@@ -18,8 +18,8 @@ import fsinbox.store.control
 import fsinbox.store.network.sharing
 import fsinbox.store.transitions
 from fsinbox import Inbox, UnusableInbox
+from fsinbox.operate.rows import Row
 from fsinbox.operate.steering import Steering
-from fsinbox.operate.survey import Row
 from fsinbox.store import control
 from fsinbox.store import transitions as protocol
 from fsinbox.store.layout import Layout
@@ -111,13 +111,13 @@ def test_a_newer_value_that_waits_is_left_alone(inbox_dir: Path, way: Way) -> No
         assert names(inbox, "tmp") == []
 
 
-@pytest.mark.parametrize("where", ["out", "deferred"])
+@pytest.mark.parametrize("where", ["in flight", "deferred"])
 def test_a_newer_value_that_is_out_or_deferred_is_not_followed_by_an_older_one(
     inbox_dir: Path, way: Way, where: str
 ) -> None:
     lay, state, back = way
     if state == "deferred":
-        pytest.skip("of a key one is out or deferred at most")
+        pytest.skip("a key has one element in flight or deferred at most")
     with opened(inbox_dir, keep_done=9) as inbox:
         lay(inbox, "a")
         inbox.add("a", "new")
@@ -273,7 +273,7 @@ def test_what_the_system_refuses_is_said_and_changes_nothing(
             row = the_one(steering, state)
             monkeypatch.setattr(protocol, "_rename", full)
             with pytest.raises(
-                UnusableInbox, match=f"cannot change .*/{state}/.*No space left.*: it is as it was"
+                UnusableInbox, match=f"cannot change .*/{state}/.*No space left.*: it is unchanged"
             ):
                 back(steering, row)
             assert the_one(steering, state) == row
@@ -328,7 +328,7 @@ def test_a_flush_that_fails_is_said(inbox_dir: Path) -> None:
     with opened(inbox_dir) as inbox:
         in_failed(inbox, "a")
         with (
-            pytest.raises(UnusableInbox, match="a power cut may undo it"),
+            pytest.raises(UnusableInbox, match="a power cut may undo them"),
             refusing(fsync=errno.EIO),
             Steering(inbox_dir) as steering,
         ):
@@ -381,8 +381,8 @@ def test_discard_leaves_what_is_out_to_its_consumer_and_a_folder_that_holds_some
         take(inbox)
         (inbox_dir / "failed" / "1234567890123456789-b").mkdir()
         with Steering(inbox_dir) as steering:
-            with pytest.raises(ValueError, match="is out"):
-                steering.discard(the_one(steering, "out"))
+            with pytest.raises(ValueError, match="in flight"):
+                steering.discard(the_one(steering, "in_flight"))
             assert steering.discard(the_one(steering, "failed"))
             (inbox_dir / "failed" / "1234567890123456789-b").mkdir()
             (inbox_dir / "failed" / "1234567890123456789-b" / "kept").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from helpers import Consumer, command, environment, run, wait_until
 
 from fsinbox import Inbox
+from tests.usual import take
 
 HANDLER = """
 from fsinbox import Reject, TryLater
@@ -82,24 +84,26 @@ def test_failed_lists_what_failed_and_why(home: Path) -> None:
     assert Path(one["path"]).read_text() == "bad"
     assert "    Traceback\n" in run("failed", "--traceback", cwd=home).stdout
     next((home / "inbox" / "failed").glob("*1~reason.txt")).unlink()
-    assert "no reason was kept" in run("failed", "bad/1", cwd=home).stdout
+    assert "no reason is kept" in run("failed", "bad/1", cwd=home).stdout
 
 
 def test_retry_queues_again_what_it_is_told(home: Path) -> None:
     done = run("retry", "bad/1", "nobody", "--json", cwd=home, status=1)
     assert outcomes(done.stdout) == {"bad/1": "queued", "nobody": "none"}
     assert run("ls", "--state", "waiting", cwd=home).stdout.split()[-1] == "b"
-    assert run("retry", "--all", "--yes", cwd=home).stdout == "bad/2: queued\n"
+    assert run("retry", "--all", "--yes", cwd=home).stdout == "bad/2: queued\nbusy: queued\n"
     assert run("failed", cwd=home).stdout == ""
     run("add", "bad/1", "good", cwd=home)
-    run("discard", "--state", "deferred", "--all", "--yes", cwd=home)
+    run("add", "busy", "good", cwd=home)
     assert "bad/1=good" in consume(home)
 
 
 def test_what_a_newer_value_supersedes_stays_in_failed_until_it_is_discarded(home: Path) -> None:
     run("add", "bad/1", "new", cwd=home)
     told = run("retry", "bad/1", cwd=home, status=1)
-    assert told.stdout == "bad/1: left in failed/: a newer value of its key waits, or is being worked on\n"
+    assert told.stdout == (
+        "bad/1: left in failed/: a newer value of its key is waiting, in flight or deferred\n"
+    )
     assert run("discard", "bad/1", "--yes", cwd=home).stdout == "bad/1: discarded\n"
     assert list((home / "inbox" / "failed").glob("*bad%2F1*")) == []
 
@@ -109,13 +113,45 @@ def test_keys_come_from_standard_input_as_lines_or_as_what_ls_prints(home: Path)
     assert run("retry", "-", cwd=home, stdin=listed).stdout == "bad/1: queued\nbad/2: queued\n"
     assert run("hold", "-", cwd=home, stdin="a\n\nb\na\n").stdout == "a: on hold\nb: on hold\n"
     for wrong in ("{not json", '{"name": 1}', '{"key": 7}'):
-        assert "no JSON object with a key" in run("retry", "-", cwd=home, stdin=wrong + "\n", status=2).stderr
+        assert (
+            "not a JSON object with a member `key`"
+            in run("retry", "-", cwd=home, stdin=wrong + "\n", status=2).stderr
+        )
+
+
+@pytest.mark.parametrize("verb", ["retry", "requeue"])
+def test_retry_does_what_is_meant_in_any_state(home: Path, verb: str) -> None:
+    states = {"bad/1": "failed", "busy": "deferred", "done": "done", "a": "waiting", "b": "held"}
+    run("hold", "b", cwd=home)
+    with Inbox(home / "inbox", codec="text") as inbox:
+        assert take(inbox).key == "a"
+        told = run(verb, "a", *states, "nobody", cwd=home, status=1).stdout.splitlines()
+    assert sorted(told) == [
+        "a: nothing to do: it is in flight",
+        "b: nothing to do: it is waiting, on hold; `fsinbox release` ends that",
+        "bad/1: queued",
+        "busy: queued",
+        "done: queued",
+        "nobody: no such element",
+    ]
+    again = run(verb, *states, "--json", cwd=home).stdout
+    assert outcomes(again) == dict.fromkeys(states, "waiting") | {"b": "held"}
+    run("release", "b", cwd=home)
+    run("add", "busy", "good", cwd=home)
+    run("discard", "bad/1", "--state", "waiting", "--yes", cwd=home)
+    assert sorted(consume(home)) == ["a=1", "b=2", "busy=good", "done=good"]
+
+
+def test_of_a_key_that_has_failed_and_waits_anew_the_failed_one_is_meant(home: Path) -> None:
+    run("add", "bad/1", "new", cwd=home)
+    assert outcomes(run("retry", "bad/1", "--json", cwd=home, status=1).stdout) == {"bad/1": "newer"}
 
 
 def test_a_back_off_ends_at_once(home: Path) -> None:
     assert run("requeue", "busy", cwd=home).stdout == "busy: queued\n"
     run("add", "busy", "good", cwd=home)
     assert "busy=good" in consume(home)
+    run("discard", "--all", "--yes", cwd=home)
     assert run("requeue", "--all", cwd=home).stdout == ""
 
 
@@ -135,13 +171,81 @@ def test_what_is_done_is_played_again_and_kept(home: Path) -> None:
 
 def test_purge_removes_by_state_and_age(home: Path) -> None:
     assert run("purge", "--older-than", "1h", cwd=home).stdout == "removed 0 elements, 0 bytes\n"
-    assert "add --yes" in run("purge", cwd=home, status=2).stderr
-    assert json.loads(run("purge", "--yes", "--json", cwd=home).stdout) == {"removed": 3, "bytes": 10}
+    assert "cannot prompt: standard input is not a terminal. Add --yes" in (
+        run("purge", cwd=home, status=2).stderr
+    )
+    said = json.loads(run("purge", "--yes", "--json", cwd=home).stdout)
+    assert said == {"removed": 3, "bytes": 10, "left": 0}
     assert (
         run("purge", "--state", "waiting", "--state", "deferred", "--yes", cwd=home).stdout
         == "removed 3 elements, 6 bytes\n"
     )
-    assert "no length of time" in run("purge", "--older-than", "soon", cwd=home, status=2).stderr
+    told = run("purge", "--older-than", "soon", cwd=home, status=2).stderr
+    assert "invalid duration 'soon': use 90, 15m, 2h, 7d or 1h30m" in told
+
+
+@pytest.mark.parametrize("words", [["discard", "--all"], ["purge"]], ids=" ".join)
+def test_a_directory_in_failed_does_not_keep_the_rest(home: Path, words: list[str]) -> None:
+    """Anybody who may drop files can have one set aside there."""
+    number = min(path.name for path in (home / "inbox/failed").iterdir())[:19]
+    directory = home / f"inbox/failed/{number}-0"  # sorts before all others
+    directory.mkdir()
+    (directory / "file").touch()
+    (home / f"inbox/failed/{number}-1").mkdir()  # an empty one is removed
+    told = run(*words, "--yes", cwd=home, status=1)
+    assert "0: left in failed/: it is not a regular file" in told.stdout or "1 left" in told.stderr
+    assert os.listdir(home / "inbox/failed") == [directory.name]
+    assert os.listdir(directory) == ["file"]
+
+
+def test_keys_on_standard_input_cannot_be_asked_about(home: Path) -> None:
+    done = run("discard", "-", cwd=home, stdin="bad/1\n", status=2)
+    assert "cannot prompt: standard input has the keys. Add --yes" in done.stderr
+    assert len(run("failed", cwd=home).stdout.splitlines()) == 2
+
+
+def test_ctrl_c_at_a_question_is_130(home: Path) -> None:
+    words = [os.fsdecode(word) for word in map(os.fspath, command("discard", "--all"))]
+    asked = pexpect.spawn(
+        words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True
+    )
+    asked.expect_exact("[y/N]: ")
+    asked.sendintr()
+    asked.expect(pexpect.EOF)
+    asked.close()
+    assert asked.exitstatus == 130
+    assert len(run("failed", cwd=home).stdout.splitlines()) == 2
+
+
+def test_ctrl_c_while_waiting_is_130(home: Path) -> None:
+    waiting = subprocess.Popen(
+        command("wait", "a"), cwd=home, env=environment(), stderr=subprocess.PIPE, preexec_fn=interruptible
+    )
+    folder = Path(f"/proc/{waiting.pid}/fd")
+    wait_until(lambda: any(str(os.readlink(one)).endswith("/pending") for one in folder.iterdir()))
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(60) == 130
+    assert waiting.stderr
+    assert waiting.stderr.read() == b""
+
+
+def interruptible() -> None:
+    """In a suite that was started in the background SIGINT is ignored, and so it is in its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("scope", ["local", "network"])
+def test_wait_for_what_was_done_just_now_finds_its_trace(home: Path, scope: str) -> None:
+    """A consumer may be quicker than the next command of a script: `fsinbox add k v && fsinbox wait k`."""
+    run("--inbox", "other", "init", "--scope", scope, cwd=home)
+    with Inbox(home / "other", codec="text") as inbox:
+        inbox.add("quick", "v")
+        (home / "other/drop/dropped").write_text("v")
+        os.utime(home / "other/drop/dropped", (1, 1))
+        while element := inbox.take(2):
+            element.ack()
+    run("--inbox", "other", "wait", "quick", "dropped", cwd=home)
+    run("--inbox", "other", "wait", "slow", cwd=home, status=5)
 
 
 @pytest.mark.parametrize("verb", ["retry", "requeue", "replay", "discard", "release"])
@@ -182,7 +286,7 @@ def test_long_work_shows_how_far_it_is_on_a_terminal(tmp_path: Path) -> None:
     for words, label in (
         (["discard", "--state", "waiting", "--all", "--yes"], "discard"),
         (["export", "all.tar"], "exporting"),
-        (["import", "all.tar", "--inbox", "other"], "importing"),
+        (["import", "--create", "all.tar", "--inbox", "other"], "importing"),
     ):
         if words[0] == "export":
             with Inbox(tmp_path / "inbox", codec="text", durable=False) as inbox:
@@ -222,7 +326,7 @@ def test_hold_release_pause_and_resume_steer_a_running_consumer(home: Path) -> N
         assert run("pause", cwd=home).stdout == f"paused {home}/inbox: `fsinbox resume` ends it\n"
         run("add", "m", "paused", cwd=home)
         assert run("wait", "m", "--timeout", "0.3", cwd=home, status=124).stderr == (
-            "fsinbox: the time is up, and 1 are not done: m\n"
+            "fsinbox: timeout expired: 1 not done: m\n"
         )
         assert json.loads(run("resume", "--json", cwd=home).stdout) == {"paused": False, "was_paused": True}
         run("wait", "m", cwd=home)
@@ -256,15 +360,20 @@ def test_a_retry_wakes_an_idle_consumer(home: Path) -> None:
 
 
 def test_wait_tells_what_became_of_a_key(home: Path) -> None:
-    run("wait", "never-added", cwd=home)
-    assert json.loads(run("wait", "never-added", "--json", cwd=home).stdout) == {"done": True, "failed": []}
+    told = run("wait", "done", "never-added", cwd=home, status=5)
+    assert told.stderr.startswith(
+        f"fsinbox: no trace of never-added in {home}/inbox: never added, or done long"
+    )
+    said = json.loads(run("wait", "never-added", "--json", cwd=home, status=5).stdout)
+    assert said == {"done": False, "unknown": ["never-added"]}
+    run("wait", "done", cwd=home)
     told = run("wait", "bad/1", "--json", cwd=home, status=1)
     assert json.loads(told.stdout) == {"done": True, "failed": ["bad/1"]}
-    assert told.stderr == "fsinbox: in failed/: bad/1: `fsinbox failed` says why\n"
+    assert told.stderr == "fsinbox: failed: bad/1: `fsinbox failed` says why\n"
     told = run("wait", "--timeout", "0", "--json", cwd=home, status=124)
     assert json.loads(told.stdout) == {"done": False, "left": ["a", "b", "busy"]}
     (home / "inbox" / "drop" / "fresh").write_text("good")
-    assert "4 are not done: a, b, busy, ..." in run("wait", "--timeout", "0", cwd=home, status=124).stderr
+    assert "4 not done: a, b, busy, ..." in run("wait", "--timeout", "0", cwd=home, status=124).stderr
     waiting = subprocess.Popen(
         command("wait"), cwd=home, env=environment(), stdout=subprocess.PIPE, text=True
     )
@@ -288,4 +397,4 @@ def test_what_ends_while_it_is_listed_is_passed_over(home: Path, monkeypatch: py
     assert CliRunner().invoke(cli, ["failed"]).output == ""
     assert CliRunner().invoke(cli, ["purge", "--yes"]).output == "removed 0 elements, 0 bytes\n"
     monkeypatch.setattr(fsinbox.operate.steering.Steering, "discard", lambda self, row: False)
-    assert "gone meanwhile" in CliRunner().invoke(cli, ["discard", "--all", "--yes"]).output
+    assert "bad/1: not there any more" in CliRunner().invoke(cli, ["discard", "--all", "--yes"]).output

@@ -17,7 +17,7 @@ from helpers import PATIENCE, Consumer, command, environment, run
 from fsinbox import Inbox
 from fsinbox.cli.top import bars, by_minute, short
 from fsinbox.consumer.ownership import WHOLE, parse_shard
-from fsinbox.operate.stats import Account, Record
+from fsinbox.operate.stats import ConsumerStats, StatsWriter
 from fsinbox.store.layout import Layout
 
 HANDLER = """
@@ -116,19 +116,22 @@ def test_it_shows_how_the_work_goes_beside_a_real_consumer(
             inbox.add(key, "v")
     view = terminal()
     first = view.screen(
-        r"WARNING: nobody consumes, and 5 are there", r"waiting 5", "consumer +1/1  none", "no failures"
+        "WARNING: No consumer is running; 5 elements are waiting",
+        "waiting 5",
+        "consumer +1/1  none",
+        "no failures",
     )
     assert re.search(r"fsinbox top  \d\d:\d\d:\d\d  q quits  /", first)
     words = ("--handler", "tasks:work", "--codec", "text", "--concurrency", "2", "--retry-delay", "600")
     with Consumer(*words, cwd=place) as consumer:
         text = view.screen(
             rf"consumer +1/1  pid {consumer.process.pid} on .*: tasks:work, 2 at once",
-            "being handled: 2",
+            "in flight: 2",
             r"attempt 1 +slow-1",
             r"attempt 1 +slow-2",
             r"tried again +bad\[b\]-1: .*no \[red\]such\[/red\] thing \\x1b\[2J",
             r"deferred 1",
-            r"OK: nothing waits",
+            r"OK: No elements are waiting",
         )
         assert re.search(r"acknowledged .*█.* [12]$", text, re.M)  # (fewer if the minute has just changed)
         assert re.search(r"failed .*█.* 1$", text, re.M)
@@ -137,7 +140,7 @@ def test_it_shows_how_the_work_goes_beside_a_real_consumer(
         assert re.search(r"\d/min acknowledged over the last ", text)
         view.screen(r" [2-9]s +attempt 1 +slow-1")
         (place / "go").touch()
-        view.screen("being handled: 0", r"acknowledged .*█.* [234]\n")
+        view.screen("in flight: 0", r"acknowledged .*█.* [234]\n")
         run("add", "bad-2", "v", cwd=place)
         view.screen(r"(?s)tried again +bad-2.*tried again +bad\[b\]-1")
     view.child.send("q")
@@ -148,10 +151,10 @@ def test_it_shows_how_the_work_goes_beside_a_real_consumer(
 def test_limits_make_the_verdict_critical(place: Path, terminal: Callable[..., Terminal]) -> None:
     run("add", "k", "v", cwd=place)
     view = terminal("--max-pending", "0")
-    view.screen("CRITICAL: 1 waits?, more than 0")
+    view.screen(r"CRITICAL: 1 element is waiting \(limit 0\)")
     view.child.send("x ")  # no key of ours
     run("add", "other", "v", cwd=place)
-    view.screen("CRITICAL: 2 wait, more than 0")
+    view.screen(r"CRITICAL: 2 elements are waiting \(limit 0\)")
 
 
 @pytest.mark.parametrize("end", ["q", "Q", "\x04", "ctrl-c", "SIGTERM", "SIGHUP"])
@@ -162,7 +165,7 @@ def test_however_it_ends_the_terminal_is_as_it_was(
     view = terminal(
         program=["/bin/sh", "-c", f"trap : INT; stty -a >before; {line}; echo status $?; stty -a >after"]
     )
-    view.screen("OK: nothing waits")
+    view.screen("OK: No elements are waiting")
     view.child.send("\x1a")  # Ctrl-Z: ignored, or the shell would be left on our screen
     if end == "ctrl-c":
         view.child.sendintr()
@@ -183,7 +186,7 @@ def test_an_inbox_that_goes_away_ends_it_with_a_message_on_a_clean_terminal(
     place: Path, terminal: Callable[..., Terminal]
 ) -> None:
     view = terminal()
-    view.screen("OK: nothing waits")
+    view.screen("OK: No elements are waiting")
     shutil.rmtree(place / "inbox")
     text = view.rest()
     assert "was removed, or moved away while it was being watched" in text.partition(LEAVES)[2]
@@ -209,7 +212,7 @@ def test_a_terminal_that_knows_only_ascii_is_drawn_on_with_ascii(
     place: Path, terminal: Callable[..., Terminal]
 ) -> None:
     layout = Layout(str(place / "inbox"))
-    account = Account(layout, WHOLE, "handlër", 1)
+    account = StatsWriter(layout, WHOLE, "handlër", 1)
     account.started("kü", 1, 1, replaced=False, latency=None)
     account.ended("kü", 1, "failed", "brökèn", 0.1)
     account.write()
@@ -223,12 +226,12 @@ def test_much_is_cut_to_what_fits(place: Path, terminal: Callable[..., Terminal]
     layout = Layout(str(place / "inbox"))
     with Inbox(place / "inbox", shard="2/6") as inbox:
         inbox.become_consumer()
-        account = Account(layout, parse_shard("2/6"), "handler", 12)
+        account = StatsWriter(layout, parse_shard("2/6"), "handler", 12)
         for number in range(12):
             account.started(f"key-{number}-{'x' * 150}", number, 1, replaced=False, latency=None)
         account.write()
         text = terminal(columns=60, rows=50).screen(
-            "being handled: 12", "and 2 more", "and 2 more: see `fsinbox status`"
+            "in flight: 12", "and 2 more", "and 2 more: see `fsinbox status`"
         )
         assert "key-9" in text
         assert "key-10" not in text
@@ -239,8 +242,8 @@ def test_much_is_cut_to_what_fits(place: Path, terminal: Callable[..., Terminal]
 def test_a_plot_is_of_the_last_hour_only_and_of_all_shards() -> None:
     now = int(time.time() // 60)
     one, two = (
-        Record(minutes=[[now - 70, 9, 9, 9], [now - 2, 1, 0, 0]]),
-        Record(minutes=[[now - 2, 2, 0, 0], [now + 5, 9, 9, 9]]),
+        ConsumerStats(minutes=[[now - 70, 9, 9, 9], [now - 2, 1, 0, 0]]),
+        ConsumerStats(minutes=[[now - 2, 2, 0, 0], [now + 5, 9, 9, 9]]),
     )
     drawn = by_minute([one, two], 1)
     assert len(drawn) == 60

@@ -425,7 +425,7 @@ def test_without_trace_nothing_of_opentelemetry_is_imported(tmp_path: Path, word
         "ended.code\n"
         "    assert not any(name.startswith('opentelemetry') for name in sys.modules), line\n"
     )
-    lines = ["add|k|1", "status", "|".join(["consume", *words, "--drain"])]
+    lines = ["init", "add|k|1", "status", "|".join(["consume", *words, "--drain"])]
     subprocess.run(
         [sys.executable, "-c", code, *lines], cwd=tmp_path, env=environment(), check=True, capture_output=True
     )

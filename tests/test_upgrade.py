@@ -158,7 +158,7 @@ def test_what_an_older_version_made_is_refused_with_the_way_out_and_left_as_it_i
 def test_an_older_version_refuses_what_this_one_made_and_leaves_it_as_it_is(
     place: Place, words: tuple[str, ...]
 ) -> None:
-    place.fsinbox(place.new, "add", "a", "1")
+    place.fsinbox(place.new, "add", "--create", "a", "1")
     before = place.everything()
     assert "format" in place.fsinbox(place.old, *words, status=3)
     assert place.everything() == before
@@ -168,6 +168,7 @@ def test_the_doctor_of_neither_mends_what_the_other_made(place: Place) -> None:
     if not Path(place.old, "fsinbox/doctor").exists():
         pytest.skip("that version had no doctor")
     for maker, doctor in ((place.old, place.new), (place.new, place.old)):
+        place.fsinbox(maker, "init")
         place.fsinbox(maker, "add", "a", "1")
         before = place.everything()
         for words in (("doctor",), ("doctor", "--repair")):
@@ -203,7 +204,7 @@ def test_all_that_an_older_version_holds_is_moved(place: Place) -> None:
         "all.tar",
     )
 
-    place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
+    place.fsinbox(place.new, "--inbox", "new", "import", "--create", "all.tar")
     assert (place.path / "new/format").read_text() == "fsinbox 2 local\n"
     assert keys_in(place.path / "new", "failed") == ["failed"]
     assert "no good" in reason(place.path / "new", "failed")
@@ -218,8 +219,8 @@ def test_values_that_are_newer_here_are_kept(place: Place) -> None:
         pytest.skip("that version could not export")
     place.fsinbox(place.old, "add", "a", "1")
     place.fsinbox(place.old, "export", "all.tar")
-    place.fsinbox(place.new, "--inbox", "new", "add", "a", "2")
-    place.fsinbox(place.new, "--inbox", "new", "import", "all.tar")
+    place.fsinbox(place.new, "--inbox", "new", "add", "--create", "a", "2")
+    place.fsinbox(place.new, "--inbox", "new", "import", "--create", "all.tar")
     assert contents(place.path / "new") == {"a": b"2"}
 
 
@@ -261,6 +262,8 @@ def test_each_command_refuses_an_inbox_of_a_format_to_come(
         for parameter in command.params
         if isinstance(parameter, click.Argument) and (parameter.required or parameter.nargs < 0)
     ]
+    if name == "add":
+        words = ["k", "v"]
     if name == "import":
         words = [str(archive)]
     if name == "migrate":

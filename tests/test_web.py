@@ -27,9 +27,9 @@ from fsinbox import Inbox
 from fsinbox.operate.report import Limits
 from fsinbox.store.layout import Layout
 from fsinbox.store.names import encode_key
-from fsinbox.web import look
+from fsinbox.web import listing
 from fsinbox.web.app import make_app
-from fsinbox.web.guard import Rules
+from fsinbox.web.auth import Rules
 
 
 class Site:
@@ -378,7 +378,7 @@ def test_a_failed_element_is_queued_again_and_all_that_are_shown_at_once(spool: 
         assert change(client, "/failed", [*page.fields(), ("do", "retry"), ("all", "1")]).status_code == 303
         assert "2 queued again." in see(client, "/").text
         assert change(client, "/failed", [*page.fields(), ("do", "retry"), ("all", "1")]).status_code == 303
-        assert "2 gone meanwhile." in see(client, "/").text
+        assert "2 not there any more." in see(client, "/").text
     assert list((spool / "failed").iterdir()) == []
 
 
@@ -388,7 +388,7 @@ def test_a_newer_value_is_not_undone_by_a_retry(spool: Path) -> None:
         inbox.add("one", "newer")
     with Site("--allow-changes", cwd=spool.parent) as site, site.client(unlocked=True) as client:
         change(client, "/failed", [*see(client, "/elements/failed").fields(), ("do", "retry"), ("all", "1")])
-        assert "1 left alone, for a newer value of the key waits" in see(client, "/elements/failed").text
+        assert "1 skipped (a newer value of the key is waiting" in see(client, "/elements/failed").text
     assert keys_in(spool, "failed") == ["one"]
 
 
@@ -403,7 +403,7 @@ def test_a_discard_asks_first_and_then_the_element_and_its_reason_are_gone(spool
         assert change(client, "/failed", sure).status_code == 303
         assert "2 discarded." in see(client, "/").text
         change(client, "/failed", sure)
-        assert "0 discarded; 2 gone before." in see(client, "/").text
+        assert "0 discarded; 2 not there any more." in see(client, "/").text
     assert list((spool / "failed").iterdir()) == []
     assert keys_in(spool, "pending") == []
 
@@ -425,7 +425,7 @@ def test_consumers_are_paused_and_resumed(spool: Path) -> None:
     with Site("--allow-changes", cwd=spool.parent) as site, site.client(unlocked=True) as client:
         assert change(client, "/pause", see(client, "/").fields()).status_code == 303
         page = see(client, "/")
-        assert "Paused: consumers take nothing" in page.text and "Resume consumers" in page.text
+        assert "Paused. Consumers take nothing" in page.text and "Resume consumers" in page.text
         assert os.path.lexists(spool / "control/pause")
         assert change(client, "/resume", page.fields()).status_code == 303
         assert "Resumed." in see(client, "/").text
@@ -442,9 +442,9 @@ def test_the_overview_has_the_figures_of_status(spool: Path) -> None:
         page = client.get("/")
         status = json.loads(run("status", "--json", cwd=spool.parent).stdout)
         assert count(page) == {
-            name: str(status[name]) for name in ("waiting", "out", "deferred", "failed", "dropped")
+            name: str(status[name]) for name in ("waiting", "in_flight", "deferred", "failed", "dropped")
         }
-        assert "CRITICAL" in page.text and "1 failed, more than 0" in page.text
+        assert "CRITICAL" in page.text and "1 element failed (limit 0)." in page.text
         assert count(client.get("/live")) == count(page)
         assert "<html" not in client.get("/live").text
 
@@ -469,11 +469,11 @@ def test_a_running_consumer_is_seen_with_what_it_handles_and_what_failed(spool: 
         page = see(client, "/")
         assert f"pid {consumer.process.pid} on " in page.text and "tasks:work, 22 at once" in page.text
         assert "ValueError: no `template`" in page.text and "given up" in page.text
-        out, failed = page.links("/elements/out/"), page.links("/elements/failed/")
+        out, failed = page.links("/elements/in_flight/"), page.links("/elements/failed/")
         assert len(out) == 20 and len(failed) == 1
-        assert "page/1" in see(client, out[0]).text and "out" in see(client, out[0]).text
+        assert "page/1" in see(client, out[0]).text and "in flight" in see(client, out[0]).text
         assert "in work" in see(client, failed[0]).text  # the traceback
-        assert "page/1" in see(client, "/elements/out").text
+        assert "page/1" in see(client, "/elements/in_flight").text
         assert "Traceback" in see(client, "/elements/failed").text
 
 
@@ -486,9 +486,9 @@ def test_a_shared_inbox_shows_its_lease_and_what_is_in_the_consumer_s_folder(tmp
         Site(cwd=tmp_path) as site,
         site.client() as client,
     ):
-        consumer.until(lambda: count(client.get("/"))["out"] == "1")
-        assert "sign of life" in see(client, "/").text
-        (link,) = see(client, "/elements/out").links("/elements/out/")
+        consumer.until(lambda: count(client.get("/"))["in_flight"] == "1")
+        assert "heartbeat " in see(client, "/").text
+        (link,) = see(client, "/elements/in_flight").links("/elements/in_flight/")
         page = see(client, link)
         assert "inflight/lease-" in page.text and "1 byte, JSON" in page.text
 
@@ -551,7 +551,7 @@ def test_pages_of_fifty_and_a_filter_by_what_a_key_contains(tmp_path: Path) -> N
         ]
         nothing = see(client, "/elements/waiting?q=<b>")
         assert (
-            "Nothing here." in nothing.text
+            "No elements." in nothing.text
             and "“<b>”" in nothing.text
             and not any(tag == "b" for tag, _ in nothing.tags)
         )
@@ -567,7 +567,7 @@ def test_a_deferred_element_tells_when_it_is_tried_again(spool: Path) -> None:
             page = see(client, "/elements/deferred")
             assert "in 1h" in page.text and "now" in page.text
             (link,) = [link for link in page.links("/elements/deferred/") if link.endswith("252F0")]
-            assert "Tried again" in see(client, link).text
+            assert "Next try" in see(client, link).text
             assert client.get(f"/elements/deferred/{now.replace('%', '%25')}").status_code == 200
 
 
@@ -579,7 +579,7 @@ def test_an_element_that_has_moved_on_is_found_where_it_is_now(spool: Path) -> N
             element = inbox.take()
             inbox.take().nack(3600)
             for suffix in ("", "/payload"):
-                assert client.get(second + suffix).headers["location"].startswith("/elements/out/")
+                assert client.get(second + suffix).headers["location"].startswith("/elements/in_flight/")
                 assert client.get(third + suffix).headers["location"].startswith("/elements/deferred/")
                 gone = client.get(first + suffix)
                 assert gone.status_code == 404 and "not here any more" in gone.text
@@ -599,7 +599,7 @@ def test_what_is_no_element_is_not_there(spool: Path) -> None:
         /elements/waiting/%2e%2e /elements/failed/1795492382055025610-a~reason.txt
         /elements/deferred/1795492382055025610-a
         /elements/waiting/1795492382055025610-%252e%252e%252fformat /elements/waiting/%ff%00 /static/../app.py
-        /static/%2e%2e/app.py /elements/out/1795492382055025610-a
+        /static/%2e%2e/app.py /elements/in_flight/1795492382055025610-a
     """
     with Site(cwd=spool.parent) as site, site.client() as client:
         for address in addresses.split():
@@ -612,7 +612,7 @@ def test_what_is_no_element_is_not_there(spool: Path) -> None:
 
 PAYLOADS: list[tuple[bytes, list[str], list[str]]] = [
     (b'{"b":[1,"\xc3\xbc"]}',
-     ["14 bytes, JSON", '{\n  "b": [\n    1,\n    "ü"\n  ]\n}', "as it is stored"], []),
+     ["14 bytes, JSON", '{\n  "b": [\n    1,\n    "ü"\n  ]\n}', "show it as stored"], []),
     ("naïve\r\nsecond\u202eline \u3000".encode(),
      ["text", "naïve\nsecond\\u202eline \u3000"], ["\u202e", "Indented"]),
     (b"a\0b\xff" + bytes(range(64)), ["binary",
@@ -740,7 +740,7 @@ def test_a_reason_that_is_missing_or_long_is_told(spool: Path) -> None:
     with Site(cwd=spool.parent) as site, site.client() as client:
         page = see(client, "/elements/failed")
         assert (
-            "No reason is kept." in page.text and "TheEnd: of it" in page.text and "(no words)" in page.text
+            "No reason is kept." in page.text and "TheEnd: of it" in page.text and "(no message)" in page.text
         )
         for key, said in (
             ("none", "No reason is kept."),
@@ -779,7 +779,7 @@ FORGED: list[dict[str, object]] = [
 ]
 
 
-def test_a_forged_account_is_shown_as_text_or_left_out_and_stops_nothing(spool: Path) -> None:
+def test_forged_statistics_are_shown_as_text_or_left_out_and_stops_nothing(spool: Path) -> None:
     (spool / "stats").mkdir()
     with Site(cwd=spool.parent) as site, site.client() as client:
         for more in FORGED:
@@ -800,14 +800,14 @@ def test_of_a_very_large_folder_only_so_much_is_looked_at_and_that_is_said(
     with Inbox(tmp_path / "inbox", durable=False) as inbox:
         for number in range(30):
             inbox.add(f"k{number}", number)
-    monkeypatch.setattr(look, "MOST", 20)
+    monkeypatch.setattr(listing, "MOST", 20)
     page, listed, failed = asked_in_this_process(
         tmp_path / "inbox", "/", "/elements/waiting", "/elements/failed"
     )
     assert count(page)["waiting"] == "20+"
     assert count(page)["failed"] == "0"
     assert (
-        "Only the first 20 names" in page.text and "unknown: there is more than is counted here" in page.text
+        "Only the first 20 names" in page.text and "unknown: not all elements are counted here" in page.text
     )
     assert "20+ elements" in listed.text and "fsinbox ls --state waiting" in listed.text
     assert len(Document(listed).links("/elements/waiting/")) == 20
@@ -839,7 +839,7 @@ def test_an_inbox_that_goes_and_comes_back_is_told_and_shown(spool: Path) -> Non
 def test_a_glance_lists_hidden_names_only_if_asked(spool: Path) -> None:
     (spool / "drop/.part").write_bytes(b"")
     (spool / "drop/whole").write_bytes(b"")
-    glance = look.Glance(str(spool))
+    glance = listing.Glance(str(spool))
     assert glance.names("drop") == ["whole"]
     assert sorted(glance.names("drop", hidden=True)) == sorted(Layout(str(spool)).names("drop", hidden=True))
     glance.close()

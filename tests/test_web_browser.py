@@ -110,7 +110,7 @@ def test_the_figures_change_while_a_consumer_works_and_the_page_stays_where_it_w
         page.locator("#ages").evaluate("part => getSelection().selectAllChildren(part.querySelector('h2'))")
         before = page.evaluate("window.scrollY")
         with consumer_of(app, "-c", "2"):
-            expect(page.locator("#count-out")).to_have_text("2")
+            expect(page.locator("#count-in_flight")).to_have_text("2")
             expect(page.locator("#running tbody tr")).to_have_count(2)
             expect(page.locator("#consumers")).to_contain_text("tasks:work, 2 at once")
             (app / "wait").unlink()
@@ -119,7 +119,7 @@ def test_the_figures_change_while_a_consumer_works_and_the_page_stays_where_it_w
         assert (
             abs(page.evaluate("window.scrollY") - before) < 20
         )  # (browsers follow what is looked at when lines come above it)
-        assert page.evaluate("getSelection().toString()") == "Age of what waits"
+        assert page.evaluate("getSelection().toString()") == "Age of waiting elements"
         expect(page.locator("#freshness")).to_contain_text("As of")
 
 
@@ -150,7 +150,7 @@ def test_failed_elements_are_retried_and_discarded_by_hand(
         page.get_by_role("link", name="Overview").click()
         expect(page.locator(".legend .acknowledged")).to_contain_text("1")
         page.get_by_role("button", name="Pause consumers").click()
-        expect(page.locator("#verdict")).to_contain_text("paused until it is resumed")
+        expect(page.locator("#verdict")).to_contain_text("paused until resumed")
         page.get_by_role("button", name="Resume consumers").click()
         expect(page.locator("#verdict")).to_contain_text("OK")
 

@@ -12,19 +12,22 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial, wraps
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from helpers import wait_until
 
-from fsinbox import Element, Inbox
+from fsinbox import Element, Inbox, Reject, TryLater
 from fsinbox.worker.backoff import Backoff
-from fsinbox.worker.commands import CommandHandler
+from fsinbox.worker.commands import CommandHandler, shell_syntax
+from fsinbox.worker.ending import Ending, Tally
 from fsinbox.worker.functions import FunctionHandler, load_function
-from fsinbox.worker.outcome import DONE, Outcome
-from fsinbox.worker.runner import Runner, _something
+from fsinbox.worker.outcome import DONE, HandlerError, Outcome
+from fsinbox.worker.runner import Runner
+from fsinbox.worker.wakeups import something
 
 
 @pytest.fixture
@@ -88,20 +91,108 @@ def test_a_payload_that_is_too_large_for_the_memory_is_given_up_and_it_is_said_h
     monkeypatch.setattr(Element, "value", property(too_large))
     outcome = FunctionHandler("f", lambda key, value: None).handle(element)
     assert outcome.kind == "reject"
-    assert "read element.path" in outcome.summary
+    assert "read from element.open()" in outcome.summary
 
 
-def test_a_callable_that_does_not_tell_its_arguments_is_given_two(element: Element) -> None:
-    given = []
+def _two(key: str, value: object) -> None: ...
 
-    class Silent:
-        __signature__ = "none"
 
-        def __call__(self, *arguments: object) -> None:
-            given.append(arguments)
+FORMS: dict[str, tuple[object, int]] = {
+    "(key, value)": (lambda key, value: None, 2),
+    "(a, b)": (lambda a, b: None, 2),
+    "(key, value=None)": (lambda key, value=None: None, 2),
+    "(key=None, value=None)": (lambda key=None, value=None: None, 2),
+    "(_key, value)": (lambda _key, value: None, 2),
+    "(key, payload=None)": (lambda key, payload=None: None, 2),
+    "(job, value=None)": (lambda job, value=None: None, 2),
+    "(key, value, more=1)": (lambda key, value, more=1: None, 2),
+    "(key, *more)": (lambda key, *more: None, 2),
+    "(element)": (lambda element: None, 1),
+    "(job)": (lambda job: None, 1),
+    "(_)": (lambda _: None, 1),
+    "(element, loud=False)": (lambda element, loud=False: None, 1),
+    "(element, *, loud=False)": (lambda element, *, loud=False: None, 1),
+    "(element=None)": (lambda element=None: None, 1),
+    "partial(key, value)": (partial(lambda greeting, key, value: None, "hello"), 2),
+    "a wrapper that tells": (wraps(_two)(lambda *args: None), 2),
+}
 
-    assert FunctionHandler("f", Silent()).handle(element) == DONE
-    assert given == [("a", 1)]
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_and_numbers_of_parameters_say_what_a_function_is_called_with(form: str) -> None:
+    function, count = FORMS[form]
+    assert callable(function)
+    assert FunctionHandler("f", function)._takes_element == (count == 1)
+
+
+class Silent:
+    __signature__ = "none"
+
+    def __call__(self, *arguments: object) -> None: ...
+
+
+UNCLEAR: dict[str, object] = {
+    "(job, loud=False)": lambda job, loud=False: None,
+    "(*args)": lambda *args: None,
+    "(a=1, b=2)": lambda a=1, b=2: None,
+    "(key)": lambda key: None,
+    "(value)": lambda value: None,
+    "(value, key)": lambda value, key: None,
+    "(element, value)": lambda element, value: None,
+    "no signature": Silent(),
+    "print": print,
+}
+
+
+@pytest.mark.parametrize("form", UNCLEAR)
+def test_what_may_be_meant_in_two_ways_is_refused_with_the_way_out(form: str) -> None:
+    function = UNCLEAR[form]
+    assert callable(function)
+    with pytest.raises(HandlerError, match=r"def handle\(key, value\) or def handle\(element\)"):
+        FunctionHandler("f", function)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_function_that_returns_a_generator_has_failed(element: Element, kind: str) -> None:
+    began = []
+
+    def plain() -> Iterator[None]:
+        began.append(1)
+        yield
+
+    async def other() -> AsyncIterator[None]:
+        began.append(1)
+        yield
+
+    made = plain if kind == "plain" else other
+    outcome = FunctionHandler("f", lambda element: made()).handle(element)
+    assert outcome.kind == "retry"
+    assert "it returned a generator, which nobody runs" in outcome.summary
+    assert began == []
+
+
+class Mute(Reject):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_an_exception_that_cannot_be_printed_is_one_like_others(element: Element) -> None:
+    def mute(element: Element) -> NoReturn:
+        raise Mute
+
+    outcome = FunctionHandler("f", mute).handle(element)
+    assert (outcome.kind, outcome.summary) == ("reject", "rejected: <exception str() failed>")
+
+
+def test_the_summary_of_an_exception_is_its_last_line(element: Element) -> None:
+    def wrong(element: Element) -> None:
+        compile("x = = 1", "made.py", "exec")
+
+    def silent(element: Element) -> NoReturn:
+        raise TryLater
+
+    assert FunctionHandler("f", wrong).handle(element).summary == "SyntaxError: invalid syntax"
+    assert FunctionHandler("f", silent).handle(element).summary == "not now: "
 
 
 def test_a_coroutine_that_runs_is_cancelled_from_outside(element: Element) -> None:
@@ -119,6 +210,34 @@ def test_a_coroutine_that_runs_is_cancelled_from_outside(element: Element) -> No
     outcome = handling.end()
     assert outcome.kind == "retry"
     assert "CancelledError" in outcome.summary
+
+
+# --- how an element is ended ----------------------------------------------------------------------------
+
+
+def test_an_element_that_a_thread_of_the_handler_ends_at_the_last_moment_stays_ended(
+    inbox: Inbox,
+) -> None:
+    """Just before the worker would do it."""
+    inbox.add("a", 1)
+    looked = []
+
+    class Late(Element):
+        @property
+        def ended(self) -> str:
+            if not looked:
+                looked.append(1)
+                self.ack()
+                return ""
+            return super().ended
+
+    element = inbox.take()
+    assert element
+    late = Late(element._handle, element._codec, element._claim)
+    tally = Tally()
+    assert Ending(tally, 5, Backoff()).end(late, DONE) == "acknowledged"
+    assert tally == Tally(acknowledged=1)
+    assert os.listdir(f"{inbox.path}/inflight") == []
 
 
 # --- commands -----------------------------------------------------------------------------------------
@@ -170,6 +289,46 @@ def test_a_command_is_not_held_up_by_an_output_that_nobody_reads(
     assert outcome.detail.endswith("the end of its output:\nsaid\n")
 
 
+SYNTAX = {
+    "echo $X | tr a b": "$X",
+    "a > b": ">",
+    "a < b": "<",
+    "a; b": ";",
+    "a && b": "&",
+    "(a)": "(",
+    "a\nb": "\n",
+    "ls `x`": "`",
+    'echo "$X"': "$X",
+    'x "it\'s ${Y}"': "${",
+    'a "b`c`"': "`",
+    'a "\\\\$X"': "$X",
+    "curl http://host/?a=1&b=2": "&",
+    "grep 'a|b' {}": "",
+    'grep "a|b" {}': "",
+    'echo "\\$X"': "",
+    "echo \\$X \\; {} \\;": "",
+    "awk '{print $1}' {}": "",
+    "grep price$ {}": "",
+    "rsync --exclude=*.o {} backup:": "",
+    "it's 'ok'": "",
+}
+"""A line -> what in it only a shell would understand."""
+
+
+@pytest.mark.parametrize("line", SYNTAX)
+def test_shell_syntax_is_what_is_neither_quoted_nor_escaped(line: str) -> None:
+    assert shell_syntax(line) == SYNTAX[line]
+
+
+def test_a_command_finds_its_inbox_on_several_hosts_too(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inflight", scope="network") as shared:
+        shared.add("a", 1)
+        element = shared.take()
+        assert element
+        outcome = CommandHandler("printenv FSINBOX_DIR; exit 1", shell=True).handle(element)
+    assert outcome.detail.endswith(f"\n{tmp_path}/inflight\n")
+
+
 # --- the second signal --------------------------------------------------------------------------------
 
 
@@ -202,7 +361,7 @@ class Stuck:
 
 
 @pytest.mark.parametrize("output", ["open", "broken"])
-def test_a_second_signal_gives_back_what_runs_and_ends_at_once(
+def test_a_second_signal_requeues_what_runs_and_ends_at_once(
     inbox: Inbox, output: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def end(status: int) -> NoReturn:
@@ -237,7 +396,7 @@ def test_a_second_signal_gives_back_what_runs_and_ends_at_once(
         assert (element.key, element.attempts) == ("a", 1)
 
 
-def test_what_was_reported_before_the_second_signal_is_not_given_back(
+def test_what_was_reported_before_the_second_signal_is_not_requeued(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end(status: int) -> NoReturn:
@@ -251,8 +410,13 @@ def test_what_was_reported_before_the_second_signal_is_not_given_back(
     assert element
     runner._running.add(element)
     runner._reports.put((element, DONE, 0.0))
+    inbox.add("b", 1)
+    handled = inbox.take()
+    assert handled
+    handled.ack()  # its handler did, and has not returned yet
+    runner._running.add(handled)
     with pytest.raises(Ended):
-        runner._give_back()
+        runner._requeue_all()
     assert runner.tally.acknowledged == 1
     assert os.listdir(f"{inbox.path}/pending") == []
 
@@ -309,11 +473,11 @@ def test_a_pipe_that_cannot_be_read_wakes_rather_than_ends(tmp_path: Path) -> No
     folder = os.open(tmp_path, os.O_RDONLY)  # reading it fails
     reader, writer = os.pipe()
     try:
-        assert _something(folder)
+        assert something(folder)
         os.write(writer, b"!")
-        assert _something(reader)
+        assert something(reader)
         os.close(writer)
-        assert not _something(reader)
+        assert not something(reader)
     finally:
         os.close(folder)
         os.close(reader)

@@ -1,13 +1,17 @@
-"""`fsinbox add`: one element from the command line. Imports nothing that a cold start does not need."""
+"""`fsinbox add`: one element from the command line. Imports only what a cold start needs."""
+
+from __future__ import annotations
 
 import os
 import sys
 
 from ..inbox import Inbox
-from ..store.errors import AddFailed, InboxError, UnusableInbox
+from ..store.errors import AddFailed, InboxError, InvalidPayload, UnusableInbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from ..store.adding import Added
 
 
@@ -17,18 +21,19 @@ def add(
     file: str | None,
     inbox: str,
     *,
+    create: bool = False,
     move: bool = False,
     durable: bool = True,
     json: bool = False,
 ) -> int:
-    """Add one element; return the exit status. The payload is VALUE's text, FILE's content, or standard
-    input."""
-    from . import EXIT_UNUSABLE, EXIT_USAGE
+    """Add one element; return the exit status.
 
+    The payload is VALUE's text, or FILE's content; "-" for either is standard input.
+    """
     outcome: Added
     try:
-        new = not os.path.exists(inbox)
-        with Inbox(inbox, codec="bytes", durable=durable) as target:
+        new = create and not os.path.exists(inbox)
+        with Inbox(inbox, codec="bytes", durable=durable, create=create) as target:
             if new:
                 print(f"fsinbox: created inbox {target.path}", file=sys.stderr)
             if file is not None and file != "-":
@@ -36,25 +41,28 @@ def add(
             elif value is not None and value != "-":
                 outcome = target.add_bytes(key, os.fsencode(value))
             else:
-                if sys.stdin is None:
-                    print(
-                        "fsinbox: there is no standard input to read the value from: give VALUE or --file "
-                        "FILE",
-                        file=sys.stderr,
-                    )
-                    return EXIT_USAGE
-                if sys.stdin.isatty():
-                    print("fsinbox: reading the value from the terminal; end it with Ctrl-D", file=sys.stderr)
-                terminal_or_pipe = sys.stdin.buffer.raw  # type: ignore[union-attr]  # unbuffered: one Ctrl-D ends it
-                outcome = target.add_stream(key, terminal_or_pipe)
-    except (AddFailed, UnusableInbox) as error:
-        print(f"fsinbox: {error}", file=sys.stderr)
-        return EXIT_UNUSABLE
+                outcome = target.add_stream(key, _standard_input())
     except InboxError as error:
-        print(f"fsinbox: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _refused(error)
     if json:
         import json as encoder
 
         print(encoder.dumps({"key": key, "outcome": outcome}))
     return 0
+
+
+def _standard_input() -> BinaryIO:
+    """Return standard input, unbuffered, so that one Ctrl-D ends it. Raises InvalidPayload if there is
+    none."""
+    if sys.stdin is None:
+        raise InvalidPayload("standard input is closed: give VALUE or --file FILE")
+    if sys.stdin.isatty():
+        print("fsinbox: reading the value from the terminal; end it with Ctrl-D", file=sys.stderr)
+    return sys.stdin.buffer.raw  # type: ignore[union-attr,no-any-return]
+
+
+def _refused(error: InboxError) -> int:
+    from .exits import EXIT_UNUSABLE, EXIT_USAGE
+
+    print(f"fsinbox: {error}", file=sys.stderr)
+    return EXIT_UNUSABLE if isinstance(error, (AddFailed, UnusableInbox)) else EXIT_USAGE

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import click
 
-from .options import Failure, chosen, inbox_option, json_option, printable, yes_option
+from .exits import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
+from .options import Failure, chosen, create_option, inbox_option, json_option, printable, yes_option
 
 if TYPE_CHECKING:
-    from ..operate.archive import Member
+    from ..operate.archive import Member, Written
+    from ..store.layout import Layout
 
 _PART = ".part"
+
+
+# --- export -------------------------------------------------------------------------------------------
 
 
 @click.command()
@@ -25,129 +32,215 @@ _PART = ".part"
     "--state",
     "states",
     multiple=True,
-    type=click.Choice(["out", "waiting", "deferred", "failed", "done"]),
-    default=["out", "waiting", "deferred"],
+    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
+    default=["in_flight", "waiting", "deferred"],
     show_default=True,
     help="What to export; may be repeated.",
 )
 @yes_option
 @click.argument("file")
 def export(inbox: str | None, json: bool, states: tuple[str, ...], yes: bool, file: str) -> None:
-    """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed; what ends
-    meanwhile may be missing.
+    """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed.
 
-    FILE appears when it is whole. If it was cut short, the same line goes on from FILE.part.
+    An export is not an atomic snapshot: what is added, taken or done meanwhile may be missing. FILE appears
+    when it is complete; until then it is FILE.part. What is in other states, or in drop/, is left out: the
+    last line counts it. Exit status 1 if an element could not be read.
     """
     from ..operate import archive
     from ..store.layout import Layout
-    from .text import say
 
     layout = Layout(chosen(inbox), create=False)
     order = tuple(state for state in archive.STATES if state in states)
     if file == "-":
-        count = archive.write(layout, sys.stdout.buffer, order, progress=lambda done: None, skip=set())
-        click.echo(f"fsinbox: exported {count} elements", err=True)
-        return
-    if os.path.exists(file) and not yes:
-        raise click.UsageError(f"{file} is there: name another file, or give --yes to replace it")
-    with _open_part(file + _PART) as part:
-        before, end = archive.whole_part(part)
-        if before:
-            click.echo(f"fsinbox: going on with {file}{_PART}: {len(before)} elements are in it", err=True)
-        part.seek(end)
-        part.truncate()
+        written = _to_standard_output(layout, order)
+    else:
+        if os.path.exists(file) and not yes:
+            raise click.UsageError(f"{file} exists: name another file, or add --yes to replace it")
+        written = _to_file(layout, order, file)
+    _tell_export(written, file, json=json)
+    if written.unreadable:
+        sys.exit(EXIT_FAILED)
+
+
+def _to_standard_output(layout: Layout, order: tuple[str, ...]) -> Written:
+    from ..operate import archive
+
+    if sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal: redirect it, or name a file instead of -")
+    try:
+        written = archive.write(layout, sys.stdout.buffer, order, progress=lambda done: None)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        raise Failure("the archive is incomplete: its reader has closed the pipe", EXIT_UNUSABLE) from error
+    return written
+
+
+def _to_file(layout: Layout, order: tuple[str, ...], file: str) -> Written:
+    from ..operate import archive
+
+    with _new_part(file + _PART) as part:
         with _counting("exporting") as advance:
-            count = archive.write(layout, part, order, progress=advance, skip=before)
+            written = archive.write(layout, part, order, progress=advance)
         part.flush()
         os.fsync(part.fileno())
-    os.rename(file + _PART, file)
-    if json:
-        say(file=os.path.abspath(file), exported=count + len(before))
+        if not os.path.samestat(os.fstat(part.fileno()), os.lstat(file + _PART)):
+            raise Failure(f"{file}{_PART} was replaced, by another export perhaps: try again", EXIT_UNUSABLE)
+        os.rename(file + _PART, file)
+    return written
+
+
+def _new_part(path: str) -> IO[bytes]:
+    """Open a new file, which only its owner may read. What an interrupted export of ours has left there is
+    removed. Raises Failure."""
+    try:
+        if os.path.lexists(path):
+            found = os.lstat(path)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+                why = "it is a link or no file, has several names, or is another user's"
+                raise Failure(
+                    f"{path} is not from an export of yours: {why}: remove it, or name another file",
+                    EXIT_UNUSABLE,
+                )
+            click.echo(f"fsinbox: {printable(path)} was incomplete: starting again", err=True)
+            os.unlink(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(path, flags, 0o600), "r+b")
+    except OSError as error:
+        text = f"cannot write {path}: {error.strerror}: check its folder, or name another file"
+        raise Failure(text, EXIT_UNUSABLE) from error
+
+
+def _tell_export(written: Written, file: str, *, json: bool) -> None:
+    """Print what was exported and what was not; on standard error if the archive is on standard output."""
+    from ..operate.rows import label
+    from .text import say
+
+    for key, why in written.unreadable.items():
+        click.echo(f"fsinbox: {printable(key)}: left out: cannot be read: {why}", err=True)
+    counts = [
+        f"{count} {'in drop/' if state == 'drop' else label(state)}"
+        for state, count in written.left_out.items()
+    ]
+    others = f"; left out: {', '.join(counts)}" if counts else ""
+    if file == "-":
+        click.echo(f"fsinbox: exported {written.exported} elements{others}", err=True)
+    elif json:
+        say(
+            file=os.path.abspath(file),
+            exported=written.exported,
+            unreadable=len(written.unreadable),
+            left_out=written.left_out,
+        )
     else:
-        click.echo(f"exported {count + len(before)} elements to {file}")
+        click.echo(f"exported {written.exported} elements to {printable(file)}{others}")
 
 
-def _open_part(path: str) -> IO[bytes]:
-    """Open what an earlier export has left, or a new file, which only its owner may read."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+b")
+# --- import -------------------------------------------------------------------------------------------
 
 
 @click.command("import")
 @inbox_option
 @json_option
+@click.option("--replace", is_flag=True, help="Replace waiting values.  [default: they are newer, and stay]")
 @click.option(
-    "--replace",
-    is_flag=True,
-    help="Replace values that wait here, too.  [default: they are kept, as the newer ones]",
+    "--max-size", type=click.IntRange(0), metavar="BYTES", help="Skip larger elements.  [default: no limit]"
 )
+@create_option
 @click.argument("file")
-def import_(inbox: str | None, json: bool, replace: bool, file: str) -> None:
-    """Queue the elements of FILE, which `fsinbox export` has written; - is standard input. They come behind
-    what waits here.
+def import_(
+    inbox: str | None, json: bool, replace: bool, max_size: int | None, create: bool, file: str
+) -> None:
+    """Queue the elements of FILE, which `fsinbox export` has written, behind what is waiting; - is standard
+    input.
 
-    What had failed goes to failed/, with its reason. If it is cut short, the same line goes on from there
-    (but for -).
+    Failed elements go to failed/, with their reasons. If it is interrupted, or FILE is incomplete, the next
+    run continues there. Exit status: 1 if an element was too large, 2 if FILE is damaged or incomplete.
     """
-    from collections import Counter
+    from itertools import chain, islice
 
     from ..inbox import Inbox
     from ..operate import archive
-    from .text import say
 
     counts: Counter[str] = Counter()
-    try:
-        identity = os.urandom(16) if file == "-" else archive.identity(file)
-        source: Any = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise click.UsageError(
-            f"cannot read {file}: {error.strerror}: check the path and who may read it"
-        ) from error
-    with source, Inbox(chosen(inbox), codec="bytes") as target:
-        work = archive.Import(target, identity, replace=replace)
-        before = work.done
-        if before:
-            click.echo(f"fsinbox: going on: {before} elements were imported before", err=True)
+    with _source(file) as source, Inbox(chosen(inbox), codec="bytes", create=create) as target:
         try:
+            found = archive.members(source)
+            first = [*islice(found, 1)]
+            work = archive.Import(target, _identity(file, first), replace=replace, max_size=max_size)
+            before = work.done
+            if before:
+                click.echo(f"fsinbox: continuing: {before} elements were imported before", err=True)
             with _counting("importing") as advance:
-                for index, member in enumerate(archive.members(source)):
-                    if index < before:
-                        continue
-                    outcome = work.put(member)
+
+                def tell(member: Member, outcome: str) -> None:
                     counts[outcome] += 1
                     advance(work.done)
-                    if outcome == "kept":
-                        _tell_kept(member, json=json)
+                    _tell_member(member, outcome, json=json)
+
+                work.put_all(chain(first, found), tell)
         except archive.ArchiveError as error:
-            work.note()
-            raise Failure(f"{file}: {error}; {counts.total()} elements were imported", 2) from error
-        work.finish()
-    if json:
-        say(
-            imported=counts["added"],
-            failed=counts["failed"],
-            kept=counts["kept"],
-            skipped=counts["skipped"],
-            before=before,
-        )
-    else:
-        click.echo(
-            f"imported {counts['added']} elements into {chosen(inbox)}, {counts['failed']} into failed/; "
-            f"{counts['kept']} left out, for one of their key is here; {counts['skipped']} were done"
-        )
+            raise Failure(
+                f"{printable(file)}: {error}: {counts.total()} elements were imported; export or copy it "
+                "again, and import that: it continues there",
+                EXIT_USAGE,
+            ) from error
+    _tell_import(counts, before, chosen(inbox), json=json)
+    if counts["large"]:
+        sys.exit(EXIT_FAILED)
 
 
-def _tell_kept(member: Member, *, json: bool) -> None:
+def _source(file: str) -> IO[bytes]:
+    try:
+        return sys.stdin.buffer if file == "-" else open(file, "rb")
+    except OSError as error:
+        text = f"cannot read {file}: {error.strerror}: check the path, and who may read it"
+        raise click.UsageError(text) from error
+
+
+def _identity(file: str, first: list[Member]) -> bytes:
+    """Return what tells the archive from others. One of an earlier version in a pipe is like no other."""
+    from ..operate import archive
+
+    if file == "-" and not (first and first[0].export):
+        return os.urandom(16)
+    return archive.identity(file, first[0] if first else None)
+
+
+_SKIPPED = {
+    "kept": "skipped: its key is there already",
+    "large": "skipped: larger than --max-size",
+}
+
+
+def _tell_member(member: Member, outcome: str, *, json: bool) -> None:
     from .text import say
 
+    if outcome not in _SKIPPED:
+        return
     if json:
-        say(key=member.key, outcome="kept", seq=member.seq)
+        say(key=member.key, outcome=outcome, seq=member.seq)
     else:
-        click.echo(f"{printable(member.key)}: left out: one of its key is here already", err=True)
+        click.echo(f"{printable(member.key)}: {_SKIPPED[outcome]}", err=True)
+
+
+def _tell_import(counts: Counter[str], before: int, inbox: str, *, json: bool) -> None:
+    from .text import say
+
+    names = {"added": "imported", "failed": "failed", "kept": "kept", "skipped": "skipped", "large": "large"}
+    if json:
+        say(**{name: counts[outcome] for outcome, name in names.items()}, before=before)
+        return
+    skipped = {"kept": "key already there", "skipped": "done", "large": "too large"}
+    rest = "".join(
+        f"; {counts[outcome]} skipped ({why})" for outcome, why in skipped.items() if counts[outcome]
+    )
+    failed = f", {counts['failed']} into failed/" if counts["failed"] else ""
+    click.echo(f"imported {counts['added']} elements into {printable(inbox)}{failed}{rest}")
 
 
 @contextmanager
 def _counting(label: str) -> Iterator[Callable[[int], object]]:
-    """Show on the terminal how many are done; nothing elsewhere."""
+    """Show the progress, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

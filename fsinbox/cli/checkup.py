@@ -4,13 +4,13 @@ import os
 
 import click
 
-from ..doctor import examine, measure, words
+from ..doctor import describe, examine, measure
 from ..doctor import repair as mend
-from ..doctor.examination import Finding, Report
-from ..doctor.mending import places
-from ..doctor.words import Line, unwritable
+from ..doctor.examination import Examination
+from ..doctor.findings import Finding
+from ..doctor.report import Line, unwritable
 from ..store.errors import UnusableInbox
-from . import EXIT_FAILED
+from .exits import EXIT_FAILED
 from .text import say
 
 _MOST = 100
@@ -29,7 +29,7 @@ def checkup(path: str, *, repair: bool, json: bool) -> int:
     elif repair:
         raise UnusableInbox(f"there is no inbox at {path}: create one with `fsinbox --inbox {path} init`")
     try:
-        lines = words(measure(path))
+        lines = describe(measure(path))
     except OSError as error:
         lines = [unwritable(error)]
     healthy = all(line.level != "person" for line in lines) and (report is None or report.healthy)
@@ -45,7 +45,7 @@ def is_free(path: str) -> bool:
     return not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path))
 
 
-def tell_programs(lines: list[Line], done: list[str], report: Report | None, *, healthy: bool) -> None:
+def tell_programs(lines: list[Line], done: list[str], report: Examination | None, *, healthy: bool) -> None:
     """Print it as JSON."""
     for line in lines:
         say(part="file system", name=line.name, level=line.level, found=line.found, chosen=line.chosen)
@@ -68,7 +68,7 @@ def tell_programs(lines: list[Line], done: list[str], report: Report | None, *, 
 
 
 def tell_people(
-    lines: list[Line], done: list[str], report: Report | None, path: str, *, healthy: bool
+    lines: list[Line], done: list[str], report: Examination | None, path: str, *, healthy: bool
 ) -> None:
     """Print it as text."""
     click.echo("file system: what was found -> what was chosen because of it")
@@ -98,7 +98,7 @@ def show(finding: Finding) -> None:
     """Print a finding as text."""
     seen = {sign.seen for sign in finding.signs}
     detail = f" ({seen.pop()})" if len(seen) == 1 and any(seen) else ""
-    click.echo(f"  {finding.level:<7} {places(finding.signs)}: {finding.means}{detail}")
+    click.echo(f"  {finding.level:<7} {finding.places}: {finding.means}{detail}")
     if finding.itself:
         click.echo(f"            by itself: {finding.itself}")
     if finding.repair:

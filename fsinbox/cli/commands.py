@@ -9,17 +9,27 @@ from typing import Any
 
 import click
 
-from ..store.errors import InboxBusy, InboxError, LeaseLost, UnusableInbox
-from . import EXIT_BUSY, EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE, settings_file
-from .options import Failure, chosen, inbox_option, json_option, key_argument, outranked, printable
+from ..store.errors import AddFailed, InboxBusy, InboxError, LeaseLost, UnusableInbox
+from .exits import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
+from .locating import settings_file
+from .options import (
+    Failure,
+    chosen,
+    create_option,
+    inbox_option,
+    json_option,
+    key_argument,
+    outranked,
+    printable,
+)
 
 _ELSEWHERE = {
-    "failed": "steering",
-    "retry": "steering",
-    "discard": "steering",
-    "requeue": "steering",
-    "replay": "steering",
-    "purge": "steering",
+    "failed": "elements",
+    "retry": "elements",
+    "discard": "elements",
+    "requeue": "elements",
+    "replay": "elements",
+    "purge": "elements",
     "hold": "steering",
     "release": "steering",
     "pause": "steering",
@@ -35,19 +45,19 @@ _ELSEWHERE = {
     "migrate": "migrating",
     "web": "serving",
 }
-"""Commands that stand in a module of their own, imported when one is run, or help asks."""
+"""Commands in modules of their own, imported when one is run, or for help."""
 
 
 def _give_up_output() -> None:
-    """Send what is still to be written to nowhere."""
+    """Discard what is still to be written to standard output."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError:
-        pass  # no descriptors left
+        pass  # no descriptor is left
 
 
 class Commands(click.Group):
-    """Finds the commands, and turns the package's errors into messages and exit statuses, in one place."""
+    """Finds the commands, and turns errors of the package into messages and exit statuses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_ELSEWHERE])
@@ -88,21 +98,24 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)  # (click would say 1)
         except BrokenPipeError:
-            # Whoever read our output has enough (`fsinbox ls | head`). Keep Python from saying so while it
+            # The reader of our output has enough (`fsinbox ls | head`). Keep Python from complaining while it
             # shuts down.
             _give_up_output()
             ctx.exit(0)
         except (InboxBusy, LeaseLost) as error:
             raise Failure(str(error), EXIT_BUSY) from error
-        except UnusableInbox as error:
+        except (AddFailed, UnusableInbox) as error:
             raise Failure(str(error), EXIT_UNUSABLE) from error
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
         except OSError as error:
             _give_up_output()  # it may be what cannot be written
-            text = f"the system refused, at the inbox or at the output: {error}: mend that, and try again"
-            raise Failure(text, EXIT_UNUSABLE) from error
+            what = "write failed" if error.filename is None else "cannot read or write the inbox"
+            why = error.strerror or error
+            raise Failure(f"{what}: {why}: fix that, then try again", EXIT_UNUSABLE) from error
 
 
 @click.group(
@@ -148,7 +161,8 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 @inbox_option
 @json_option
 @click.option("--file", "file", metavar="FILE", help="Take the value from FILE; - is standard input.")
-@click.option("--move", is_flag=True, help="With --file: hand FILE over instead of copying it.")
+@click.option("--move", is_flag=True, help="With --file: move FILE into the inbox instead of copying it.")
+@create_option
 @click.option(
     "--durable/--not-durable",
     default=True,
@@ -156,20 +170,20 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
 )
 @key_argument
 @click.argument("value", required=False)
-def add(
-    inbox: str | None, json: bool, file: str | None, move: bool, durable: bool, key: str, value: str | None
-) -> None:
-    """Queue VALUE for KEY, in place of a value of that key that waits.
+def add(inbox: str | None, file: str | None, key: str, value: str | None, **how: bool) -> None:
+    """Queue VALUE for KEY. It replaces a waiting value of that key.
 
-    The value is stored as it stands, byte for byte. Without VALUE, or with -, it is read from standard input.
+    The value is stored byte for byte. With - in its place it is read from standard input.
     """
     from .adding import add as add_element
 
     if value is not None and file is not None:
         raise click.UsageError("VALUE and --file exclude each other")
-    if move and (file is None or file == "-"):
+    if how["move"] and (file is None or file == "-"):
         raise click.UsageError("--move needs --file FILE")
-    sys.exit(add_element(key, value, file, chosen(inbox), move=move, durable=durable, json=json))
+    if value is None and file is None:
+        raise click.UsageError("no value: give VALUE, --file FILE, or - to read it from standard input")
+    sys.exit(add_element(key, value, file, chosen(inbox), **how))
 
 
 @cli.command()
@@ -178,18 +192,18 @@ def add(
 @click.option(
     "--state",
     multiple=True,
-    type=click.Choice(["out", "waiting", "deferred", "failed", "done"]),
+    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
     help="Only these; may be repeated.  [default: all but done]",
 )
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
     """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
-    from ..operate import survey
+    from ..operate.rows import STATES, label, rows
     from ..operate.units import age, when
     from ..store.layout import Layout
     from .text import say
 
     layout = Layout(chosen(inbox), create=False)
-    for row in survey.rows(layout, state or tuple(survey.STATES)):
+    for row in rows(layout, state or tuple(STATES)):
         size = row.size(layout)
         if size is None:
             continue
@@ -197,7 +211,7 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
             due = None if row.due is None else when(row.due)
             say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=due)
         else:
-            click.echo(f"{row.state:<8}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
+            click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
 
 
 @cli.command()
@@ -208,14 +222,14 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     """Print the payload of KEY: the one that waits, else the one that is out, is deferred or has failed."""
     import base64
 
-    from ..operate import survey
+    from ..operate.rows import find, reason
     from ..operate.units import when
     from ..store.files import open_for_reading
     from ..store.layout import Layout
     from .text import say
 
     layout = Layout(chosen(inbox), create=False)
-    row = survey.find(layout, key)
+    row = find(layout, key)
     if row is None:
         raise Failure(
             f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED
@@ -228,7 +242,7 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     except MemoryError as error:
         path = f"{layout.path}/{row.folder}/{row.file}"
         raise Failure(f"{path} is too large for the memory: look at it there", EXIT_FAILED) from error
-    why = survey.reason(layout, row) if row.state == "failed" else None
+    why = reason(layout, row) if row.state == "failed" else None
     if not json:
         if why:
             click.echo(why, err=True)
@@ -259,7 +273,11 @@ def show(inbox: str | None, json: bool, key: str) -> None:
 @click.option(
     "--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell."
 )
-@click.option("--shell", is_flag=True, help="With --exec: hand COMMAND to /bin/sh.")
+@click.option(
+    "--shell/--no-shell",
+    default=None,
+    help="With --exec: have /bin/sh run COMMAND; or take its shell syntax literally.  [default: refuse it]",
+)
 @click.option(
     "--codec",
     type=click.Choice(["json", "text", "bytes"]),

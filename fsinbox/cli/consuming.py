@@ -12,10 +12,12 @@ from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Inbox
 from ..worker import service
 from ..worker.backoff import Backoff
-from ..worker.observer import Keeper, Observer
+from ..worker.ending import Tally
+from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler, HandlerError
-from ..worker.runner import Runner, Tally
-from . import EXIT_FAILED, logs
+from ..worker.runner import Runner
+from . import logs
+from .exits import EXIT_FAILED
 
 log = logging.getLogger("fsinbox")
 
@@ -49,7 +51,7 @@ def consume(path: str, **options: Any) -> int:
     ) as inbox:
         if new:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
-        keeper = Keeper(inbox.layout, shard, handler.name, options["concurrency"])
+        stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
         runner = Runner(
             inbox,
             handler,
@@ -60,12 +62,12 @@ def consume(path: str, **options: Any) -> int:
             once=options["once"],
             standby=options["standby"],
             stop_notice=lambda text: logs.line(form, text, "stopping"),
-            observers=[keeper],
+            observers=[stats],
         )
         runner.observers += service.observers(os.environ)
         if options["metrics"] or options["metrics_file"]:
             runner.observers += measured(
-                inbox.path, shard, keeper, options["metrics"], options["metrics_file"]
+                inbox.path, shard, stats, options["metrics"], options["metrics_file"]
             )
         log.info(
             "consuming %s with %s (pid %d)",
@@ -77,13 +79,13 @@ def consume(path: str, **options: Any) -> int:
         with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
     log.info("stopped: %s", tally, extra={"event": "stopped", **asdict(tally)})
-    if tally.failed and not runner.stopped_by_signal:
+    if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
 
 
-def choose_handler(function: str | None, command: str | None, *, shell: bool) -> Handler:
-    """Return the handler the options name. Raises click.UsageError."""
+def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:
+    """Return the handler that the options name. Raises click.UsageError."""
     if (function is None) == (command is None):
         raise click.UsageError("give either --handler MODULE:FUNC or --exec COMMAND")
     if shell and command is None:
@@ -115,13 +117,13 @@ def traced(handler: Handler, path: str) -> Handler:
 
 
 def measured(
-    path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None
+    path: str, shard: Shard, stats: StatsObserver, address: str | None, file: str | None
 ) -> list[Observer]:
     """Return the observer that tells metrics. Raises click.UsageError."""
     try:
         from ..worker.metrics import observers
 
-        return observers(path, shard, keeper, address, file)
+        return observers(path, shard, stats, address, file)
     except (ImportError, ValueError) as error:
         raise click.UsageError(str(error)) from error
 

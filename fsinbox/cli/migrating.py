@@ -1,10 +1,16 @@
-"""`fsinbox migrate`: from an inbox in a database table."""
+"""`fsinbox migrate`: from a queue in a database table."""
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import click
 
-from .options import chosen, inbox_option, json_option, printable
+from .exits import EXIT_FAILED
+from .options import chosen, create_option, inbox_option, json_option, printable
 
 
 @click.command()
@@ -17,24 +23,27 @@ from .options import chosen, inbox_option, json_option, printable
     show_default=True,
     help="The table; schema.table, if it has a schema.",
 )
-@click.option("--key-column", metavar="NAME", default="key", show_default=True, help="What is the key.")
-@click.option("--value-column", metavar="NAME", default="value", show_default=True, help="What is the value.")
+@click.option("--key-column", metavar="NAME", default="key", show_default=True, help="The column of keys.")
+@click.option(
+    "--value-column", metavar="NAME", default="value", show_default=True, help="The column of values."
+)
 @click.option(
     "--locked-column",
     metavar="NAME",
     default="locked",
     show_default=True,
-    help="The column that tells that a row was taken: true, not 0, a time or a name. Such rows go first.",
+    help="The column that says that a row was taken: true, not 0, a time or a name. Such rows go first.",
 )
 @click.option(
-    "--order-by", metavar="NAME", help="What tells the order of arrival.  [default: the primary key]"
+    "--order-by", metavar="NAME", help="The column of the order of arrival.  [default: the primary key]"
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=1000, show_default=True, help="Rows that are read at once."
+    "--batch", type=click.IntRange(1), default=1000, show_default=True, help="Rows to read at once."
 )
 @click.option(
-    "--restart", is_flag=True, help="Begin with the first row, even if a run before was interrupted."
+    "--restart", is_flag=True, help="Begin with the first row, even if the last run was interrupted."
 )
+@create_option
 @click.argument("url", envvar="FSINBOX_MIGRATE_URL", metavar="URL")
 def migrate(
     inbox: str | None,
@@ -46,58 +55,64 @@ def migrate(
     order_by: str | None,
     batch: int,
     restart: bool,
+    create: bool,
     url: str,
 ) -> None:
     """Queue the rows of a database table, oldest first. URL is SQLAlchemy's: sqlite:///jobs.db,
     postgresql://host/db.
 
-    Stop what adds to the table and what takes from it, run this, and start them again on the inbox. Nothing
-    is deleted from the table. A run that was interrupted goes on where it was; a run after a whole one begins
-    anew, and replaces what still waits. A row that cannot be an element is told, and left: exit status 1. (A
-    password in URL is seen by every user of this host: put the URL into $FSINBOX_MIGRATE_URL.)
+    Stop the programs that add to the table and that take from it, run this, and start them on the inbox.
+    Nothing is deleted from the table. A run that was interrupted is continued by the next one; after a
+    complete run it begins again, and replaces waiting values. A row that cannot be an element is named and
+    skipped: exit status 1. (Every user of this host sees a password in URL: put the URL into
+    $FSINBOX_MIGRATE_URL.)
     """
-    import sys
-    from contextlib import closing, nullcontext
+    from contextlib import closing
 
     from ..inbox import Inbox
     from ..operate.migration import Place, Source
-    from . import EXIT_FAILED
     from .text import say
 
+    total = Counter(new=0, replaced=0, behind=0, skipped=0)
     with closing(Source(url, table, key_column, value_column, locked_column, order_by)) as source:
         count = source.count()
-        with Inbox(chosen(inbox), codec="bytes") as target:
-            path = target.path
+        with Inbox(chosen(inbox), codec="bytes", create=create) as target:
             place = Place(target.layout, source.identity)
             start = None if restart else place.read()
             if start:
-                click.echo("fsinbox: going on where the run before was interrupted", err=True)
-            total = {"new": 0, "replaced": 0, "behind": 0}
-            left = 0
-            on_terminal = sys.stderr.isatty()
-            with (
-                click.progressbar(length=count, label="copying", file=sys.stderr)
-                if on_terminal
-                else nullcontext() as bar
-            ):
+                click.echo("fsinbox: continuing the run that was interrupted", err=True)
+            with _bar(count) as advance:
                 for rows in source.batches(start, batch):
-                    for outcome, number in target.add_many(rows.good).items():
-                        total[outcome] += number
+                    total.update(target.add_many(rows.good))
+                    total["skipped"] += len(rows.bad)
                     for name, reason in rows.bad:
-                        left += 1
                         click.echo(
-                            f"fsinbox: left out the row with {printable(name)}: {printable(reason)}", err=True
+                            f"fsinbox: skipped the row of {printable(name)}: {printable(reason)}", err=True
                         )
                     place.write(rows.after)
-                    if bar:
-                        bar.update(len(rows.good) + len(rows.bad))
+                    advance(len(rows.good) + len(rows.bad))
             place.forget()
     if json:
-        say(path=path, table=table, **total, left_out=left)
+        say(path=target.path, table=table, **total)
     else:
-        counts = ", ".join(f"{number} {outcome}" for outcome, number in total.items())
-        click.echo(f"queued {sum(total.values())} of table {table!r} in {path}: {counts}; {left} left out")
-        click.echo("nothing was deleted from the table: drop it yourself when the consumer is through")
-        click.echo(f"next: fsinbox --inbox {path} consume --handler MODULE:FUNC")
-    if left:
+        _tell(target.path, table, total)
+    if total["skipped"]:
         click.get_current_context().exit(EXIT_FAILED)
+
+
+@contextmanager
+def _bar(count: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar, if standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda rows: None
+        return
+    with click.progressbar(length=count, label="copying", file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _tell(path: str, table: str, total: Counter[str]) -> None:
+    counts = ", ".join(f"{total[outcome]} {outcome}" for outcome in ("new", "replaced", "behind"))
+    queued = total.total() - total["skipped"]
+    click.echo(f"queued {queued} of table {table!r} in {path}: {counts}; {total['skipped']} skipped")
+    click.echo("nothing was deleted from the table: drop it yourself when the consumer has drained the inbox")
+    click.echo(f"next: fsinbox --inbox {path} consume --handler MODULE:FUNC")

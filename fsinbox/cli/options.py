@@ -3,7 +3,7 @@ printed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import click
@@ -34,16 +34,37 @@ def _directories(ctx: click.Context, parameter: click.Parameter, incomplete: str
     return [CompletionItem(incomplete, type="dir")]
 
 
+class _Inbox(click.Option):
+    """--inbox: once in a line, before the command's name or behind it."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        parser.add_option(self, opts=self.opts, dest=self.name, action="append", nargs=1)
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
+        given = opts.get("inbox") or []
+        group = ctx.parent.get_parameter_source("inbox") if ctx.parent else None
+        twice = len(given) > 1 or (given and group == click.core.ParameterSource.COMMANDLINE)
+        if twice and not ctx.resilient_parsing:  # (a shell asks for completions of what is half typed)
+            raise click.UsageError("--inbox is given more than once: give it once", ctx)
+        return super().consume_value(ctx, {**opts, "inbox": given[-1]} if given else opts)
+
+
 def inbox_option(command: Command) -> Command:
-    """Add --inbox to a command, so that it may stand behind the command's name as well as before it."""
+    """Add --inbox to a command: it may stand before the command's name or behind it."""
     return click.option(
         "--inbox",
+        cls=_Inbox,
         metavar="DIR",
         envvar="FSINBOX_DIR",
         allow_from_autoenv=False,  # one variable for it, whatever the command
         shell_complete=_directories,
         help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]",
     )(command)
+
+
+def create_option(command: Command) -> Command:
+    """Add --create to a command that adds."""
+    return click.option("--create", is_flag=True, help="Create the inbox if there is none.")(command)
 
 
 def json_option(command: Command) -> Command:
@@ -69,7 +90,8 @@ def outranked(*names: str) -> list[str]:
     the environment, and that outranks a file."""
     ctx = click.get_current_context()
     rank = list(click.core.ParameterSource).index
-    ranks = {name: rank(ctx.get_parameter_source(name)) for name in names if ctx.params[name] is not None}  # type: ignore[arg-type]
+    given = [name for name in names if ctx.params[name] is not None]
+    ranks = {name: rank(ctx.get_parameter_source(name)) for name in given}  # type: ignore[arg-type]
     return [name for name in ranks if ranks[name] > min(ranks.values())]
 
 
@@ -79,22 +101,29 @@ def printable(key: str) -> str:
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """A length of time: "90", "90s", "15m", "2h", "7d". Gives seconds."""
+    """A duration: "90", "90s", "15m", "2h", "7d", "1h30m". Converts to seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        sizes = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-        number, size = (value[:-1], sizes[value[-1]]) if value[-1:] in sizes else (value, 1)
-        try:
-            seconds = float(number) * size
-        except ValueError:
-            seconds = -1.0
+        seconds = float(value) if isinstance(value, (int, float)) else _seconds(value)
         if not 0 <= seconds < 1e9:
-            self.fail(f"{value!r} is no length of time: give seconds, or 15m, 2h, 7d", param, ctx)
+            self.fail(f"invalid duration {value!r}: use 90, 15m, 2h, 7d or 1h30m", param, ctx)
         return seconds
+
+
+def _seconds(text: str) -> float:
+    """Return a duration in seconds; -1 if it is not one."""
+    from re import fullmatch
+
+    sizes = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    number = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+    if fullmatch(number, text):
+        return float(text)
+    match = fullmatch("".join(f"(?:({number}){unit})?" for unit in sizes), text) if text else None
+    if not match:
+        return -1.0
+    return sum(float(part or 0) * size for part, size in zip(match.groups(), sizes.values(), strict=True))
 
 
 DURATION = Duration()
@@ -118,15 +147,13 @@ def key_argument(command: Command) -> Command:
 def complete_keys(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the keys in the inbox that begin so, for a shell's completion. What a shell could not show is
     left out."""
-    from ..operate import survey
+    from ..operate.rows import rows
     from ..store.errors import InboxError
     from ..store.layout import Layout
 
     try:
         layout = Layout(chosen(ctx.params.get("inbox"), ctx), create=False)
-        keys = {
-            row.key for row in survey.rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()
-        }
+        keys = {row.key for row in rows(layout) if row.key.startswith(incomplete) and row.key.isprintable()}
     except (InboxError, OSError):
         return []
     return sorted(keys.difference(ctx.params.get("keys") or ()))

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..operate.survey import Ages, Summary
+    from ..operate.ages import Ages
+    from ..operate.status import Summary
 
 
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,13 +51,13 @@ def status(
     import sys
     from dataclasses import asdict
 
-    from ..operate import survey
     from ..operate.report import Limits, verdict
+    from ..operate.status import summary
     from ..store.layout import Layout
-    from . import EXIT_FAILED
+    from .exits import EXIT_FAILED
     from .text import say
 
-    found = survey.summary(Layout(chosen(inbox), create=False))
+    found = summary(Layout(chosen(inbox), create=False))
     level, text = verdict(found, Limits(max_age, max_pending, max_failed))
     if json:
         say(**asdict(found), level=level, verdict=text)
@@ -81,8 +82,8 @@ def lines(found: Summary) -> list[str]:
     ]
     for one in found.consumers:
         lease = ""
-        if one.get("sign") is not None:
-            lease = f"epoch {one['epoch']}, sign of life {seconds(float(str(one['sign'])))} ago"
+        if one.get("heartbeat") is not None:
+            lease = f"epoch {one['epoch']}, heartbeat {seconds(float(str(one['heartbeat'])))} ago"
             lease += ", lapsed" if one["lapsed"] else ""
         if len(found.consumers) > 1:
             text.append(
@@ -93,12 +94,12 @@ def lines(found: Summary) -> list[str]:
             text.append(f"lease     {lease}")
     text += [
         f"waiting   {found.waiting}{aged(found.oldest_waiting)}",
-        f"out       {found.out}{aged(found.oldest_out)}",
+        f"in flight {found.in_flight}{aged(found.oldest_in_flight)}",
         f"deferred  {found.deferred}{aged(found.oldest_deferred)}",
         f"failed    {found.failed}",
     ]
     if found.dropped:
-        text.append(f"dropped   {found.dropped}  (not adopted yet)")
+        text.append(f"dropped   {found.dropped}  (not ingested yet)")
     if found.held:
         some = ", ".join(map(printable, found.held[:5]))
         text.append(f"on hold   {len(found.held)}  ({some}{', ...' if len(found.held) > 5 else ''})")

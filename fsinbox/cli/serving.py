@@ -57,12 +57,12 @@ def web(
 
     from ..operate.report import Limits
     from ..store.layout import Layout
-    from . import EXIT_USAGE
+    from .exits import EXIT_USAGE
     from .options import Failure
 
     try:
         from ..web.app import make_app
-        from ..web.guard import LOOPBACK, Rules
+        from ..web.auth import LOOPBACK, Rules
         from ..web.server import serve
     except ModuleNotFoundError as error:
         raise Failure(
@@ -95,7 +95,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens there. Raises Failure."""
     import socket
 
-    from . import EXIT_UNUSABLE
+    from .exits import EXIT_UNUSABLE
     from .options import Failure
 
     listener = None

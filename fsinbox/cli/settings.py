@@ -82,7 +82,7 @@ class Settings(dict[str, Any]):
         self[name] = checked
 
     def _wrong(self, text: str) -> Failure:
-        from . import EXIT_USAGE
+        from .exits import EXIT_USAGE
 
         return Failure(f"settings: {printable(self.path)}: {text}", EXIT_USAGE)
 
@@ -189,7 +189,7 @@ def _rows(root: click.Context, group: click.Group, name: str) -> list[Row]:
             try:
                 rows.append((label, _plain(option.type_cast_value(ctx, raw)), "environment", f"${variable}"))
             except click.BadParameter as error:
-                from . import EXIT_USAGE
+                from .exits import EXIT_USAGE
 
                 raise Failure(
                     f"${variable} is {raw!r}: {error.message} Correct it, or unset it.", EXIT_USAGE

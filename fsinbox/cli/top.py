@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from ..operate.report import Limits
-    from ..operate.stats import Record
-    from ..operate.survey import Summary
+    from ..operate.stats import ConsumerStats
+    from ..operate.status import Summary
     from ..store.layout import Layout
 
 HISTORY = 60
@@ -47,7 +47,7 @@ _STYLES = {"OK": "bold green", "WARNING": "bold yellow", "CRITICAL": "bold red"}
 def top(
     inbox: str | None, max_age: float | None, max_pending: int | None, max_failed: int | None, interval: float
 ) -> None:
-    """Watch the inbox: how it stands, how quickly the work goes, what is being handled, what failed last.
+    """Watch the inbox: how it stands, how quickly the work goes, what is in flight, what failed last.
 
     The plots are of the last hour, a column a minute, and of what waited since this was started, a column a
     look. q or Ctrl-C quits. For scripts there is `fsinbox status --json`.
@@ -66,7 +66,8 @@ def top(
             "top needs a terminal to draw on: for scripts, pipes and plain terminals there is `fsinbox "
             "status`"
         )
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key may have characters this terminal has not
+    # A key may have characters that this terminal lacks.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         watch(layout, Limits(max_age, max_pending, max_failed), interval, console)
     except KeyboardInterrupt:
@@ -153,23 +154,23 @@ class View:
         OSError."""
         from rich.console import Group
 
-        from ..operate import survey
-        from ..operate.stats import records
+        from ..operate.stats import read_stats
+        from ..operate.status import summary
         from ..store.errors import UnusableInbox
 
         if gone := self._layout.where_it_went():
             raise UnusableInbox(f"inbox {self._layout.path} {gone} while it was being watched")
-        found = survey.summary(self._layout)
-        accounts = records(self._layout)
+        found = summary(self._layout)
+        every = read_stats(self._layout)
         self._depth.append(found.waiting)
         return Group(
-            *head(found, accounts, self._limits),
-            *self._plots(accounts, width),
-            *at_work(found, accounts),
-            *failures(accounts),
+            *head(found, every, self._limits),
+            *self._plots(every, width),
+            *at_work(found, every),
+            *failures(every),
         )
 
-    def _plots(self, accounts: list[Record], width: int) -> list[RenderableType]:
+    def _plots(self, every: list[ConsumerStats], width: int) -> list[RenderableType]:
         from rich.text import Text
 
         columns = max(10, min(HISTORY, width - 20))
@@ -178,7 +179,7 @@ class View:
             Text(f"{'last hour':<13}{'':<{columns}}  peak", style="bold"),
         ]
         series = {
-            name: by_minute(accounts, column)
+            name: by_minute(every, column)
             for column, name in enumerate(("acknowledged", "failed", "arrived"), 1)
         }
         for name, values in {**series, "waiting": list(self._depth)}.items():
@@ -191,14 +192,15 @@ class View:
         return lines
 
 
-def head(found: Summary, accounts: list[Record], limits: Limits) -> list[RenderableType]:
+def head(found: Summary, every: list[ConsumerStats], limits: Limits) -> list[RenderableType]:
     """Return the lines of how the inbox stands."""
     from time import strftime
 
     from rich.text import Text
 
+    from ..operate.consumers import stats_of
     from ..operate.report import rate, verdict
-    from ..operate.survey import account_of
+    from ..operate.rows import label
     from ..operate.units import length, seconds
 
     def line(*parts: str | tuple[str, str]) -> Text:
@@ -211,17 +213,21 @@ def head(found: Summary, accounts: list[Record], limits: Limits) -> list[Rendera
         line((level, _STYLES[level]), f": {text}"),
     ]
     for one in found.consumers[:4]:
-        account = account_of(one, accounts)
-        does = f": {printable(account.handler)}, {account.concurrency} at once" if account else ""
+        stats = stats_of(one, every)
+        does = f": {printable(stats.handler)}, {stats.concurrency} at once" if stats else ""
         lines.append(line(("consumer  ", "bold"), f"{one['shard']}  {one['holder'] or 'none'}{does}"))
     if len(found.consumers) > 4:
         lines.append(line(f"          and {len(found.consumers) - 4} more: see `fsinbox status`"))
     counts: list[str | tuple[str, str]] = []
-    ages = {"waiting": found.oldest_waiting, "out": found.oldest_out, "deferred": found.oldest_deferred}
-    for state in ("waiting", "out", "deferred", "failed", "dropped"):
+    ages = {
+        "waiting": found.oldest_waiting,
+        "in_flight": found.oldest_in_flight,
+        "deferred": found.oldest_deferred,
+    }
+    for state in ("waiting", "in_flight", "deferred", "failed", "dropped"):
         age = ages.get(state)
         counts += [
-            (f"{state} ", "bold"),
+            (f"{label(state)} ", "bold"),
             f"{getattr(found, state)}{'' if age is None else f' ({seconds(age)})'}   ",
         ]
     counts += [("on hold ", "bold"), str(len(found.held))]
@@ -240,30 +246,28 @@ def head(found: Summary, accounts: list[Record], limits: Limits) -> list[Rendera
     ]
 
 
-def at_work(found: Summary, accounts: list[Record]) -> list[RenderableType]:
-    """Return the lines of what is being handled, the longest first."""
+def at_work(found: Summary, every: list[ConsumerStats]) -> list[RenderableType]:
+    """Return the lines of what is in flight, the longest first."""
     from time import time
 
-    from ..operate.survey import account_of
+    from ..operate.consumers import stats_of
     from ..operate.units import length
 
     now = time()
-    current = [account for one in found.consumers if (account := account_of(one, accounts))]
-    running = sorted((one for account in current for one in account.running), key=lambda one: one.started)
+    current = [stats for one in found.consumers if (stats := stats_of(one, every))]
+    running = sorted((one for stats in current for one in stats.running), key=lambda one: one.started)
     rows = [(length(now - one.started), f"attempt {one.attempts}", printable(one.key)) for one in running]
-    return listing(f"being handled: {len(running)}", rows)
+    return listing(f"in flight: {len(running)}", rows)
 
 
-def failures(accounts: list[Record]) -> list[RenderableType]:
+def failures(every: list[ConsumerStats]) -> list[RenderableType]:
     """Return the lines of the newest failures, the newest first."""
     from time import time
 
     from ..operate.units import length
 
     now = time()
-    newest = sorted(
-        (one for account in accounts for one in account.failures), key=lambda one: one.at, reverse=True
-    )
+    newest = sorted((one for stats in every for one in stats.failures), key=lambda one: one.at, reverse=True)
     rows = [
         (
             length(now - one.at),
@@ -287,14 +291,14 @@ def listing(title: str, rows: Sequence[tuple[str, str, str]]) -> list[Renderable
     return [*lines]
 
 
-def by_minute(accounts: list[Record], column: int) -> list[int]:
-    """Return the numbers of the last HISTORY minutes, this one last. `column`: of Record.minutes."""
+def by_minute(every: list[ConsumerStats], column: int) -> list[int]:
+    """Return the numbers of the last HISTORY minutes, this one last. `column`: of ConsumerStats.minutes."""
     from time import time
 
     now = int(time() // 60)
     values = [0] * HISTORY
-    for account in accounts:
-        for minute in account.minutes:
+    for stats in every:
+        for minute in stats.minutes:
             if 0 <= now - minute[0] < HISTORY:
                 values[HISTORY - 1 - (now - minute[0])] += minute[column]
     return values

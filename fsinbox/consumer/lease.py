@@ -33,8 +33,9 @@ from typing import NamedTuple
 from ..store.errors import InboxBusy, LeaseLost, UnusableInbox
 from ..store.files import create_temporary, discard_temporary
 from ..store.layout import CLAIM, PRIVATE_FOLDER, SHARED_FOLDER, Layout, close_quietly
-from ..store.names import parse_element
-from .ownership import ConsumerLock, Shard, clean, is_locked, owner_text
+from ..store.names import encoded_of, parse_element
+from ..store.printing import clean
+from .ownership import ConsumerLock, Shard, is_locked, owner_text
 
 _FILE = ".lease"
 
@@ -232,7 +233,7 @@ class Lease(ConsumerLock):
             for held in found
             if held.shard != self.shard and held.shard.count == self.shard.count
         }
-        return [name[20:] for folder, name in self.layout.out() if folder in others] if others else []
+        return [encoded_of(name) for folder, name in self.layout.out() if folder in others] if others else []
 
     def _is_alive(self, held: Held) -> bool:
         """Tell whether a holder has given a sign of life within the time its lease lasts without one."""

@@ -22,6 +22,7 @@ from zlib import crc32
 
 from ..store.errors import InboxBusy, UnusableInbox
 from ..store.layout import Layout, close_quietly
+from ..store.printing import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,12 +233,6 @@ def read_holder(layout: Layout, name: str = "consumer.lock") -> str:
         return ""  # no regular file
     finally:
         os.close(fd)
-
-
-def clean(raw: bytes) -> str:
-    """Return the text of a file so that it cannot play tricks on a terminal."""
-    text = raw.decode("utf-8", "replace").strip()
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def is_locked(layout: Layout, name: str) -> bool:

@@ -41,6 +41,11 @@ class Claim:
         self._consumer = consumer
         self._ended = ""
 
+    @property
+    def ended(self) -> str:
+        """How it was ended; "" if it was not."""
+        return self._ended
+
     def acknowledge(self) -> None:
         """It is done."""
         self._end("acknowledged", lambda: self._consumer.acknowledge(self.taken))
@@ -68,7 +73,8 @@ class Claim:
     def _end(self, how: str, step: Callable[[], Found]) -> Found:
         with self.session.alone("end it"):
             result = self._end_now(how, step)
-        return result  # noqa: RET504 - not from within: a signal handler that came then would leave the lock taken
+        # Not from within: a signal handler that came then would leave the lock taken.
+        return result  # noqa: RET504
 
     def _end_now(self, how: str, step: Callable[[], Found]) -> Found:
         self._check()

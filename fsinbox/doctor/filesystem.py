@@ -1,8 +1,8 @@
 """What this file system does, measured where the inbox lies.
 
-`measure` does on it what fsinbox relies on and notes the facts; words.py says of each what follows. The facts
-are measured in a hidden folder of their own, which is removed again, so an inbox may be in use meanwhile.
-Nothing is taken from a table that can be tried.
+`measure` tries each thing that fsinbox relies on and notes the facts; report.py says what follows from each.
+It measures in a hidden folder, which is removed again, so an inbox may be in use meanwhile. Nothing that can
+be tried is looked up in a table.
 """
 
 from __future__ import annotations

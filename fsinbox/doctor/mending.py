@@ -1,18 +1,18 @@
-"""Mends an inbox while producers run, and a consumer too, if it must be.
+"""Repairs an inbox while producers run, and a consumer too.
 
-Everything that is done here is done as producers and the consumer do it, by the steps of transitions.py, so a
-crash in the middle leaves what one of theirs could leave, and the next repair goes on from there:
+A repair uses the steps of producers and the consumer (transitions.py). So a crash in the middle leaves what
+one of theirs could leave, and the next repair continues from there:
 
  1. the frame: missing folders and files are made, `format` last, each durably, as for a new inbox;
  2. litter is removed, which needs no lock;
- 3. under the admission lock, which every producer respects: the index is made anew if there is a sign that it
-    is wrong, as an add does after a boot (a key that is not known in it is always safe);
- 4. with the consumer's lock, if no consumer runs: a consumer is started, which requeues what a dead one had
-    in flight, sets aside what is no element, and coalesces; and then leaves. If one runs, it does all that by
-    itself, in time.
+ 3. under the admission lock, which every producer takes: the index is rebuilt if there is a sign that it is
+    wrong, as an add does after a boot (a key that the index does not know is always safe);
+ 4. with the consumer's lock, if no consumer is running: a consumer is started, which requeues what a dead one
+    had in flight, sets aside what is not an element, coalesces, and ends. A running consumer does all that by
+    itself.
 
-No element is ever deleted, but under a newer value of its key, as a consumer does. What is none goes to
-failed/.
+No element is ever deleted unless a newer value of its key is waiting, as a consumer does. What is not an
+element moves to failed/.
 """
 
 from __future__ import annotations
@@ -30,31 +30,30 @@ from ..store import layout as frame
 from ..store import transitions
 from ..store.errors import InboxBusy, UnusableInbox
 from ..store.files import flush, remove
-from ..store.index import Busy, Index, open_index
+from ..store.index import Busy, Index
 from ..store.layout import FOLDERS, Layout
 from ..store.names import REASON, parse_element
-from .examination import PAUSE, Finding, Look, Sign, group
-from .kinds import KINDS
+from ..store.opening import open_index
+from .examination import PAUSE, Look
+from .findings import KINDS, Finding, Sign, group
 
 _PATIENCE = 5.0
-"""Seconds to wait for the admission lock. A producer that is stopped inside it must not stop the doctor,
-too."""
+"""Seconds to wait for the admission lock. A producer that is stopped inside it must not stop the doctor."""
 
 _OF_THE_INDEX = frozenset("index-damaged index-low index-behind".split())
 
 _FOR_THE_CONSUMER = frozenset(
     "orphan foreign-name not-regular several-places number-forged deferred-superseded note-alone "
-    "note-foreign reason-alone "
-    "drop-bad".split()
+    "note-foreign reason-alone drop-bad".split()
 )
-"""What only the consumer may mend: whoever holds its lock."""
+"""What only the holder of the consumer's lock may mend."""
 
 
 def repair(path: str, pause: float = PAUSE) -> list[str]:
-    """Mend the inbox at `path`; return what was done, and what was left and why, a line each.
+    """Repair the inbox at `path`; return a line for each thing that was done, or left and why.
 
-    Looks twice, `pause` seconds apart, as `examine` does. 0: only once; that is as safe, but may tell of what
-    was on its way. Raises UnusableInbox if there is no inbox, or what is there cannot be mended.
+    Looks twice, `pause` seconds apart, as `examine` does. 0: only once; that is as safe, but may report an
+    element that was just moving. Raises UnusableInbox if there is no inbox, or it cannot be repaired.
     """
     return _Repair(path).run(pause)
 
@@ -69,12 +68,13 @@ class _Repair:
             before = self._look(pause)
             signs = before.signs
             if self._mend_frame(before):
-                signs = signs | Look(self._path).signs  # more is to be seen now
+                signs = signs | Look(self._path).signs  # more can be seen now
             self._mend_rest(signs)
             after = Look(self._path).signs
         except OSError as error:
             raise UnusableInbox(
-                f"cannot go on with the repair of {self._path}: {error.strerror or error}"
+                f"cannot finish the repair of {self._path}: {error.strerror or error}: fix that, then "
+                "repair again"
             ) from error
         return self._lines(signs, after)
 
@@ -89,18 +89,18 @@ class _Repair:
 
     def _lines(self, before: set[Sign], after: set[Sign]) -> list[str]:
         lines = [
-            f"{places(finding.signs)}: {KINDS[finding.kind].done}"
+            f"{finding.places}: {KINDS[finding.kind].done}"
             for finding in group(before - after)
             if KINDS[finding.kind].done
         ]
         for finding in group(before & after):
             why = self._reason(finding)
             if why:
-                lines.append(f"{places(finding.signs)}: left as it is: {why}")
+                lines.append(f"{finding.places}: left as it is: {why}")
         return lines
 
     def _reason(self, finding: Finding) -> str:
-        """Return why something could not be mended, or "" if nobody tried to, or need."""
+        """Return why something could not be mended, or "" if it was not tried, or need not be."""
         for sign in finding.signs:
             if sign in self._why:
                 return self._why[sign]
@@ -108,7 +108,7 @@ class _Repair:
 
     @contextmanager
     def _trying(self, sign: Sign) -> Iterator[None]:
-        """Go on to the next if the system refuses this one."""
+        """Note a system error, and continue with the next sign."""
         try:
             yield
         except OSError as error:
@@ -122,15 +122,10 @@ class _Repair:
     # --- 1. the frame ---------------------------------------------------------------------------------
 
     def _mend_frame(self, look: Look) -> bool:
-        """Make what is missing of folders and files, and set modes; tell whether there was anything to do."""
+        """Make missing folders and files, and set modes; tell whether there was anything to do."""
         found = Layout.as_found(self._path)
         try:
-            if not look.shared and look.owner != os.geteuid():
-                raise UnusableInbox(
-                    f"inbox {found.path} is private to user {look.owner}, and what this user "
-                    f"({os.geteuid()}) makes there would "
-                    "be of no use to them: run the doctor as that user"
-                )
+            self._check_owner(found, look)
             kinds: dict[str, list[Sign]] = {}
             for sign in sorted(look.signs):
                 kinds.setdefault(sign.kind, []).append(sign)
@@ -138,26 +133,38 @@ class _Repair:
                 raise UnusableInbox(f"{found.path}/{sign.where} is {sign.seen}: {KINDS[sign.kind].repair}")
             for sign in kinds.get("mode", ()):
                 with self._trying(sign):
-                    self._set_mode(found, sign.where, shared=look.shared)
-            missing = {
-                sign.where for kind in ("folder-missing", "file-missing") for sign in kinds.get(kind, ())
-            }
-            for name in FOLDERS:
-                if name in missing:
-                    frame.make_folder(found.root, name, shared=look.shared)
-            for sign in kinds.get("not-a-file", ()):  # into failed/, which is there by now
-                self._set_aside(found, sign)
-                missing.add(sign.where)
-            for name in ("index", "consumer.lock"):
-                if name in missing:
-                    frame.make_file(found.root, name, shared=look.shared)
-            if missing:
-                flush(found.root)
-            if "format" in missing or kinds.keys() & {"format-missing", "format-damaged"}:
-                frame.write_format(found.root, found.scope, shared=look.shared)
-            return bool(missing or kinds.keys() & {"format-missing", "format-damaged", "mode"})
+                    self._set_mode(found, sign.where, shared=look.frame.shared)
+            missing = self._make_missing(found, kinds, shared=look.frame.shared)
+            format_is_bad = bool(kinds.keys() & {"format-missing", "format-damaged"})
+            if "format" in missing or format_is_bad:
+                frame.write_format(found.root, found.scope, shared=look.frame.shared)
+            return bool(missing or format_is_bad or "mode" in kinds)
         finally:
             found.close()
+
+    def _check_owner(self, found: Layout, look: Look) -> None:
+        """Raise UnusableInbox if this user would make files that the owner of the inbox cannot use."""
+        if not look.frame.shared and look.frame.owner != os.geteuid():
+            raise UnusableInbox(
+                f"inbox {found.path} is private to user {look.frame.owner}, who could not use what this user "
+                f"({os.geteuid()}) makes there: run the doctor as user {look.frame.owner}"
+            )
+
+    def _make_missing(self, found: Layout, kinds: dict[str, list[Sign]], *, shared: bool) -> set[str]:
+        """Make the folders and files that are missing, except `format`; return their names."""
+        missing = {sign.where for kind in ("folder-missing", "file-missing") for sign in kinds.get(kind, ())}
+        for name in FOLDERS:
+            if name in missing:
+                frame.make_folder(found.root, name, shared=shared)
+        for sign in kinds.get("not-a-file", ()):  # into failed/, which is there by now
+            self._set_aside(found, sign)
+            missing.add(sign.where)
+        for name in ("index", "consumer.lock"):
+            if name in missing:
+                frame.make_file(found.root, name, shared=shared)
+        if missing:
+            flush(found.root)
+        return missing
 
     def _set_mode(self, found: Layout, name: str, *, shared: bool) -> None:
         status = os.lstat(name, dir_fd=found.root)
@@ -167,8 +174,7 @@ class _Repair:
             mode = frame.SHARED_FOLDER if shared else frame.PRIVATE_FOLDER
         else:
             mode = frame.SHARED_FILE if shared else frame.PRIVATE_FILE
-        # What is allowed beyond that may be meant so (drop/); but the mode of tmp/ says what mode payloads
-        # get.
+        # More may be allowed on purpose (drop/); but payloads get their mode from tmp/.
         frame.set_mode(found.root, name, mode if name == "tmp" else mode | status.st_mode & 0o7777)
 
     # --- 2. to 4. -------------------------------------------------------------------------------------
@@ -179,8 +185,8 @@ class _Repair:
         kinds = {sign.kind for sign in signs}
         try:
             self._remove_litter(layout, signs)
-            # A forged number must not be believed: what is only behind waits until the consumer has
-            # renumbered it.
+            # A forged number must not be believed: an index that is only behind is rebuilt after the consumer
+            # has given the element another number.
             later = "number-forged" in kinds and kinds & _OF_THE_INDEX == {"index-behind"}
             wrong = bool(kinds & _OF_THE_INDEX) and not later
             if not self._mend_index(index, signs, anew=wrong):
@@ -192,7 +198,7 @@ class _Repair:
             layout.close()
 
     def _mend_index(self, index: Index, signs: set[Sign], *, anew: bool) -> bool:
-        """Make the index anew, or only if it is of another boot; tell whether the lock could be had."""
+        """Rebuild the index; not `anew`: only if it is of another boot. Tell whether the lock was free."""
         try:
             index.try_locked(index.make_anew if anew else index.last_number, patience=_PATIENCE)
         except Busy:
@@ -216,14 +222,12 @@ class _Repair:
                     shutil.rmtree(f"{layout.path}/{sign.where}")
 
     def _mend_as_consumer(self, layout: Layout, index: Index, signs: set[Sign]) -> bool:
-        """Be the consumer for a moment; tell whether there was no other."""
+        """Be the consumer for a moment; tell whether there was no other consumer."""
         try:
             consumer = Consumer(layout, index, Settings())  # which requeues, drops and sets aside
         except InboxBusy as error:
-            why = (
-                f"a consumer runs ({error.holder or 'it did not say who it is'}), and does it by itself, or "
-                "when it next starts"
-            )
+            who = error.holder or "it did not say who it is"
+            why = f"a consumer is running ({who}) and does it by itself, or when it next starts"
             self._why |= dict.fromkeys((sign for sign in signs if sign.kind in _FOR_THE_CONSUMER), why)
             return False
         try:
@@ -243,17 +247,10 @@ class _Repair:
 
 
 def _doubtful(signs: set[Sign]) -> list[str]:
-    """Return the names in pending/ that a consumer only looks at closely when it takes them."""
+    """Return the names in pending/ that a consumer checks only when it takes them."""
     names = [
         sign.where.removeprefix("pending/")
         for sign in sorted(signs)
         if sign.kind in ("not-regular", "foreign-name")
     ]
     return [name for name in names if "/" not in name and parse_element(name)]
-
-
-def places(signs: tuple[Sign, ...]) -> str:
-    """Return where signs are, for people: the first three, and how many more."""
-    shown = [sign.where if sign.where.isprintable() else repr(sign.where) for sign in signs[:3]]
-    more = f" and {len(signs) - 3} more" if len(signs) > 3 else ""
-    return ", ".join(shown) + more

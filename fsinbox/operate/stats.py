@@ -1,9 +1,8 @@
-"""What a consumer says of its work: stats/<i>of<n>.json, for `fsinbox status`, `top`, `web` and whoever else
-wants to know.
+"""Statistics of a consumer: stats/<i>of<n>.json, for `fsinbox status`, `top`, `web` and metrics.
 
-Written by `fsinbox consume`, at most once a second and only while something happens; each write replaces the
-file whole. The totals go on where the consumer before has left off. Nothing rests on it: it is not flushed,
-and whoever reads it takes what does not fit for not there.
+`fsinbox consume` writes them, at most once a second and only while something happens; each write replaces the
+whole file. The totals continue where the consumer before left off. No promise depends on them: they are not
+flushed, and a reader ignores a file that is not as we would write it.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from ..consumer.ownership import Shard
 from ..store.files import write_whole
 from ..store.layout import Layout
 
-Made = TypeVar("Made", "Record", "Totals", "Running", "Failure")
+Made = TypeVar("Made", "ConsumerStats", "Totals", "Running", "Failure")
 
 MINUTES = 60
-"""Minutes of which the numbers are kept one by one."""
+"""Minutes whose numbers are kept, one by one."""
 
 FAILURES = 20
 """The newest failures that are kept."""
@@ -30,24 +29,23 @@ FAILURES = 20
 _LARGEST = 1 << 20
 
 _HIGHEST = 10**19
-"""What no number of ours reaches; NaN is not below it either."""
+"""No number of ours reaches it. (NaN is not below it either.)"""
 
 
 @dataclass(slots=True)
 class Totals:
-    """What consumers of this shard have done, since the inbox was made. Seconds are of handlers, and of
-    wake-ups."""
+    """What consumers of this shard have done since the inbox was made."""
 
     taken: int = 0
-    """Handed to a handler: each attempt."""
+    """Elements handed to a handler: each attempt."""
     arrived: int = 0
     """Taken for the first time."""
     replaced: int = 0
-    """Of those, how many stood for more than one add: a newer value had replaced one that waited."""
+    """Of those, how many stood for several adds: a newer value had replaced a waiting one."""
     acknowledged: int = 0
     retried: int = 0
     superseded: int = 0
-    """Ended because a newer value of their key waited."""
+    """Dropped because a newer value of their key was waiting."""
     failed: int = 0
     handled: float = 0.0
     """Seconds in handlers, all together."""
@@ -59,7 +57,7 @@ class Totals:
 
 @dataclass(slots=True)
 class Running:
-    """An element that is being handled. Times in seconds since the epoch."""
+    """An element that is in flight. Times in seconds since the epoch."""
 
     key: str
     seq: int
@@ -69,8 +67,7 @@ class Running:
 
 @dataclass(slots=True)
 class Failure:
-    """An attempt that failed, in one line. `last`: whether it was the last, so that the element is in failed/
-    now."""
+    """A failed attempt, in one line. `last`: it was the last one, so the element moved to failed/."""
 
     key: str
     seq: int
@@ -80,8 +77,8 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Record:
-    """One consumer's account. Times in seconds since the epoch."""
+class ConsumerStats:
+    """The statistics of one consumer. Times in seconds since the epoch."""
 
     shard: str = "1/1"
     pid: int = 0
@@ -92,8 +89,7 @@ class Record:
     at: float = 0.0
     """When this was written."""
     stopped: bool = False
-    """Whether it has come to an end by itself. (Whether one is running, the lock tells: see
-    survey.consumers.)"""
+    """Whether it stopped in an orderly way. (The lock tells whether it runs: see consumers.)"""
     totals: Totals = field(default_factory=Totals)
     minutes: list[list[int]] = field(default_factory=list)
     """The last MINUTES in which something happened: [minute since the epoch, acknowledged, failed attempts,
@@ -103,15 +99,15 @@ class Record:
     """The newest failed attempts, newest first."""
 
 
-class Account:
-    """Keeps a Record and writes it down."""
+class StatsWriter:
+    """Counts what a consumer does, and writes it down."""
 
     def __init__(self, layout: Layout, shard: Shard, handler: str, concurrency: int) -> None:
-        """Go on from what the consumer before has left."""
+        """Continue from what the consumer before wrote last."""
         self._layout = layout
         self._name = f"{shard.index}of{shard.count}.json"
-        before = _read(layout, self._name) or Record()
-        self.record = Record(
+        before = _read(layout, self._name) or ConsumerStats()
+        self.stats = ConsumerStats(
             str(shard), os.getpid(), os.uname().nodename, handler, concurrency, since=time(),
             totals=before.totals, minutes=before.minutes, failures=before.failures,
         )  # fmt: skip
@@ -119,8 +115,9 @@ class Account:
         self._failures: deque[Failure] = deque(before.failures, FAILURES)
 
     def started(self, key: str, seq: int, attempts: int, *, replaced: bool, latency: float | None) -> None:
-        """An element was handed to a handler; `latency` in seconds, if it woke us."""
-        totals = self.record.totals
+        """Count an element that is handed to a handler. `latency`: seconds since it was queued, if it woke
+        the consumer."""
+        totals = self.stats.totals
         totals.taken += 1
         if attempts == 1:
             totals.arrived += 1
@@ -132,8 +129,8 @@ class Account:
         self._running[seq] = Running(key, seq, attempts, time())
 
     def ended(self, key: str, seq: int, became: str, summary: str, seconds: float) -> None:
-        """A handler is done with it. `became`: "acknowledged", "retried", "superseded" or "failed"."""
-        totals = self.record.totals
+        """Count what became of it: "acknowledged", "retried", "superseded" or "failed"."""
+        totals = self.stats.totals
         setattr(totals, became, getattr(totals, became) + 1)
         totals.handled += seconds
         self._running.pop(seq, None)
@@ -144,16 +141,16 @@ class Account:
             self._failures.appendleft(Failure(key, seq, time(), summary, became == "failed"))
 
     def write(self, *, stopped: bool = False) -> None:
-        """Write it down. Raises OSError."""
-        record = self.record
-        record.at, record.stopped = time(), stopped
-        record.running = sorted(self._running.values(), key=lambda running: running.started)
-        record.failures = list(self._failures)
+        """Write the statistics. Raises OSError."""
+        stats = self.stats
+        stats.at, stats.stopped = time(), stopped
+        stats.running = sorted(self._running.values(), key=lambda running: running.started)
+        stats.failures = list(self._failures)
         self._layout.make("stats")
-        write_whole(self._layout, "stats", self._name, json.dumps(asdict(record)).encode())
+        write_whole(self._layout, "stats", self._name, json.dumps(asdict(stats)).encode())
 
     def _minute(self) -> list[int]:
-        minutes = self.record.minutes
+        minutes = self.stats.minutes
         now = int(time() // 60)
         if not minutes or minutes[-1][0] != now:
             minutes.append([now, 0, 0, 0])
@@ -161,16 +158,25 @@ class Account:
         return minutes[-1]
 
 
-def records(layout: Layout) -> list[Record]:
-    """Return the accounts of all consumers there have been: one a shard."""
+def read_stats(layout: Layout) -> list[ConsumerStats]:
+    """Return the statistics of the last consumer of each shard."""
     if not layout.has("stats"):
         return []
     found = [_read(layout, name) for name in sorted(layout.names("stats")) if name.endswith(".json")]
-    return [record for record in found if record]
+    return [stats for stats in found if stats]
 
 
-def _read(layout: Layout, name: str) -> Record | None:
-    """Return an account; None if there is none, or it is not what we would have written."""
+def sum_of(every: list[ConsumerStats]) -> Totals:
+    """Return the totals of all shards together."""
+    total = Totals()
+    for stats in every:
+        for name in Totals.__slots__:
+            setattr(total, name, getattr(total, name) + getattr(stats.totals, name))
+    return total
+
+
+def _read(layout: Layout, name: str) -> ConsumerStats | None:
+    """Return the statistics in a file; None if there are none, or they are not as we would write them."""
     if not layout.has("stats"):
         return None
     try:
@@ -186,21 +192,20 @@ def _read(layout: Layout, name: str) -> Record | None:
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 
-def _parse(raw: Any) -> Record:
-    """Raises TypeError, ValueError, LookupError for what is no account."""
-    record = _typed(Record, raw)
-    record.totals = _typed(Totals, raw["totals"])
-    record.running = [_typed(Running, one) for one in raw["running"]]
-    record.failures = [_typed(Failure, one) for one in raw["failures"]]
-    record.minutes = [[int(number) for number in minute] for minute in raw["minutes"] if len(minute) == 4]
-    return record
+def _parse(raw: Any) -> ConsumerStats:
+    """Raises TypeError, ValueError, LookupError for anything that we would not write."""
+    stats = _typed(ConsumerStats, raw)
+    stats.totals = _typed(Totals, raw["totals"])
+    stats.running = [_typed(Running, one) for one in raw["running"]]
+    stats.failures = [_typed(Failure, one) for one in raw["failures"]]
+    stats.minutes = [[int(number) for number in minute] for minute in raw["minutes"] if len(minute) == 4]
+    return stats
 
 
 def _typed(kind: type[Made], raw: Any) -> Made:
-    """Make one of our dataclasses of the members that it knows. Raises TypeError if one is of another
-    type."""
+    """Make a dataclass of ours from the members that it knows. Raises TypeError if one has another type."""
     if not isinstance(raw, dict):
-        raise TypeError("no object")
+        raise TypeError("not an object")
     values: dict[str, Any] = {}
     for member in fields(kind):
         expected = _TYPES.get(str(member.type))
@@ -209,6 +214,6 @@ def _typed(kind: type[Made], raw: Any) -> Made:
             if not isinstance(value, expected) or (
                 isinstance(value, (int, float)) and not abs(value) < _HIGHEST
             ):
-                raise TypeError(f"{member.name} is of another type, or no such number")
+                raise TypeError(f"{member.name} has another type, or is out of range")
             values[member.name] = value
     return kind(**values)

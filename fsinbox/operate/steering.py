@@ -1,14 +1,13 @@
-"""What people do to elements: `fsinbox retry`, `discard`, `requeue`, `replay`. Safe beside producers and a
+"""What people do to elements: `fsinbox retry`, `requeue`, `replay`, `discard`. Safe beside producers and a
 consumer.
 
-    failed/    -- retry -->   its place in pending/     (left where it is if a newer value of its key is
-               about)
-    deferred/  -- requeue --> its place in pending/     (the same)
+    failed/    -- retry -->   its place in pending/
+    deferred/  -- requeue --> its place in pending/
     done/      -- replay -->  its place in pending/, as a copy
-    any of these, and pending/ -- discard --> gone
+    any of these, and pending/ -- discard --> removed
 
-An element goes back to the number it had, so to the front: it has waited long enough, and a newer value can
-not be lost by it (transitions.return_to_place).
+An element returns to the number it had, so to the front of the queue. If a newer value of its key is waiting,
+in flight or deferred, it is left where it is: no newer value is ever lost (transitions.return_to_place).
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from contextlib import contextmanager
 from ..store import files, transitions
 from ..store.control import ask_rescan
 from ..store.errors import UnusableInbox
-from ..store.index import open_index
 from ..store.layout import Layout
 from ..store.names import REASON, encode_key
-from .survey import Row, rows
+from ..store.opening import open_index
+from .rows import Row, rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +31,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 FLUSHED_EVERY = 500
-"""Elements after which what was done is flushed."""
+"""After this many changes they are flushed."""
 
 
 class Steering:
-    """An open inbox to steer. Use it in a `with` block: what was done is flushed at its end."""
+    """An open inbox to steer. Use it in a `with` block: changes are flushed at its end."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises UnusableInbox if there is no inbox at `path`."""
@@ -44,7 +43,7 @@ class Steering:
         self._index = open_index(self.layout)
         self._changed: set[str] = set()
         self._reasons: list[str] = []
-        self._look_again = False
+        self._rescan = False
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -60,7 +59,7 @@ class Steering:
             self.layout.close()
 
     def rows(self, states: Iterable[str], keys: Iterable[str] | None = None) -> Iterator[Row]:
-        """Go through the elements in these states (survey.STATES, or "done"), those of `keys` only if
+        """Go through the elements in these states (rows.STATES, or "done"); only those of `keys`, if
         given."""
         wanted = None if keys is None else set(keys)
         for row in rows(self.layout, tuple(states)):
@@ -68,9 +67,10 @@ class Steering:
                 yield row
 
     def retry(self, row: Row) -> str:
-        """Queue an element that failed again: "queued"; "newer" if a newer value of its key waits, is out or
-        deferred, or "foreign" if it is no regular file: then nothing is done; "gone" if it is not there.
-        Raises UnusableInbox.
+        """Queue a failed element again. Raises UnusableInbox.
+
+        Returns "queued"; or, with nothing changed: "newer" if a newer value of its key is waiting, in flight
+        or deferred, "foreign" if it is not a regular file, "gone" if it is not there any more.
         """
         outcome = self._return(row)
         if outcome == "queued":
@@ -78,38 +78,31 @@ class Steering:
         return outcome
 
     def requeue(self, row: Row) -> str:
-        """Have a deferred element's back-off end now: the same as retry."""
+        """End the back-off of a deferred element now. Returns, and raises, as retry does."""
         return self._return(row)
 
     def replay(self, row: Row) -> str:
-        """Queue a copy of an element in done/: the same as retry."""
-        from ..store.transfer import Stream
+        """Queue a copy of an element in done/. Returns, and raises, as retry does."""
+        from .drafts import draft_of
 
         with self._refusals(row):
             try:
                 source = os.fdopen(files.open_for_reading(self.layout, row.folder, row.file), "rb")
             except FileNotFoundError:
                 return "gone"
-        outcome = ""
-        drafts: list[str] = []
-        try:
-            with source, self._refusals(row):
-                Stream(source).write(self.layout, drafts, durable=True)
-            outcome = self._bring_back(row, "tmp", drafts[0])
-        finally:
-            if outcome != "queued" and drafts:
-                files.discard_temporary(self.layout, drafts[0])
+            with source, draft_of(self.layout, source) as draft:
+                outcome = self._bring_back(row, "tmp", draft.name)
+                draft.published = outcome == "queued"
         return outcome
 
     def discard(self, row: Row) -> bool:
-        """Remove an element that waits, is deferred, has failed or is done, whatever it is; False if it was
-        gone.
+        """Remove an element that is waiting, deferred, failed or done; False if it is not there any more.
 
-        What waits is removed as it is then: if a newer value has just replaced it, that one. Raises
-        UnusableInbox.
+        If a newer value has just replaced a waiting element, that value is removed. Raises UnusableInbox;
+        ValueError for an element in flight, which only its consumer may end.
         """
-        if row.state == "out":
-            raise ValueError("an element that is out is its consumer's to end")
+        if row.state == "in_flight":
+            raise ValueError("an element in flight can only be ended by its consumer")
         folder = self.layout.folder(row.folder)
         with self._refusals(row):
             try:
@@ -117,31 +110,30 @@ class Steering:
             except FileNotFoundError:
                 return False
             except IsADirectoryError:
-                os.rmdir(row.file, dir_fd=folder)  # somebody's, set aside there: not what is in it
+                os.rmdir(row.file, dir_fd=folder)  # set aside there; only if it is empty
         if row.state == "failed":
             self._reasons.append(row.file + REASON)
-        self._have_changed(row, look=row.state == "deferred")
+        self._have_changed(row, rescan=row.state == "deferred")
         return True
 
     def flush(self) -> None:
-        """Make what was done so far survive a power cut. Raises UnusableInbox."""
+        """Make the changes so far survive a power cut. Raises UnusableInbox."""
         changed, self._changed = self._changed, set()
         reasons, self._reasons = self._reasons, []
         self._count = 0
         try:
-            if self._look_again:
-                self._look_again = False
+            if self._rescan:
+                self._rescan = False
                 ask_rescan(self.layout)
-            for folder in sorted(
-                changed, key="pending".__ne__
-            ):  # pending/ first: better there twice than nowhere
+            # pending/ first: a power cut in between leaves the element in two places, not in none.
+            for folder in sorted(changed, key="pending".__ne__):
                 files.flush_folder(self.layout, folder)
-            for reason in reasons:  # only now: what has come back to failed/ must have one
+            for reason in reasons:  # only now: an element that a power cut returns to failed/ needs it
                 files.remove(self.layout, "failed", reason)
         except OSError as error:
             raise UnusableInbox(
-                f"cannot make it last in inbox {self.layout.path}: {error}: it is done, but a power cut may "
-                "undo it"
+                f"cannot flush changes of inbox {self.layout.path}: {error}: they are made, but a power cut "
+                "may undo them"
             ) from error
 
     def _return(self, row: Row) -> str:
@@ -154,18 +146,18 @@ class Steering:
         return self._bring_back(row, row.folder, row.file)
 
     def _bring_back(self, row: Row, folder: str, file: str) -> str:
-        """Move what lies in a folder as `file` to the element's place. Raises UnusableInbox."""
+        """Move `file` of a folder to the element's place in pending/. Raises UnusableInbox."""
         with self._refusals(row):
             step = transitions.return_to_place
             outcome = self._index.locked(
                 step, self.layout, self._index, folder, file, row.seq, encode_key(row.key)
             )
         if outcome == "queued":
-            self._have_changed(row, look=True)
+            self._have_changed(row, rescan=True)
         return outcome
 
-    def _have_changed(self, row: Row, *, look: bool) -> None:
-        self._look_again |= look
+    def _have_changed(self, row: Row, *, rescan: bool) -> None:
+        self._rescan |= rescan
         self._changed |= {"pending", row.folder}
         self._count += 1
         if self._count == FLUSHED_EVERY:
@@ -173,18 +165,20 @@ class Steering:
 
     @contextmanager
     def _refusals(self, row: Row) -> Iterator[None]:
-        """What the system has against a change of this element is told as UnusableInbox."""
+        """Raise a system error during a change of this element as UnusableInbox."""
         try:
             yield
         except OSError as error:
             where = f"{self.layout.path}/{row.folder}/{row.file}"
-            text = f"cannot change {where}: {error.strerror or error}: it is as it was; mend that, try again"
-            raise UnusableInbox(text) from error
+            why = error.strerror or error
+            raise UnusableInbox(
+                f"cannot change {where}: {why}: it is unchanged; fix that, then try again"
+            ) from error
 
 
 def size_and_time(layout: Layout, row: Row) -> tuple[int, int] | None:
-    """Return an element's size in bytes, and when it came to where it is (ns since the epoch); None if it is
-    gone."""
+    """Return an element's size in bytes, and when it moved to where it is (nanoseconds since the epoch); None
+    if it is not there any more."""
     try:
         status = os.lstat(row.file, dir_fd=layout.folder(row.folder))
     except FileNotFoundError:

@@ -4,9 +4,19 @@ from datetime import UTC, datetime
 from time import time_ns
 
 
-def when(ns: int) -> str:
-    """Return a time in nanoseconds since the epoch as ISO 8601, UTC, to the microsecond."""
-    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="microseconds")
+def when(ns: int, precision: str = "microseconds") -> str:
+    """Return a time in nanoseconds since the epoch as ISO 8601, UTC. `precision`: also "seconds"."""
+    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec=precision)
+
+
+def moment(ns: int) -> str:
+    """Return a time in nanoseconds since the epoch for a table: 2026-01-31 12:00:00, UTC."""
+    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def clock(ns: int) -> str:
+    """Return the time of day of a time in nanoseconds since the epoch: 12:00:00, UTC."""
+    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%H:%M:%S")
 
 
 def age(ns: int) -> str:

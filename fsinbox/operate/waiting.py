@@ -1,4 +1,4 @@
-"""Waiting until keys are done, from outside: looks at the folders, the less often the longer a look takes."""
+"""Waiting until keys are done, from outside: looks at the folders, less often where a look takes long."""
 
 from __future__ import annotations
 
@@ -6,29 +6,45 @@ from collections.abc import Iterable
 from time import monotonic, sleep
 
 from ..store.layout import Layout
-from .survey import rows
+from ..store.names import encode_key
+from ..store.opening import open_index
+from .rows import rows
 
 _SHORTEST, _LONGEST = 0.02, 0.5
 """Seconds between two looks."""
 
 _SHARE = 20
-"""A look costs at most one such part of the time."""
+"""Looking takes at most one part in this many of the time."""
 
 
 def not_done(layout: Layout, keys: Iterable[str] | None) -> set[str]:
-    """Return which of these keys (None: of all) wait, lie in drop/, are out or deferred. Raises OSError.
+    """Return which of these keys (None: of all keys) are waiting, in drop/, in flight or deferred. Raises
+    OSError.
 
-    In the order in which elements go, and what can go back twice: so none is missed on its way.
+    The folders are listed in the order in which elements move, and those they may return to once more, so
+    that none is missed on its way.
     """
     wanted = None if keys is None else set(keys)
     found = {name for name in layout.names("drop") if wanted is None or name in wanted}
-    for state in ("waiting", "out", "deferred", "waiting", "out"):
+    for state in ("waiting", "in_flight", "deferred", "waiting", "in_flight"):
         found |= {row.key for row in rows(layout, (state,)) if wanted is None or row.key in wanted}
     return found
 
 
+def unknown(layout: Layout, keys: Iterable[str]) -> list[str]:
+    """Return which of these keys have left no trace: no element in any state, and nothing in the index. (It
+    forgets keys that are done at a boot, and when it is made anew.) Raises InvalidKey, OSError."""
+    encoded = {key: encode_key(key) for key in keys}
+    seen = not_done(layout, encoded) | {row.key for row in rows(layout, ("failed", "done"))}
+    index = open_index(layout)
+    try:
+        return [key for key, name in encoded.items() if key not in seen and not index.peek_numbers(name)]
+    finally:
+        index.close()
+
+
 def wait_for(layout: Layout, keys: Iterable[str] | None, timeout: float | None) -> set[str]:
-    """Wait until these keys are done (None: until nothing waits); return what is not after `timeout` seconds.
+    """Wait until these keys (None: all keys) are done; return those that are not after `timeout` seconds.
     Raises OSError."""
     deadline = None if timeout is None else monotonic() + timeout
     wanted = None if keys is None else list(keys)

@@ -17,10 +17,10 @@ import os
 from dataclasses import dataclass
 from time import time_ns
 
-from ..consumer.ownership import clean
 from .files import flush_folder, unused_temporary
 from .layout import Layout
 from .names import decode_key
+from .printing import clean
 
 _PAUSE = "pause"
 _HOLD = "hold-"

@@ -7,8 +7,8 @@ from _weakref import ref
 
 from . import index
 from .errors import InboxError, UnusableInbox, WrongState
-from .index import open_index
 from .layout import Layout
+from .opening import open_index
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from time import monotonic, sleep, time_ns
 
 from .errors import UnusableInbox, WrongState
 from .layout import Layout, close_quietly
-from .names import element_name, parse_element
+from .names import element_name, element_of, parse_element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,15 +108,6 @@ def _boot_session() -> str:  # pragma: no cover - macOS only
     return text.value[:8].decode("ascii").lower()
 
 
-def open_index(layout: Layout) -> Index:
-    """Return the index of an open inbox. Raises UnusableInbox."""
-    if layout.sharing is not None:
-        from .network.sections import NetworkIndex
-
-        return NetworkIndex(layout)
-    return Index(layout)
-
-
 class Index:
     """The index of an inbox of one host. `locked` and `try_locked` run a step inside the section; only such a
     step may call what is below *Inside the section*."""
@@ -181,7 +172,7 @@ class Index:
                 try:
                     self._leave(here)
                     break
-                except BaseException:  # noqa: BLE001, S112 - a second signal: the first one is on its way to the caller
+                except BaseException:  # noqa: BLE001, S112 - the first signal is on its way to the caller
                     continue
             raise
 
@@ -277,10 +268,18 @@ class Index:
 
     def peek_place(self, encoded: str) -> int:
         """Return the number at which a key is known to wait, else 0."""
+        for number in self.peek_numbers(encoded):
+            if self._layout.exists("pending", element_name(number, encoded)):
+                return number
+        return 0
+
+    def peek_numbers(self, encoded: str) -> list[int]:
+        """Return numbers that were given out for a key, the highest first: those that the table still has. It
+        forgets keys that do not wait when it is made anew. (Another key may have the same CRC.)"""
         try:
             fd = self._open_to_read()
         except FileNotFoundError:
-            return 0
+            return []
         try:
             header = os.pread(fd, HEADER, 0)
             _, tag, lines = self._words(header)
@@ -289,10 +288,7 @@ class Index:
             bucket = os.pread(fd, BUCKET * LINE, _home(crc, lines)) if is_known else b""
         finally:
             close_quietly(fd)
-        for number, _ in _lines_of(bucket, crc):
-            if self._layout.exists("pending", element_name(number, encoded)):
-                return number
-        return 0
+        return [number for number, _ in _lines_of(bucket, crc)]
 
     def _open_to_read(self) -> int:
         return self._layout.open_own("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -486,9 +482,13 @@ def header_line(last: int, tag: str, lines: int, more: bytes = b"") -> bytes:
     return (b"%019d %b %010d%b" % (last, tag.encode("ascii"), lines, more)).ljust(HEADER - 1) + b"\n"
 
 
+_LAST, _TAG, _LINES = slice(19), slice(20, 28), slice(29, 39)
+"""Where the parts of a header stand."""
+
+
 def read_header(header: bytes, more: bytes = b"") -> tuple[int, str, int]:
     """Return (last number, tag, lines of the table); (0, "", 0) for a header that is damaged in any way."""
-    last, tag, lines = header[:19], header[20:28], header[29:39]
+    last, tag, lines = header[_LAST], header[_TAG], header[_LINES]
     if (
         len(header) == HEADER
         and last.isdigit()
@@ -526,6 +526,6 @@ def _lines_of(bucket: bytes, crc: int) -> list[tuple[int, int]]:
 def _elements(layout: Layout, folder: str) -> Iterator[tuple[int, str]]:
     """Go through (number, encoded key) of a folder's elements, without keeping a million names."""
     for name in layout.names_one_by_one(folder):
-        parsed = parse_element(name[20:] if folder == "deferred" else name)
+        parsed = parse_element(element_of(name) if folder == "deferred" else name)
         if parsed and parsed[0] < HIGHEST and parsed[1].isascii():
             yield parsed

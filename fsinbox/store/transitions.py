@@ -38,7 +38,16 @@ from time import time_ns
 from .files import flush_folder, flush_pending, remove, write_whole
 from .index import Index
 from .layout import Layout
-from .names import DIGITS, REASON, deferred_name, element_name, is_element, label_for, parse_element
+from .names import (
+    DIGITS,
+    REASON,
+    deferred_name,
+    element_name,
+    element_of,
+    is_element,
+    label_for,
+    parse_element,
+)
 
 
 class Unsure(OSError):
@@ -300,7 +309,7 @@ def return_to_place(layout: Layout, index: Index, folder: str, file: str, number
 
 def _newer_is_held(layout: Layout, number: int, encoded: str) -> bool:
     """Tell whether a newer value of a key is in flight or deferred."""
-    deferred = [name[20:] for name in layout.names("deferred")]
+    deferred = [element_of(name) for name in layout.names("deferred")]
     for parsed in map(parse_element, [name for _, name in layout.out()] + deferred):
         if parsed and parsed[1] == encoded and parsed[0] > number:
             return True

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def inbox(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Inbox]:
     """An empty fsinbox.Inbox in the test's own directory, closed at its end. The test fails if it leaves an
-    element out.
+    element in flight.
 
     Adds are not flushed: a power cut ends the test anyway.
     """
@@ -44,7 +44,7 @@ def inbox(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Inbox]:
     if left:
         keys = ", ".join(map(repr, left))
         pytest.fail(
-            f"the test left elements of the inbox out ({keys}): end each with ack(), nack() or fail()",
+            f"the test left elements of the inbox in flight ({keys}): end each with ack(), nack() or fail()",
             pytrace=False,
         )
 

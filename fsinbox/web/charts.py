@@ -1,20 +1,19 @@
-"""Charts, as numbers that a template draws: inline SVG needs no script, and no style that a policy would have
-to allow."""
+"""Charts, as numbers for a template that draws inline SVG: it needs no script and no inline style."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..operate.stats import MINUTES, Record
+from ..operate.stats import MINUTES, ConsumerStats
 
 HEIGHT = 100
-"""Units of a chart from its foot to its top."""
+"""Units from the bottom of a chart to its top."""
 
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One minute's part of the chart: `ago` minutes before now."""
+    """One minute of the chart, `ago` minutes before now."""
 
     ago: int
     acknowledged: int
@@ -24,7 +23,7 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The last hour. `top`: the number that the chart's top stands for."""
+    """The last hour. `top`: the number at the top of the chart."""
 
     minutes: list[Minute]
     top: int
@@ -55,12 +54,12 @@ class Activity:
         )
 
 
-def activity(records: Iterable[Record], now: float) -> Activity:
+def activity(every: Iterable[ConsumerStats], now: float) -> Activity:
     """Add up what all consumers did in each of the last minutes; `now` in seconds since the epoch."""
     this = int(now // 60)
     sums = {minute: [0, 0, 0] for minute in range(this - MINUTES + 1, this + 1)}
-    for record in records:
-        for minute, *numbers in record.minutes:
+    for stats in every:
+        for minute, *numbers in stats.minutes:
             if minute in sums:
                 sums[minute] = [before + more for before, more in zip(sums[minute], numbers, strict=True)]
     minutes = [Minute(this - minute, *numbers) for minute, numbers in sums.items()]
@@ -70,7 +69,7 @@ def activity(records: Iterable[Record], now: float) -> Activity:
 
 
 def _rounded(number: int) -> int:
-    """Return the next number that looks well at the top of a scale."""
+    """Return the next round number for the top of a scale."""
     size = 1
     while True:
         for factor in (1, 2, 5):

@@ -7,23 +7,26 @@ from itertools import pairwise
 from time import time
 from urllib.parse import quote
 
-from ..operate import survey
+from ..operate.ages import Ages
+from ..operate.consumers import stats_of
 from ..operate.report import Limits, rate, verdict
-from ..operate.stats import Failure, Record, Running, records
+from ..operate.stats import ConsumerStats, Failure, Running, read_stats
+from ..operate.status import Summary, summary
 from ..operate.units import length
 from ..store.errors import InvalidKey
 from ..store.names import element_name, encode_key
-from . import charts, look
+from . import charts
+from .listing import Glance
 
 _FAILURES = 8
 _RUNNING = 20
 _LARGEST = 1e11
-"""Up to which number of anything, seconds since the epoch included, an account is believed."""
+"""Statistics with a larger number of anything, seconds since the epoch included, are not believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One state in figures. `oldest` in seconds; `more`: there are more than were looked at."""
+    """The figures of one state. `oldest` in seconds; `more`: there are more than were looked at."""
 
     state: str
     count: int
@@ -43,8 +46,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """An element that is handled, or an attempt that failed: since when, or when, in seconds ago; and where
-    it may be seen."""
+    """An element in flight, or a failed attempt. `ago`: seconds since it began, or failed; `address`: its
+    page, or ""."""
 
     key: str
     ago: float
@@ -58,7 +61,7 @@ class Happening:
 class Figures:
     """How an inbox stands."""
 
-    summary: survey.Summary
+    summary: Summary
     level: str
     verdict: str
     cards: list[Card]
@@ -69,28 +72,26 @@ class Figures:
     activity: charts.Activity
     columns: list[Column]
     prefixes: list[tuple[str, int]]
-    accounts: dict[str, Record]
-    """Of those who consume now: by their shard."""
+    stats: dict[str, ConsumerStats]
+    """Of the consumers that run now, by their shard."""
     running: list[Happening]
     more_running: int
     failures: list[Happening]
     at: float
 
 
-def overview(layout: look.Glance, limits: Limits) -> Figures:
-    """Look at all of it, once. Raises OSError."""
-    found = survey.summary(layout)
-    kept = [record for record in records(layout) if _plausible(record)]
+def overview(layout: Glance, limits: Limits) -> Figures:
+    """Return the figures of an inbox. Raises OSError."""
+    found = summary(layout)
+    every = [stats for stats in read_stats(layout) if _plausible(stats)]
     now = time()
-    accounts = {
-        str(one["shard"]): account
+    current = {
+        str(one["shard"]): stats
         for one in found.consumers
-        if one["holder"] and (account := survey.account_of(one, kept))
+        if one["holder"] and (stats := stats_of(one, every))
     }
-    running = [_running(one, now) for account in accounts.values() for one in account.running]
-    failures = sorted((one for record in kept for one in record.failures), key=lambda one: -one.at)[
-        :_FAILURES
-    ]
+    running = [_running(one, now) for stats in current.values() for one in stats.running]
+    failures = sorted((one for stats in every for one in stats.failures), key=lambda one: -one.at)
     level, text = verdict(found, limits)
     cut = bool(layout.cut)
     return Figures(
@@ -101,34 +102,38 @@ def overview(layout: look.Glance, limits: Limits) -> Figures:
         cut=cut,
         rate=rate(found),
         to_empty=_to_empty(found, cut=cut),
-        activity=charts.activity(kept, now),
+        activity=charts.activity(every, now),
         columns=_columns(found.ages),
         prefixes=[(name, sum(counts)) for name, counts in found.ages.prefixes.items()],
-        accounts=accounts,
+        stats=current,
         running=sorted(running, key=lambda one: -one.ago)[:_RUNNING],
         more_running=max(0, len(running) - _RUNNING),
-        failures=[_failure(one, now) for one in failures],
+        failures=[_failure(one, now) for one in failures[:_FAILURES]],
         at=now,
     )
 
 
-def _cards(found: survey.Summary, cut: set[str]) -> list[Card]:
+def _cards(found: Summary, cut: set[str]) -> list[Card]:
     return [
         Card("waiting", found.waiting, found.oldest_waiting, "pending" in cut, "Waiting"),
-        Card("out", found.out, found.oldest_out, "inflight" in cut, "Being handled"),
+        Card("in_flight", found.in_flight, found.oldest_in_flight, "inflight" in cut, "In flight"),
         Card(
-            "deferred", found.deferred, found.oldest_deferred, "deferred" in cut, "Waiting to be tried again"
+            "deferred",
+            found.deferred,
+            found.oldest_deferred,
+            "deferred" in cut,
+            "Deferred until the next try",
         ),
         Card("failed", found.failed, None, "failed" in cut, "Failed"),
-        Card("dropped", found.dropped, None, "drop" in cut, "In drop/, not adopted yet"),
+        Card("dropped", found.dropped, None, "drop" in cut, "In drop/, not ingested yet"),
     ]
 
 
-def _to_empty(found: survey.Summary, *, cut: bool) -> str:
+def _to_empty(found: Summary, *, cut: bool) -> str:
     if not found.waiting:
-        return "nothing waits"
+        return "no elements are waiting"
     if cut:
-        return "unknown: there is more than is counted here"
+        return "unknown: not all elements are counted here"
     return (
         f"unknown: {found.pace.why}"
         if found.pace.to_empty is None
@@ -136,7 +141,7 @@ def _to_empty(found: survey.Summary, *, cut: bool) -> str:
     )
 
 
-def _columns(ages: survey.Ages) -> list[Column]:
+def _columns(ages: Ages) -> list[Column]:
     minutes = [limit // 60 for limit in ages.limits]
     labels = [f"up to {_minutes(minutes[0])}"]
     labels += [f"{_minutes(low)} to {_minutes(high)}" for low, high in pairwise(minutes)]
@@ -153,16 +158,18 @@ def _minutes(number: int) -> str:
     return f"{rest} m" if not hours else f"{hours} h {rest} m" if rest else f"{hours} h"
 
 
-def _plausible(record: Record) -> bool:
-    """Tell whether the numbers of an account can be shown. Whoever may write to the inbox may have written
-    it."""
-    numbers = [record.since, *(number for minute in record.minutes for number in minute)]
-    numbers += [running.started for running in record.running] + [failure.at for failure in record.failures]
+def _plausible(stats: ConsumerStats) -> bool:
+    """Tell whether these statistics can be shown. Anybody who may write to the inbox may have written
+    them."""
+    numbers = [stats.since, *(number for minute in stats.minutes for number in minute)]
+    numbers += [running.started for running in stats.running] + [failure.at for failure in stats.failures]
     return all(0 <= number <= _LARGEST for number in numbers)
 
 
 def _running(one: Running, now: float) -> Happening:
-    return Happening(one.key, max(0.0, now - one.started), _address("out", one.key, one.seq), one.attempts)
+    return Happening(
+        one.key, max(0.0, now - one.started), _address("in_flight", one.key, one.seq), one.attempts
+    )
 
 
 def _failure(one: Failure, now: float) -> Happening:
@@ -171,7 +178,7 @@ def _failure(one: Failure, now: float) -> Happening:
 
 
 def _address(state: str, key: str, seq: int) -> str:
-    """Return where an element may be seen; "" if it cannot be one."""
+    """Return the address of an element's page; "" if there can be no such element."""
     try:
         return f"/elements/{state}/{quote(element_name(seq, encode_key(key)), safe='')}"
     except InvalidKey:

@@ -1,4 +1,4 @@
-"""A payload, as far as a page shows it."""
+"""The beginning of a payload, as an element's page shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from codecs import getincrementaldecoder
 from dataclasses import dataclass
 
-from ..operate.survey import Row
+from ..operate.rows import Row
 from ..store.files import open_for_reading
 from ..store.layout import Layout
 
@@ -18,8 +18,8 @@ _DUMPED = 1024
 """Bytes of anything else."""
 
 _WIDEST = 4 * SHOWN
-"""Characters that a payload of JSON may grow to by its indentation: deep nesting would make megabytes of a
-little."""
+"""Characters to which indentation may blow up a payload of JSON: deep nesting makes megabytes of a few
+bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def read(layout: Layout, row: Row, *, as_stored: bool = False) -> Payload:
 
 
 def _indented(text: str) -> str | None:
-    """Return JSON on lines of its own; None for what is none, or would become too much."""
+    """Return JSON, indented; None if it is not JSON, or would become too large."""
     try:
         pieces = []
         room = _WIDEST

@@ -1,4 +1,4 @@
-"""Runs the site until it is told to stop."""
+"""Runs the site until a signal stops it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 if TYPE_CHECKING:
-    from .guard import Guard
+    from .auth import Guard
 
 _GRACE = 3
-"""Seconds that what is being sent may go on after a signal."""
+"""Seconds for answers that are being sent to finish after a signal."""
 
 
 def serve(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends what is being sent. `ready` is called when a signal
-    would be heeded."""
+    """Serve until SIGTERM or SIGINT; a second one cuts off answers that are being sent. `ready` is called
+    once signals are handled."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -28,12 +28,12 @@ def serve(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> Non
             lifespan="off",
             log_config=None,
             access_log=False,
-            proxy_headers=False,  # nobody is believed who says that he asks for another
+            proxy_headers=False,  # whoever says it asks for somebody else is not believed
             server_header=False,
             timeout_graceful_shutdown=_GRACE,
         )
     )
-    # uvicorn has its own while it runs; it raises the signal once more when it is done, which is to end here.
+    # uvicorn handles signals while it runs, and raises them again when it is done: that ends here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: setattr(server, "should_exit", True))
     ready()

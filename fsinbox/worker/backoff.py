@@ -26,4 +26,5 @@ class Backoff:
         return self._jitter(max(self.first, time() - added))
 
     def _jitter(self, delay: float) -> float:
-        return min(delay, self.longest) * random.uniform(0.75, 1.25)  # noqa: S311 - to spread retries, not to keep a secret
+        # At random, to spread retries.
+        return min(delay, self.longest) * random.uniform(0.75, 1.25)  # noqa: S311 - no secret

@@ -1,12 +1,14 @@
 """Handlers in any language: `--exec 'command {}'`.
 
-The payload is the command's standard input, and `{}` among its words is replaced by the path of the file that
-holds it. Its environment has FSINBOX_KEY, FSINBOX_SEQ, FSINBOX_ATTEMPTS, FSINBOX_PATH and FSINBOX_INBOX. Exit
-status, after sysexits.h: 0 acknowledges; 75 (EX_TEMPFAIL) is tried again, uncounted; 64 (EX_USAGE), 65
-(EX_DATAERR) and 78 (EX_CONFIG) go to failed/ at once; any other, or death by a signal, is a failed attempt.
+The payload is the command's standard input, and `{}` in its words becomes the path of the payload's file. Its
+environment has FSINBOX_KEY, FSINBOX_SEQ, FSINBOX_ATTEMPTS, FSINBOX_PATH and FSINBOX_DIR (the inbox, so that
+`fsinbox add` in a command finds it). Exit status, after sysexits.h: 0 acknowledges; 75 (EX_TEMPFAIL) is tried
+again, uncounted; 64 (EX_USAGE), 65 (EX_DATAERR) and 78 (EX_CONFIG) move the element to failed/ at once; any
+other, or death by a signal, is a failed attempt.
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,31 +24,41 @@ TEMPORARY = {75}
 PERMANENT = {64, 65, 78}
 
 TAIL = 64 * 1024
-"""Bytes of a command's output that are kept for failed/: the last ones."""
+"""The last bytes of a command's output, kept for failed/."""
+
+_EXPANDS = r"`|\$[\w({*@#?!$-]"
+"""What a shell expands, within double quotes, too."""
+
+_SYNTAX = re.compile(rf"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[|&;<>()\n]|{_EXPANDS}""", re.DOTALL)
+"""What a shell does not take as it stands: escaped, quoted, an operator, or expanded."""
 
 
 class CommandHandler:
     """Runs a command for each element."""
 
-    def __init__(self, command: str, *, shell: bool = False) -> None:
-        """`shell`: hand the line to /bin/sh, where `{}` becomes the quoted path. Raises HandlerError."""
+    def __init__(self, command: str, *, shell: bool | None = None) -> None:
+        """`shell`: whether /bin/sh runs the line; then `{}` becomes the quoted path. None: no, and refuse
+        shell syntax. Raises HandlerError."""
         self.name = command
-        self._shell = shell
-        try:
-            self._words = [command] if shell else shlex.split(command)
-        except ValueError as error:
-            raise HandlerError(f"--exec {command!r} cannot be split into words: {error}") from error
+        self._shell = bool(shell)
+        self._words = [command] if shell else _words(command)
         if not command.strip() or not self._words:
             raise HandlerError("--exec needs a command")
         if not shell and "{}" not in self._words[0] and not shutil.which(self._words[0]):
             raise HandlerError(
-                f"--exec: there is no command {self._words[0]!r} (for a line of shell add --shell)"
+                f"--exec: there is no command {self._words[0]!r} (add --shell if a shell is to run it)"
             )
-        # So that a command does not go on beside its successor when the consumer is killed.
+        syntax = shell_syntax(command) if shell is None else ""
+        if syntax:
+            raise HandlerError(
+                f"--exec {command!r} has shell syntax ({syntax!r}), but no shell runs it: add --shell; "
+                "or, if it is meant literally, quote it or add --no-shell"
+            )
+        # So that a command does not run on beside its successor when the consumer is killed.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         self._guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         self.more_environment: Callable[[], dict[str, str]] = dict
-        """Asked, for each command, in the thread that handles its element."""
+        """Called for each command, in the thread that handles its element."""
         self._running: set[subprocess.Popen[bytes]] = set()
         self._mutex = threading.Lock()
 
@@ -89,7 +101,7 @@ class CommandHandler:
             "FSINBOX_SEQ": str(element.seq),
             "FSINBOX_ATTEMPTS": str(element.attempts),
             "FSINBOX_PATH": path,
-            "FSINBOX_INBOX": os.path.dirname(os.path.dirname(path)),
+            "FSINBOX_DIR": path[: path.rindex("/inflight/")],
             **self.more_environment(),
         }
         with open(element.open(), "rb") as payload:  # not by its path, which may lead elsewhere by now
@@ -101,6 +113,26 @@ class CommandHandler:
                 env=environment,
                 start_new_session=True,  # a Ctrl-C is for the consumer, which lets its commands finish
             )
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise HandlerError(f"--exec {command!r} cannot be split into words: {error}") from error
+
+
+def shell_syntax(line: str) -> str:
+    """Return what in a line only a shell would understand, or "": an operator, or something to be expanded,
+    that is not quoted."""
+    for match in _SYNTAX.finditer(line):
+        text = match[0]
+        if text[0] == '"':
+            expanded = re.search(_EXPANDS, re.sub(r"\\.", "", text, flags=re.DOTALL))
+            text = expanded[0] if expanded else "\\"
+        if text[0] not in "\\'":
+            return text
+    return ""
 
 
 class _Tail:
@@ -121,11 +153,11 @@ class _Tail:
                 sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
             except (OSError, ValueError):
-                continue  # nobody reads us any more; the command must not be held up by that
+                continue  # nobody reads our output; the command must not wait for that
 
     def finish(self) -> str:
-        """Return the end of the output. A child that the command left behind may hold the pipe: it is not
-        waited for."""
+        """Return the end of the output. It does not wait for a child that the command has left behind, and
+        that still has the pipe."""
         self._reader.join(0.2)
         if not self._reader.is_alive():
             self._pipe.close()

@@ -8,15 +8,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ..element import Element
 from ..store.errors import InvalidPayload, Reject, TryLater
 from .outcome import DONE, HandlerError, Outcome
 
+_FORMS = {1: ("element",), 2: ("key", "value")}
+"""Number of arguments -> what they are. A parameter of such a name must stand in such a place."""
+
 
 def load_function(spec: str) -> "FunctionHandler":
-    """Import `module:func` (func may be dotted), the working directory included. Raises HandlerError.
+    """Import `module:func` (func may be dotted), from the working directory, too. Raises HandlerError.
 
     A name without a colon is that of an entry point of an installed package, in the group "fsinbox.handlers".
     """
@@ -27,17 +30,7 @@ def load_function(spec: str) -> "FunctionHandler":
         raise HandlerError(f"handler {spec!r} is not of the form module:func")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        target: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
-        if missing and (module_name == missing or module_name.startswith(missing + ".")):
-            raise HandlerError(
-                f"cannot import {module_name!r}: no such module in {os.getcwd()} or on sys.path"
-            ) from error
-        raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
-    except (Exception, SystemExit) as error:
-        raise HandlerError(f"importing {module_name!r} failed:\n{traceback.format_exc()}") from error
+    target = _imported(module_name)
     for name in path.split("."):
         try:
             target = getattr(target, name)
@@ -48,8 +41,21 @@ def load_function(spec: str) -> "FunctionHandler":
     return FunctionHandler(spec, target)
 
 
+def _imported(name: str) -> Any:
+    """Return a module. Raises HandlerError, with the traceback unless there simply is no such module."""
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
+        if missing and (name == missing or name.startswith(missing + ".")):
+            raise HandlerError(
+                f"cannot import {name!r}: no such module in {os.getcwd()} or on sys.path"
+            ) from error
+        raise HandlerError(f"importing {name!r} failed:\n{traceback.format_exc()}") from error
+
+
 def _installed(name: str) -> str:
-    """Return the `module:func` that an installed package offers by this name. Raises HandlerError."""
+    """Return the `module:func` that an installed package offers under this name. Raises HandlerError."""
     from importlib.metadata import entry_points
 
     offers = {offer.name: offer.value for offer in entry_points(group="fsinbox.handlers")}
@@ -65,10 +71,11 @@ class FunctionHandler:
     """Calls a function for each element. Coroutines run in one event loop, in a thread of its own."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        """Raises HandlerError if the function takes neither (element) nor (key, value)."""
+        """Raises HandlerError for a generator, and where it cannot be told what to call it with."""
         self.name = name
         self._function = function
-        self._takes_element = _positional(name, function) == 1
+        _refuse_generator(name, function)
+        self._takes_element = _arguments(name, function) == 1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = threading.Lock()
 
@@ -81,31 +88,31 @@ class FunctionHandler:
             return Outcome("retry", f"cannot read its payload: {error}", f"cannot read its payload: {error}")
         except MemoryError:
             why = (
-                f"its payload, {element.size} bytes, is too large for the memory: take func(element), and "
-                "read element.path"
+                f"its payload, {element.size} bytes, does not fit into memory: take func(element), and read "
+                "from element.open()"
             )
             return Outcome("reject", why, why)
-        try:
-            result = self._function(*arguments)
-            if inspect.isawaitable(result):
-                raised = asyncio.run_coroutine_threadsafe(_outcome_of(result), self._running_loop()).result()
-                if raised:
-                    raise raised
-        except Reject as error:
-            return Outcome("reject", f"rejected: {error}", traceback.format_exc())
-        except TryLater as error:
-            return Outcome("later", f"not now: {error}", traceback.format_exc())
-        except InvalidPayload as error:  # func(element) that asked for element.value
-            return Outcome("reject", str(error), traceback.format_exc())
-        except BaseException as error:  # noqa: BLE001 - a handler's sys.exit() ends the element, not the consumer
-            summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            return Outcome("retry", summary, traceback.format_exc())
-        return DONE
+        process = os.getpid()
+        raised = self._call(arguments)
+        _end_if_forked(process, raised)
+        return DONE if raised is None else _judge(raised)
 
     def stop_now(self) -> None:
         loop = self._loop
         if loop:
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+
+    def _call(self, arguments: tuple[Any, ...]) -> BaseException | None:
+        """Return what it raised: a handler's sys.exit() ends its attempt, not the consumer."""
+        try:
+            result = self._function(*arguments)
+            if inspect.isawaitable(result):
+                return asyncio.run_coroutine_threadsafe(_raised_by(result), self._running_loop()).result()
+            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+                return TypeError("it returned a generator, which nobody runs: return when the work is done")
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            return error
+        return None
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._starting:
@@ -115,28 +122,115 @@ class FunctionHandler:
             return self._loop
 
 
-async def _outcome_of(awaitable: Any) -> BaseException | None:
-    """Return what it raised: raised in the event loop, a sys.exit() would end the loop."""
+async def _raised_by(awaitable: Any) -> BaseException | None:
+    """Return what it raised: in the event loop, a sys.exit() would end the loop."""
+    process = os.getpid()
+    error = None
     try:
         await awaitable
-    except BaseException as error:  # noqa: BLE001 - the same
-        return error
-    return None
+    except BaseException as raised:  # noqa: BLE001 - whatever it is
+        error = raised
+    _end_if_forked(process, error)
+    return error
 
 
-def _positional(name: str, function: Callable[..., Any]) -> int:
-    """Return with how many arguments to call the function: 1 (element) or 2 (key, value). One it must be
-    given decides."""
+# --- what became of it --------------------------------------------------------------------------------
+
+
+def _judge(error: BaseException) -> Outcome:
+    """Return what becomes of an element whose handler raised `error`."""
+    detail = "".join(traceback.format_exception(error))
+    name, colon, text = "".join(traceback.format_exception_only(error)).strip().partition(": ")
+    text = text if colon else ""
+    if isinstance(error, Reject):
+        return Outcome("reject", f"rejected: {text}", detail)
+    if isinstance(error, TryLater):
+        return Outcome("later", f"not now: {text}", detail)
+    if isinstance(error, InvalidPayload):  # func(element) that asked for element.value
+        return Outcome("reject", text, detail)
+    return Outcome("retry", f"{name}{colon}{text}".splitlines()[-1], detail)
+
+
+def _end_if_forked(process: int, error: BaseException | None) -> None:
+    """End this process if the handler has forked and this is the child: it must not become a second
+    worker. `process` is the worker's."""
+    if os.getpid() != process:
+        _end_child(error)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """End a forked child as Python would end a program: by its exit status, with its traceback."""
+    status = 1 if error else 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1 if error.code else 0
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)  # noqa: T201 - as Python does
+    elif error:
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass
+    os._exit(status & 0xFF)
+
+
+# --- what it may be called with -----------------------------------------------------------------------
+
+
+def _refuse_generator(name: str, function: Callable[..., Any]) -> None:
+    """Raise HandlerError for a function that would only make a generator: its body would never run."""
+    for what in (function, getattr(function, "__call__", None)):  # noqa: B004 - an object's
+        if inspect.isgeneratorfunction(what) or inspect.isasyncgenfunction(what):
+            raise HandlerError(
+                f"{name} is a generator (it has `yield`), so calling it would not run it: "
+                "return when the work is done"
+            )
+
+
+def _arguments(name: str, function: Callable[..., Any]) -> int:
+    """Return with how many arguments to call the function: 1 (element) or 2 (key, value).
+
+    The number of its parameters decides, and their names. Raises HandlerError if they do not.
+    """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return 2  # a built-in that does not tell
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"{name} does not tell its parameters: {_WRAP}") from error
+    possible = [count for count in _FORMS if _takes(signature, count)]
+    if not possible:
+        raise HandlerError(
+            f"{name}{signature} can be called neither as func(key, value) nor as func(element)"
+        )
+    marks = {count: _named(signature, count) for count in possible}
+    for wanted in ("named", "possible"):
+        found = [count for count, mark in marks.items() if mark == wanted]
+        if len(found) == 1:
+            return found[0]
+    raise HandlerError(
+        f"{name}{signature}: it is not clear whether it takes (key, value) or (element): name its parameters "
+        f"so, or {_WRAP}"
+    )
+
+
+_WRAP = "write a function around it, def handle(key, value) or def handle(element)"
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _named(signature: inspect.Signature, count: int) -> str:
+    """Tell what the names of the first parameters say to a call with `count` arguments: "named" so,
+    "possible", or "wrong"."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = sum(p.kind in positional and p.default is p.empty for p in signature.parameters.values())
-    for count in (1, 2) if needed == 1 else (2, 1):
-        try:
-            signature.bind(*[None] * count)
-        except TypeError:
-            continue
-        return count
-    raise HandlerError(f"{name}{signature} can be called neither as func(key, value) nor as func(element)")
+    names = [one.name.strip("_") for one in signature.parameters.values() if one.kind in positional]
+    known = {word for form in _FORMS.values() for word in form}
+    pairs = [(name, word) for name, word in zip(names, _FORMS[count], strict=False) if name in known]
+    if any(name != word for name, word in pairs):
+        return "wrong"
+    return "named" if pairs else "possible"

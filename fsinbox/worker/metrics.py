@@ -1,10 +1,10 @@
 """Metrics, in Prometheus' form: served by a running consumer, kept in a file for node_exporter, or printed
 once.
 
-Counters are those that consumers write down (see record), so they go on over a restart, and on another host.
-What lies in the folders is looked up when somebody asks, once a second at most: an idle consumer nobody asks
-does nothing. Each consumer tells of its own shard, so that sums over shards are right; while it stands by, it
-only says that it is not at work.
+Counters are those that consumers write down (see operate.stats), so they continue over a restart, and on
+another host. The folders are looked into when somebody asks, once a second at most: an idle consumer that
+nobody asks does nothing. Each consumer reports its own shard, so that sums over shards are right; on standby
+it only reports that it is not at work.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from time import monotonic, time, time_ns
 
 from ..consumer.ownership import Shard, parse_shard
 from ..element import Element
-from ..operate.stats import Totals, records
-from ..operate.survey import STATES, account_of, census, consumers, last_acknowledged
+from ..operate.census import census
+from ..operate.consumers import consumers, stats_of
+from ..operate.pace import last_acknowledged
+from ..operate.rows import STATES
+from ..operate.stats import Totals, read_stats
 from ..store.errors import InboxError
 from ..store.layout import Layout
-from .observer import Keeper, Observer
+from .observer import Observer, StatsObserver
 from .outcome import Outcome
 
 try:
@@ -81,7 +84,7 @@ COUNTERS = {
     "superseded": "Elements dropped because a newer value of their key waited.",
     "failed": "Elements given up on: they went to failed/.",
 }
-"""Member of record.Totals, and name of a counter -> what it counts."""
+"""Member of stats.Totals, and name of a counter -> what it counts."""
 
 _DURATION = ("fsinbox_handler_duration_seconds", "How long handlers took.")
 _LATENCY = (
@@ -135,7 +138,7 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
     }
     elements = GaugeMetricFamily(
         "fsinbox_elements",
-        "How many elements there are; dropped: files in drop/ not adopted yet.",
+        "How many elements there are; dropped: files in drop/ not ingested yet.",
         labels=[*_LABELS, "state"],
     )
     oldest = GaugeMetricFamily(
@@ -202,11 +205,11 @@ class Metrics(Observer):
     """What a consumer tells of itself: a collector of prometheus_client's, and what is counted while it
     runs."""
 
-    def __init__(self, path: str, shard: Shard, keeper: Keeper) -> None:
-        """`keeper` counts, and is told of everything before this is. Raises UnusableInbox."""
+    def __init__(self, path: str, shard: Shard, stats: StatsObserver) -> None:
+        """`stats` counts, and is told of everything before this is. Raises UnusableInbox."""
         self._layout = Layout(path, create=False)  # of its own: another thread uses it
         self._shard = shard
-        self._keeper = keeper
+        self._stats = stats
         self._up = False
         self._last: float | None = None
         self._looking = threading.Lock()
@@ -243,7 +246,7 @@ class Metrics(Observer):
         self._write_file()
 
     def began(self) -> None:
-        self._last = last_acknowledged([self._keeper.account.record])
+        self._last = last_acknowledged([self._stats.writer.stats])
         self._began = self._up = True
         if self._file:
             threading.Thread(target=self._keep_file, name="fsinbox-metrics", daemon=True).start()
@@ -273,14 +276,16 @@ class Metrics(Observer):
             standing.totals = self._totals()
             standing.last = self._last
             if standing.up:
-                record = self._keeper.account.record
-                standing.since, standing.concurrency = record.since, record.concurrency
+                stats = self._stats.writer.stats
+                standing.since, standing.concurrency = stats.since, stats.concurrency
                 standing.folders = self._look()
         return families(self._layout.path, [standing])
 
     def _totals(self) -> Totals | None:
         try:
-            return next((one.totals for one in records(self._layout) if one.shard == str(self._shard)), None)
+            return next(
+                (one.totals for one in read_stats(self._layout) if one.shard == str(self._shard)), None
+            )
         except (InboxError, OSError):
             return None  # that the folders cannot be read is said where they are looked into
 
@@ -346,11 +351,11 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def observers(
-    path: str, shard: Shard, keeper: Keeper, address: str | None, file: str | None
+    path: str, shard: Shard, stats: StatsObserver, address: str | None, file: str | None
 ) -> list[Observer]:
     """Return what `consume` adds for --metrics ADDRESS and --metrics-file FILE. Raises ValueError, with a
     message for people."""
-    metrics = Metrics(path, shard, keeper)
+    metrics = Metrics(path, shard, stats)
     if address:
         host, port = parse_address(address)
         try:
@@ -372,23 +377,21 @@ def observers(
 
 
 def once(layout: Layout) -> bytes:
-    """Return the metrics of an inbox as text, whoever consumes it: by its folders, and by the accounts of its
-    consumers.
-
-    Raises UnusableInbox, OSError.
+    """Return the metrics of an inbox as text, whoever consumes it: by its folders, and by the statistics of
+    its consumers. Raises UnusableInbox, OSError.
     """
-    accounts = {account.shard: account for account in records(layout)}
-    standings = {shard: Standing(shard, totals=account.totals) for shard, account in accounts.items()}
+    every = read_stats(layout)
+    standings = {stats.shard: Standing(stats.shard, totals=stats.totals) for stats in every}
     for one in consumers(layout):
         shard = str(one["shard"])
         standing = standings.setdefault(shard, Standing(shard))
         standing.up = bool(one["holder"]) and not one.get("lapsed")
         standing.folders = look(layout, parse_shard(shard))
-        account = account_of(one, list(accounts.values()))
-        if account:
-            standing.since, standing.concurrency = account.since, account.concurrency
-    for shard, account in accounts.items():
-        standings[shard].last = last_acknowledged([account])
+        stats = stats_of(one, every)
+        if stats:
+            standing.since, standing.concurrency = stats.since, stats.concurrency
+    for stats in every:
+        standings[stats.shard].last = last_acknowledged([stats])
     registry = CollectorRegistry()
     registry.register(
         _Fixed([*families(layout.path, standings.values()), *_sums(layout.path, standings.values())])

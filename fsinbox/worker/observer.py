@@ -1,4 +1,4 @@
-"""Who is told what a run of the consumer does: the account in stats/, metrics, the service manager."""
+"""Who is told what a run of the consumer does: the statistics in stats/, metrics, the service manager."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..consumer.ownership import Shard
-from ..operate.stats import Account
+from ..operate.stats import StatsWriter
 from ..store.layout import Layout
 from .outcome import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..element import Element
 
 log = logging.getLogger("fsinbox")
 
 _INTERVAL = 1.0
-"""Seconds between two writes of the account at least."""
+"""Seconds between two writes of the statistics, at least."""
 
 
 class Observer:
-    """Told of what happens, in the main thread. What it raises is logged, once, and stops nothing."""
+    """Told of what happens, in the main thread. What it raises is logged once, and stops nothing."""
 
     def standing_by(self) -> None:
         """Another process is the consumer, and this one waits: told about every second, before `began`."""
@@ -52,28 +54,67 @@ class Observer:
         """The run has come to an end. Not told if it had not begun."""
 
 
-class Keeper(Observer):
-    """Keeps the account in stats/."""
+class Audience:
+    """The observers of a run. That one of them fails (a full disk) must not stop the work."""
+
+    def __init__(self, observers: list[Observer]) -> None:
+        """The list may still grow."""
+        self._observers = observers
+        self._complained: set[Observer] = set()
+
+    def tell(self, what: Callable[[Observer], object], only: list[Observer] | None = None) -> None:
+        """Call `what` with each observer, or with those of `only`."""
+        for observer in self._observers if only is None else only:
+            try:
+                what(observer)
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                if observer not in self._complained:
+                    name = type(observer).__name__
+                    log.warning(
+                        "%s: %s: the work continues; this is said only once",
+                        name,
+                        error,
+                        extra={"event": "observer_failed", "observer": name},
+                    )
+                self._complained.add(observer)
+
+    def tick(self) -> None:
+        """Call the observers that are due."""
+        now = monotonic()
+        for observer in self._observers:
+            due = observer.due()
+            if due is not None and due <= now:
+                self.tell(lambda observer: observer.tick(), [observer])
+
+    def until_tick(self, limit: float | None) -> float | None:
+        """Return how many seconds to sleep at most, given another limit: until an observer is due."""
+        times = [due for due in (observer.due() for observer in self._observers) if due is not None]
+        if not times:
+            return limit
+        left = max(0.0, min(times) - monotonic())
+        return left if limit is None else min(limit, left)
+
+
+class StatsObserver(Observer):
+    """Writes the statistics in stats/."""
 
     def __init__(self, layout: Layout, shard: Shard, handler: str, concurrency: int) -> None:
-        self._open = partial(Account, layout, shard, handler, concurrency)
+        self._open = partial(StatsWriter, layout, shard, handler, concurrency)
         self._next = 0.0
         self._dirty = False
 
     def began(self) -> None:
-        self.account = (
-            self._open()
-        )  # only now: a standby goes on from what the consumer before has left in the end
+        self.writer = self._open()  # only now: a standby continues from what the consumer before wrote last
         self._dirty = True
 
     def started(self, element: Element, latency: float | None) -> None:
-        self.account.started(
+        self.writer.started(
             element.key, element.seq, element.attempts, replaced=element.replaced, latency=latency
         )
         self._dirty = True
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
-        self.account.ended(element.key, element.seq, became, outcome.summary, seconds)
+        self.writer.ended(element.key, element.seq, became, outcome.summary, seconds)
         self._dirty = True
 
     def due(self) -> float | None:
@@ -82,7 +123,7 @@ class Keeper(Observer):
     def tick(self) -> None:
         self._dirty = False
         self._next = monotonic() + _INTERVAL
-        self.account.write()
+        self.writer.write()
 
     def stopped(self) -> None:
-        self.account.write(stopped=True)
+        self.writer.write(stopped=True)

@@ -1,9 +1,13 @@
-"""What became of one element in the hands of a handler."""
+"""What a handler is, and what becomes of an element that it has handled."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..element import Element
+
+_LONGEST_SUMMARY = 1000
+_LONGEST_DETAIL = 96 * 1024
+"""Characters; of what is longer the middle is left out. A message of megabytes would stall the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,17 @@ class Outcome:
     detail: str = ""
     """All of it (traceback, output), for failed/."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summary", _cut(self.summary, _LONGEST_SUMMARY))
+        object.__setattr__(self, "detail", _cut(self.detail, _LONGEST_DETAIL))
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    kept = most // 2
+    return f"{text[:kept]} ... ({len(text) - 2 * kept:,} characters left out) ... {text[-kept:]}"
+
 
 DONE = Outcome("done")
 
@@ -26,12 +41,12 @@ class HandlerError(Exception):
 
 
 class Handler(Protocol):
-    """Something that works on elements, several at once if asked, each in a thread of the worker's."""
+    """Works on elements, several at once if asked, each in a thread of the worker's."""
 
     name: str
 
     def handle(self, element: Element) -> Outcome:
-        """Work on the element; never raises."""
+        """Work on the element. Never raises."""
 
     def stop_now(self) -> None:
-        """End what is being worked on, as far as that is possible from outside."""
+        """Stop what is running, as far as that is possible from outside."""

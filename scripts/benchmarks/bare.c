@@ -1,4 +1,5 @@
-/* The system calls of a new add, and of a take with its ack, in C: bare PATH ELEMENTS prints the microseconds of each. */
+/* The system calls of a new add, and of a take with its ack, in C: bare PATH ELEMENTS prints the
+   microseconds of each. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -29,7 +30,8 @@ static void check(int result) {
 int main(int count, char **words) {
     if (count != 3 || chdir(words[1])) return 2;
     int elements = atoi(words[2]);
-    int tmp = folder("tmp"), drop = folder("drop"), pending = folder("pending"), inflight = folder("inflight");
+    int tmp = folder("tmp"), drop = folder("drop");
+    int pending = folder("pending"), inflight = folder("inflight");
     int index = open("index", O_RDWR | O_CREAT, 0600);
     if (posix_fallocate(index, 0, 64 + BUCKETS * 1024)) return 3;
     char(*names)[64] = calloc(elements, sizeof *names);

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -520,7 +521,7 @@ def cold(bench: Bench) -> Case:
             key = f"key{next(serial)}"
             return consuming.whole_process([str(word).format(key=key) for word in words], path) * 1e3
 
-        contenders = {name: lambda words=words: run(words) for name, words in commands.items()}  # type: ignore[misc]
+        contenders = {name: partial(run, words) for name, words in commands.items()}
         for contender in contenders.values():
             contender()  # once for the cache
         case.groups.append(bench.interleave(group, contenders, bench.scale.starts))

@@ -114,7 +114,7 @@ class Place:
             value.write_bytes(payload("2"))
             files = {"stdin": str(value), "stderr": str(self.folder / "stderr"), "log": str(path)}
             status, trace = self.zygote.run(
-                {"command": ["--inbox", str(inbox), "add", "b"], **files}, options
+                {"command": ["--inbox", str(inbox), "add", "b", "-"], **files}, options
             )
         else:
             status, _, trace = self.shell.run(

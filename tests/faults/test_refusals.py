@@ -49,8 +49,8 @@ CONSUME = (
 )
 
 COMMANDS = {
-    "cli-new": ("add b", "create"),
-    "cli-replacing": ("add b", "create add:b=1"),
+    "cli-new": ("add b -", "create"),
+    "cli-replacing": ("add b -", "create add:b=1"),
     "cli-file": ("add --file VALUE b", "create add:b=1"),
     "cli-consume": (CONSUME, "create add:a=1 add:b=1 drop:c=1"),
     "cli-recover": (CONSUME, "create add:a=1 take add:a=2 add:b=1 take die"),

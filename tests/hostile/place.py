@@ -55,7 +55,7 @@ for _module in (
     *(
         (
             "fsinbox.cli.adding fsinbox.cli.commands fsinbox.cli.consuming fsinbox.cli.text "
-            "fsinbox.consumer.consumer fsinbox.operate.survey"
+            "fsinbox.consumer.consumer fsinbox.operate.status"
         ).split()
     ),
     *("fsinbox.worker.functions fsinbox.consumer.watch watchdog.observers.inotify_c base64 json".split()),

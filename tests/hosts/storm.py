@@ -120,7 +120,7 @@ class Director:
             (folder / name).mkdir()
         (folder / "errors").touch()
         # In memory: on the job's folder, which may be shared with another kernel, a mapping need not be.
-        self._counters_file = tempfile.NamedTemporaryFile(dir="/dev/shm")  # noqa: SIM115 - for as long as we live
+        self._counters_file = tempfile.NamedTemporaryFile(dir="/dev/shm")  # noqa: SIM115 - to our end
         self._counters_file.truncate(mmap.PAGESIZE)
         self._counters = memoryview(mmap.mmap(self._counters_file.fileno(), mmap.PAGESIZE)).cast("Q")
         clocks = {f"{kind}-a": options.skew for kind in PRODUCERS} | {"take-b": -options.skew}

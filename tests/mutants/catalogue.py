@@ -1231,8 +1231,8 @@ MUTANTS = [
         (
             "mended-not-flushed",
             "fsinbox/doctor/mending.py",
-            "                flush(found.root)\n",
-            "                pass\n",
+            "            flush(found.root)\n",
+            "            pass\n",
             "tests/test_durability.py -k what_the_doctor",
         ),
         (

@@ -1,5 +1,5 @@
-// Keeps the overview current: asks for the part that changes and replaces what has changed, so that nothing moves, and what is
-// focused or selected stays so. Rests while nobody looks.
+// Keeps the overview current: fetches the part that changes and replaces the sections that differ, so that
+// nothing moves, and what is focused or selected stays so. Rests while the page is hidden.
 "use strict";
 
 (() => {
@@ -12,14 +12,19 @@
 
   const inUse = (element) => {
     const selection = getSelection();
-    return element.contains(document.activeElement) || (!selection.isCollapsed && selection.containsNode(element, true));
+    return (
+      element.contains(document.activeElement) ||
+      (!selection.isCollapsed && selection.containsNode(element, true))
+    );
   };
 
   const replace = (html) => {
     const fresh = new DOMParser().parseFromString(html, "text/html");
     for (const now of live.querySelectorAll("section[id]")) {
       const then = fresh.getElementById(now.id);
-      if (then && then.outerHTML !== now.outerHTML && !inUse(now)) now.replaceWith(document.importNode(then, true));
+      if (then && then.outerHTML !== now.outerHTML && !inUse(now)) {
+        now.replaceWith(document.importNode(then, true));
+      }
     }
     const level = fresh.querySelector("#verdict strong");
     if (level) document.title = `${level.textContent}: overview - fsinbox`;
@@ -30,7 +35,10 @@
   const update = async () => {
     const begun = performance.now();
     try {
-      const response = await fetch(live.dataset.source, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(20000) });
+      const response = await fetch(live.dataset.source, {
+        headers: { Accept: "text/html" },
+        signal: AbortSignal.timeout(20000),
+      });
       if (!response.ok) throw new Error(`status ${response.status}`);
       const html = await response.text();
       if (!paused) replace(html);

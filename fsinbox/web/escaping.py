@@ -1,5 +1,4 @@
-"""Text from anywhere, made safe to look at: keys, reasons and payloads may hold any byte, and any character
-of Unicode."""
+"""Text from anywhere, made safe to show: keys, reasons and payloads may hold any byte and any character."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from markupsafe import Markup, escape
 
 
 def plain(text: str) -> str:
-    r"""Return `text` with what is not printable spelt out: `\x1b`, `\u202e`; `\xff` for a byte that was no
+    r"""Return `text` with what is not printable as an escape: `\x1b`, `\u202e`; `\xff` for a byte that is not
     UTF-8."""
     return (
         text if text.isprintable() else "".join([_one(character, lambda spelt: spelt) for character in text])
@@ -19,16 +18,16 @@ def plain(text: str) -> str:
 
 
 def marked(text: str) -> Markup:
-    """The same as HTML, where what is spelt out cannot be taken for what was there."""
+    """Return the same as HTML, in which an escape looks different from the same characters in the text."""
     if text.isprintable():
         return escape(text)
     return Markup("").join(
-        [_one(character, Markup('<span class="odd">{}</span>').format) for character in text]
+        [_one(character, Markup('<span class="escaped">{}</span>').format) for character in text]
     )
 
 
 def coded(text: str) -> Markup:
-    """The same, where what stands between backticks is code."""
+    """Return the same, with what is between backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(marked(text))))  # noqa: S704 - it is escaped
 
 

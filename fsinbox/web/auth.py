@@ -1,10 +1,10 @@
-"""Who may see, and who may change: what is asked of each request, before and beside what it asks for.
+"""Who may look, and who may change something: what is checked for each request.
 
-The site has no users. Whoever was given the token that was printed at the start gets a session, which a
-cookie names; changes need one, and so does seeing with --private. Everything else here keeps other sites'
-pages from acting through the browser of somebody who has one: the Host must be a name of ours (else a name of
-theirs could be made to mean this address), the Origin of a change must be this site, each form carries a
-secret of its session, and no page may be framed or load anything from elsewhere.
+The site has no users. Whoever brings the token that was printed at the start gets a session, which a cookie
+names. Changes need a session; with --private, so does looking. The rest keeps pages of other sites from
+acting through the browser of somebody who has a session: the Host must be a name of this site (else another
+name could be made to point here), the Origin of a change must be this site, each form carries a secret of its
+session, and no page may be framed or load anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -45,32 +45,31 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is allowed here. `hosts`: the names that a request may call us by."""
+    """What this site allows. `hosts`: the names by which a request may call it."""
 
     hosts: frozenset[str] = LOOPBACK
     changes: bool = False
-    """Something may be changed, with the token."""
+    """Whoever has the token may change something."""
     private: bool = False
-    """Seeing needs it, too."""
+    """Looking needs the token, too."""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
 
     @property
     def asks(self) -> bool:
-        """Whether there is anything the token is good for."""
+        """Whether the token gives access to anything."""
         return self.changes or self.private
 
 
 @dataclass(slots=True)
 class Session:
-    """Somebody who has given the token. `secret` is in each form; `notice` is what to say on the next
-    page."""
+    """A visitor with the token. `secret` is in each form; `notice` is shown on the next page."""
 
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     notice: str = ""
 
 
 class Guard:
-    """Stands around the site (ASGI): adds the headers; answers by itself what `gate` has an answer to."""
+    """Wraps the site (ASGI): adds the headers, and gives the answer of `gate` to a request that has one."""
 
     def __init__(self, app: ASGIApp, gate: Callable[[Request], Response | None]) -> None:
         self._app = app
@@ -87,22 +86,21 @@ class Guard:
         await (self._gate(Request(scope)) or self._app)(scope, receive, send_with_headers)
 
 
-class Keys:
-    """The sessions there are. They end with the process."""
+class Sessions:
+    """The sessions of this site. They end with the process."""
 
     def __init__(self, rules: Rules, port: int) -> None:
         self.rules = rules
-        self._cookie = (
-            f"fsinbox-{port}"  # (cookies are a host's, whatever the port: another inbox's page has its own)
-        )
+        # (Cookies belong to a host, whatever the port: the site of another inbox has its own.)
+        self._cookie = f"fsinbox-{port}"
         self._sessions: dict[str, Session] = {}
 
-    def session(self, request: Request) -> Session | None:
-        """Return the session that a request belongs to."""
+    def of(self, request: Request) -> Session | None:
+        """Return the session of a request, or None."""
         return self._sessions.get(request.cookies.get(self._cookie, ""))
 
     def admit(self, response: Response, token: str) -> bool:
-        """Begin a session with this response, if the token is right."""
+        """Start a session with this response if the token is right; tell whether it is."""
         if not secrets.compare_digest(token.encode(errors="replace"), self.rules.token.encode()):
             return False
         name = secrets.token_urlsafe(32)
@@ -113,26 +111,26 @@ class Keys:
         return True
 
     def knows(self, host: str) -> bool:
-        """Tell whether a request calls us by a name of ours. `host`: its Host, with the port or without."""
+        """Tell whether `host`, a request's Host with or without a port, is a name of this site."""
         try:
             return (urlsplit(f"//{host}").hostname or "") in self.rules.hosts
         except ValueError:
             return False
 
     def check_origin(self, request: Request) -> None:
-        """Raise HTTPException if another site's page has sent this."""
-        origin = request.headers.get("origin")  # (what is no browser sends none)
+        """Raise HTTPException if a page of another site sent this request."""
+        origin = request.headers.get("origin")  # (only browsers send one)
         if origin is not None and origin.partition("://")[2] != request.headers["host"]:
-            raise HTTPException(403, "This form was sent by a page of another site, so nothing was changed")
+            raise HTTPException(403, "A page of another site sent this form, so nothing was changed")
 
     async def change(self, request: Request) -> list[tuple[str, str]]:
-        """Return the fields of a form that may change something. Raises HTTPException."""
+        """Return the fields of a form that may change something. Raises HTTPException for any other."""
         self.check_origin(request)
         if not self.rules.changes:
             raise HTTPException(
-                403, "This site is read-only: to change something from here, start it with --allow-changes"
+                403, "This site is read-only. To change something here, start it with --allow-changes"
             )
-        session = self.session(request)
+        session = self.of(request)
         if session is None:
             raise HTTPException(403, LOCKED)
         fields = await form(request)
@@ -141,7 +139,7 @@ class Keys:
         ):
             raise HTTPException(
                 403,
-                "This form is not of your session, so nothing was changed: load the page anew, and try again",
+                "This form is not of your session, so nothing was changed: reload the page and try again",
             )
         return fields
 
@@ -150,6 +148,8 @@ LOCKED = (
     "This needs the token that was printed when the site was started: "
     "open the address that was printed with it, or unlock"
 )
+
+WRONG_TOKEN = "This is not the token that was printed when the site was started"  # noqa: S105 - it is none
 
 
 async def form(request: Request) -> list[tuple[str, str]]:

@@ -14,8 +14,8 @@ from helpers import Consumer, run, wait_until
 
 from fsinbox import Inbox
 from fsinbox.consumer.ownership import WHOLE, Shard
-from fsinbox.operate import stats as record
-from fsinbox.operate.stats import FAILURES, MINUTES, Account, Record, records
+from fsinbox.operate import stats as module
+from fsinbox.operate.stats import FAILURES, MINUTES, ConsumerStats, StatsWriter, read_stats
 from fsinbox.store.layout import Layout
 from tests.shim import refusing
 
@@ -36,8 +36,8 @@ def layout(inbox_dir: Path) -> Iterator[Layout]:
     layout.close()
 
 
-def account(layout: Layout, shard: Shard = WHOLE) -> Account:
-    return Account(layout, shard, "tasks:work", 2)
+def account(layout: Layout, shard: Shard = WHOLE) -> StatsWriter:
+    return StatsWriter(layout, shard, "tasks:work", 2)
 
 
 def test_totals_go_on_after_a_restart(inbox_dir: Path, layout: Layout) -> None:
@@ -46,7 +46,7 @@ def test_totals_go_on_after_a_restart(inbox_dir: Path, layout: Layout) -> None:
     one.started("b", 2, 3, replaced=True, latency=None)
     one.ended("a", 1, "acknowledged", "", 2.0)
     one.write()
-    (found,) = records(layout)
+    (found,) = read_stats(layout)
     assert [running.key for running in found.running] == ["b"]
     assert not found.stopped
     two = account(layout)
@@ -54,7 +54,7 @@ def test_totals_go_on_after_a_restart(inbox_dir: Path, layout: Layout) -> None:
     two.ended("c", 3, "failed", "no good", 1.0)
     two.ended("b", 2, "superseded", "", 0.0)
     two.write(stopped=True)
-    (found,) = records(layout)
+    (found,) = read_stats(layout)
     assert found.stopped
     totals = found.totals
     assert (totals.taken, totals.arrived, totals.replaced, totals.acknowledged, totals.failed) == (
@@ -75,13 +75,13 @@ def test_only_the_newest_failures_and_minutes_are_kept(
 ) -> None:
     one = account(layout)
     now = 0.0
-    monkeypatch.setattr(record, "time", lambda: now)
+    monkeypatch.setattr(module, "time", lambda: now)
     for number in range(MINUTES + 5):
         now = 60.0 * number
         one.started("a", number, 1, replaced=False, latency=None)
         one.ended("a", number, "retried", f"failure {number}", 0.0)
     one.write()
-    (found,) = records(layout)
+    (found,) = read_stats(layout)
     assert [minute[0] for minute in found.minutes] == list(range(5, MINUTES + 5))
     assert len(found.failures) == FAILURES
     assert found.failures[0].summary == f"failure {MINUTES + 4}"
@@ -90,7 +90,7 @@ def test_only_the_newest_failures_and_minutes_are_kept(
 def test_each_shard_has_its_own(inbox_dir: Path, layout: Layout) -> None:
     for index in (2, 1):
         account(layout, Shard(index, 2)).write()
-    assert [found.shard for found in records(layout)] == ["1/2", "2/2"]
+    assert [found.shard for found in read_stats(layout)] == ["1/2", "2/2"]
 
 
 ODD = [
@@ -115,9 +115,9 @@ def test_an_odd_file_is_none(inbox_dir: Path, layout: Layout, odd: bytes) -> Non
     one = account(layout)
     one.write()
     (inbox_dir / "stats" / "1of1.json").write_bytes(odd)
-    assert records(layout) == []
+    assert read_stats(layout) == []
     account(layout).write()
-    assert len(records(layout)) == 1
+    assert len(read_stats(layout)) == 1
 
 
 def test_members_that_are_not_known_are_ignored(inbox_dir: Path, layout: Layout) -> None:
@@ -127,12 +127,12 @@ def test_members_that_are_not_known_are_ignored(inbox_dir: Path, layout: Layout)
     raw["colour"] = raw["totals"]["colour"] = "green"
     raw["minutes"] = [[1, 2, 3, 4, 5], [1, 2, 3, 4]]
     path.write_text(json.dumps(raw))
-    (found,) = records(layout)
+    (found,) = read_stats(layout)
     assert found.minutes == [[1, 2, 3, 4]]
     os.unlink(path)
     os.symlink("/etc/passwd", path)
     (inbox_dir / "stats" / "notes.txt").touch()
-    assert records(layout) == []
+    assert read_stats(layout) == []
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(inbox_dir: Path, layout: Layout) -> None:
@@ -147,11 +147,11 @@ def test_a_consumer_tells_while_it_works(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(HANDLER)
     path = tmp_path / "inbox"
 
-    def told() -> Record:
+    def told() -> ConsumerStats:
         layout = Layout(str(path))
         try:
-            found = records(layout)
-            return found[0] if found else Record()
+            found = read_stats(layout)
+            return found[0] if found else ConsumerStats()
         finally:
             layout.close()
 
@@ -225,4 +225,4 @@ def test_an_observer_that_fails_stops_nothing_and_is_told_of_once(
             observers=[Broken(), Observer()],
         ).run()
     assert tally.acknowledged == 2
-    assert caplog.text.count("Broken: out of order: the work goes on; this is only said once") == 1
+    assert caplog.text.count("Broken: out of order: the work continues; this is said only once") == 1

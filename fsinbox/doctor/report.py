@@ -1,5 +1,4 @@
-"""What the doctor says: a line for each fact of the file system, in plain words, and what was chosen because
-of it."""
+"""What the doctor says of a file system: of each fact what was found, and what fsinbox does for it."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class Line:
     chosen: str
 
 
-def words(facts: Facts) -> list[Line]:
+def describe(facts: Facts) -> list[Line]:
     """Return a line for each fact."""
     lines = []
     for needs, say in _SAY:
@@ -41,7 +40,7 @@ def words(facts: Facts) -> list[Line]:
                     name,
                     "person",
                     f"could not be measured: {failed[0]}",
-                    "fsinbox relies on it: see to that first",
+                    "fsinbox relies on it: fix that first",
                 )
             )
         else:
@@ -50,12 +49,12 @@ def words(facts: Facts) -> list[Line]:
 
 
 def unwritable(error: OSError) -> Line:
-    """Return the one line for a place where nothing can be written, so nothing measured."""
+    """Return the line for a place where nothing can be written, and so nothing measured."""
     return Line(
         "write",
         "person",
-        f"nothing can be written here: {error.strerror or error}",
-        "nothing can be added, or taken",
+        f"cannot write here: {error.strerror or error}",
+        "nothing can be added or taken",
     )
 
 
@@ -67,17 +66,17 @@ def _kind(facts: Facts) -> Said:
     if facts.refused:
         return (
             "person",
-            f"{kind}, which other hosts change too, mounted in a way that an inbox is not safe on",
+            f"{kind}, which other hosts use too, mounted in a way that is not safe for an inbox",
             facts.refused,
         )
     if facts.network:
         return (
             "note",
-            f"{kind}, which other hosts change too",
-            "the index survives what a host that was cut off does late; the consumer holds a lease, and "
+            f"{kind}, which other hosts use too",
+            "the index survives late writes of a host that was cut off; the consumer holds a lease, and "
             "polls while it is idle",
         )
-    return "ok", f"{kind}, local", "after each boot the index is made anew from what lies in the folders"
+    return "ok", f"{kind}, local", "after each boot the index is rebuilt from the folders"
 
 
 def _boot(facts: Facts) -> Said:
@@ -87,7 +86,7 @@ def _boot(facts: Facts) -> Said:
             f"this boot is {facts.boot}",
             "not used here: what a server has acknowledged survives our power cuts",
         )
-    return "ok", f"this boot is {facts.boot}", "the index counts for this boot only"
+    return "ok", f"this boot is {facts.boot}", "the index is valid for this boot only"
 
 
 def _rename(facts: Facts) -> Said:
@@ -95,9 +94,9 @@ def _rename(facts: Facts) -> Said:
     assert race
     seen = f"{race.renames} renames over a file, {race.reads} reads beside them"
     if race.missing or race.torn:
-        bad = f"{seen}: {race.missing} found no file and {race.torn} a part of one"
-        return "person", bad, "a value could be missed while a newer one replaces it: use another file system"
-    return "ok", f"{seen}: each found a whole file", "a value is replaced by one rename"
+        bad = f"{seen}: {race.missing} found no file, {race.torn} found a part of one"
+        return "person", bad, "a value could be missed while a newer one replaces it; use another file system"
+    return "ok", f"{seen}: each found a complete file", "a value is replaced by one rename"
 
 
 def _between(facts: Facts) -> Said:
@@ -105,7 +104,7 @@ def _between(facts: Facts) -> Said:
         return (
             "person",
             "a file cannot be renamed from folder to folder",
-            "elements cannot be taken: use another file system",
+            "elements cannot be taken; use another file system",
         )
     return "ok", "a file can be renamed from folder to folder", "an element's folder is its state"
 
@@ -115,22 +114,26 @@ def _symlink(facts: Facts) -> Said:
         return (
             "ok",
             "symbolic links work",
-            "the attempts at an element, and what people ask of the consumer, are kept in them",
+            "they hold the attempts of an element, and what people ask of the consumer",
         )
     return (
         "person",
         "no symbolic links",
-        "attempts are not counted over a restart, and nobody can pause the consumer: use another file system",
+        "attempts are lost at a restart, and consumers cannot be paused; use another file system",
     )
 
 
 def _exclusive(facts: Facts) -> Said:
     if facts.exclusive:
-        return "ok", "only one of two creates a file", "two producers never write to the same file in tmp/"
+        return (
+            "ok",
+            "only one of two processes creates a file",
+            "two producers never write to the same file in tmp/",
+        )
     return (
         "person",
-        "two can create the same file",
-        "two producers could write to the same file: use another file system",
+        "two processes can create the same file",
+        "two producers could write to the same file; use another file system",
     )
 
 
@@ -139,12 +142,12 @@ def _flock(facts: Facts) -> Said:
         return (
             "ok",
             "a lock excludes other descriptors and other processes",
-            "flock guards the index, and the one consumer",
+            "flock guards the index, and lets only one consumer run",
         )
     return (
         "person",
         "flock does not exclude",
-        "two consumers could start, and a number be given out twice: use another file system",
+        "two consumers could run, and a number be given out twice; use another file system",
     )
 
 
@@ -157,8 +160,8 @@ def _events(facts: Facts) -> Said:
         return "note", "events fire, but not for what other hosts do", "an idle consumer polls"
     return (
         "ok",
-        f"events fire (ours was seen within {_time(facts.events * 1e9)})",
-        "an idle consumer sleeps until inotify tells it",
+        f"events fire (ours arrived within {_time(facts.events * 1e9)})",
+        "an idle consumer sleeps until inotify wakes it",
     )
 
 
@@ -169,9 +172,9 @@ def _names(facts: Facts) -> Said:
         return (
             "person",
             f"the longest name is {longest} bytes",
-            f"keep keys within {fits} bytes once encoded, or adds fail",
+            f"encoded keys must be at most {fits} bytes, or adds fail",
         )
-    return "ok", f"the longest name is {longest} bytes", f"a key may have {MAX_ENCODED} bytes, once encoded"
+    return "ok", f"the longest name is {longest} bytes", f"an encoded key may have {MAX_ENCODED} bytes"
 
 
 def _case(facts: Facts) -> Said:
@@ -180,8 +183,8 @@ def _case(facts: Facts) -> Said:
     return (
         "person",
         "`a` and `A` are the same file",
-        "keys that differ only in case would replace each other, so write all keys in one case, or use "
-        "another file system",
+        "keys that differ only in case would replace each other; write all keys in one case, or use another "
+        "file system",
     )
 
 
@@ -190,15 +193,15 @@ def _unicode(facts: Facts) -> Said:
         return (
             "note",
             "names are compared as text, not as bytes",
-            "keys are not affected, for they are encoded in ASCII; files in drop/ may be: drop ASCII names",
+            "keys are not affected, as they are encoded in ASCII; names in drop/ may be: use ASCII there",
         )
     if not facts.any_bytes:
         return (
             "note",
             "names must be text",
-            "keys are not affected, for they are encoded in ASCII; files in drop/ are",
+            "keys are not affected, as they are encoded in ASCII; names in drop/ must be text",
         )
-    return "ok", "names are bytes, kept as they are", "a dropped file's name is its key, byte for byte"
+    return "ok", "names are bytes, and kept unchanged", "a dropped file's name is its key, byte for byte"
 
 
 def _flush(facts: Facts) -> Said:
@@ -214,13 +217,13 @@ def _flush(facts: Facts) -> Said:
         return (
             "note",
             cost,
-            "no disk is that quick: does it flush at all? Ask whoever runs it, or trust it with nothing dear",
+            "no disk is that quick, so it may not flush at all: ask whoever runs it, or do not rely on it",
         )
     rate = _rounded(1e9 / (file.median + folder.median))
     return (
         "ok",
         cost,
-        f"about {rate:,} durable adds a second from one producer; add_many shares two flushes among 1,000",
+        f"about {rate:,} durable adds a second from one producer; add_many flushes twice for 1,000 values",
     )
 
 
@@ -239,12 +242,12 @@ def _leases(facts: Facts) -> Said:
         return (
             "ok",
             "the kernel tells whether a file is being written",
-            "a file in drop/ is left alone while somebody writes it",
+            "a file in drop/ is left alone while a process writes it",
         )
     return (
         "note",
         "the kernel does not tell whether a file is being written",
-        "a file in drop/ must lie still for --drop-settle seconds",
+        "a file in drop/ must be unchanged for --drop-settle seconds",
     )
 
 
@@ -255,14 +258,13 @@ def _clock(facts: Facts) -> Said:
     renamed = (
         "a file renamed into drop/ is ingested at once"
         if facts.renamed
-        else "a file renamed into drop/ must lie still for --drop-settle seconds"
+        else "a file renamed into drop/ must be unchanged for --drop-settle seconds"
     )
     if abs(skew) > 1:
         return (
             "note",
             f"its clock is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours, in {steps}",
-            "order does not depend on it, but settle times and the age of litter do: set the clocks; "
-            f"{renamed}",
+            f"order does not depend on it, but --settle and the age of litter do: set the clocks; {renamed}",
         )
     return "ok", f"its clock is ours, in {steps}", renamed
 
@@ -274,8 +276,8 @@ def _room(facts: Facts) -> Said:
         "and files without limit" if inodes < 0 else f"and {inodes:,} more files"
     )
     if free < _LITTLE_ROOM or 0 <= inodes < _FEW_INODES:
-        return "person", found, "adds will soon fail; taking and acknowledging need no room: make some"
-    return "ok", found, "an element takes a file; the index has its room already"
+        return "person", found, "adds will soon fail; takes and acknowledgements need no room: free some"
+    return "ok", found, "an element needs a file; the index has its room already"
 
 
 def _modes(facts: Facts) -> Said:
@@ -283,7 +285,7 @@ def _modes(facts: Facts) -> Said:
         return (
             "person",
             "files do not keep their mode",
-            "whoever may enter the file system may read the payloads: mount it for one user",
+            "whoever may use the file system may read the payloads: mount it for one user",
         )
     return (
         "ok",

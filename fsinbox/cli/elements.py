@@ -1,0 +1,263 @@
+"""The commands that change elements: failed, retry (and requeue), replay, discard, purge."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from ..store.errors import UnusableInbox
+from .choosing import confirm, keys_of, progress, selected, steers
+from .exits import EXIT_FAILED
+from .options import (
+    DURATION,
+    Failure,
+    chosen,
+    inbox_option,
+    json_option,
+    keys_argument,
+    printable,
+    yes_option,
+)
+
+if TYPE_CHECKING:
+    from ..operate.rows import Row
+    from ..operate.steering import Steering
+
+_LEFT = {
+    "newer": "left in {folder}/: a newer value of its key is waiting, in flight or deferred",
+    "gone": "not there any more",
+    "foreign": "left in {folder}/: it is not a regular file",
+    "none": "no such element",
+}
+"""Outcome -> what is printed. Exit status 1 if there is one of these."""
+
+_NOTHING_TO_DO = {
+    "waiting": "nothing to do: it is waiting",
+    "held": "nothing to do: it is waiting, on hold; `fsinbox release` ends that",
+    "in_flight": "nothing to do: it is in flight",
+}
+
+
+def _change(
+    verb: str,
+    inbox: str | None,
+    words: tuple[str, ...],
+    choose: Callable[[Steering, list[str] | None], list[Row]],
+    act: Callable[[Steering, Row], str],
+    *,
+    everything: bool,
+    yes: bool,
+    json: bool,
+    ask: bool = False,
+) -> None:
+    """Change each element that `choose` returns for the keys (None: all), and print its outcome. Ends with
+    status 1 if any was left as it was."""
+    from ..operate.steering import Steering
+
+    keys = selected(words, everything=everything)
+    outcomes = []
+    with Steering(chosen(inbox)) as steering:
+        rows = choose(steering, keys)
+        if rows and (everything or ask):
+            folders = " and ".join(sorted({row.folder for row in rows}))
+            what = f"{len(rows)} element{'' if len(rows) == 1 else 's'} in {folders}"
+            confirm(f"{verb} {what} of {steering.layout.path}?", words, yes=yes)
+        with progress(rows, verb.lower()) as bar:
+            for row in bar:
+                outcomes.append(act(steering, row))
+                _tell(row.key, outcomes[-1], row.folder, json=json, seq=row.seq, state=row.state)
+        for key in set(keys or ()) - {row.key for row in rows}:
+            outcomes.append("none")
+            _tell(key, "none", json=json)
+    if _LEFT.keys() & set(outcomes):
+        sys.exit(EXIT_FAILED)
+
+
+def _tell(key: str, outcome: str, folder: str = "", *, json: bool, **more: object) -> None:
+    if json:
+        from .text import say
+
+        say(key=key, outcome=outcome, **more)
+    else:
+        text = (_LEFT | _NOTHING_TO_DO).get(outcome, outcome)
+        click.echo(f"{printable(key)}: {text.format(folder=folder)}")
+
+
+def _of(*states: str) -> Callable[[Steering, list[str] | None], list[Row]]:
+    """Return a choice for _change: all elements in these states."""
+    return lambda steering, keys: list(steering.rows(states, keys))
+
+
+@click.command()
+@inbox_option
+@json_option
+@click.option("--traceback", is_flag=True, help="Print each reason in full, with its traceback.")
+@keys_argument
+def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]) -> None:
+    """List the failed elements, the oldest first, and why they failed: all, or those of KEY."""
+    from ..operate.rows import reason
+    from ..operate.steering import Steering, size_and_time
+    from ..operate.units import age, when
+    from .text import say
+
+    with Steering(chosen(inbox)) as steering:
+        layout = steering.layout
+        for row in steering.rows(("failed",), keys_of(keys) if keys else None):
+            about = size_and_time(layout, row)
+            if about is None:
+                continue
+            size, since = about
+            why = reason(layout, row) or ""
+            summary = (why.strip().splitlines() or ["no reason is kept"])[-1]
+            if json:
+                say(
+                    key=row.key,
+                    seq=row.seq,
+                    added_at=when(row.seq),
+                    failed_at=when(since),
+                    size=size,
+                    summary=summary,
+                    reason=why,
+                    path=f"{layout.path}/failed/{row.file}",
+                )
+                continue
+            click.echo(f"{age(since):>6}  {size:>10}  {printable(row.key)}: {printable(summary)}")
+            if traceback:
+                click.echo("".join(f"    {printable(line)}\n" for line in why.splitlines()))
+
+
+@click.command()
+@steers
+def retry(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
+    """Try KEY again now, whatever its state.
+
+    A failed element returns to its place in the queue, and its attempts count from one; of a deferred one the
+    back-off ends; of a done one that is kept in done/ a copy is queued. For one that is waiting or in flight
+    there is nothing to do. --all: all that are failed or deferred.
+
+    If a newer value of its key is there, a failed element stays in failed/: `fsinbox discard` removes it.
+    Exit status 1 if one was left as it was, or there is none.
+    """
+    _change("Retry", inbox, keys, _to_retry, _retry, **how)
+
+
+def _to_retry(steering: Steering, keys: list[str] | None) -> list[Row]:
+    """Return the failed and the deferred elements; of a key that has none, the one that is waiting or in
+    flight, else the last one done."""
+    found = list(steering.rows(("failed", "deferred"), keys))
+    for states in (("waiting", "in_flight"), ("done",)) if keys else ():
+        missing = set(keys or ()) - {row.key for row in found}
+        found += {row.key: row for row in steering.rows(states, missing)}.values()
+    return found
+
+
+def _retry(steering: Steering, row: Row) -> str:
+    from ..store.control import requests
+    from ..store.names import encode_key
+
+    acts = {"failed": steering.retry, "deferred": steering.requeue, "done": steering.replay}
+    if row.state in acts:
+        return acts[row.state](row)
+    if row.state == "waiting" and encode_key(row.key) in requests(steering.layout).held:
+        return "held"
+    return row.state
+
+
+@click.command()
+@steers
+def requeue(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
+    """The same as retry."""
+    _change("Retry", inbox, keys, _to_retry, _retry, **how)
+
+
+@click.command()
+@steers
+def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
+    """Queue again what was acknowledged and is kept in done/ (see `consume --keep-done`)."""
+    _change("Replay", inbox, keys, _of("done"), lambda steering, row: steering.replay(row), **how)
+
+
+@click.command()
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["failed", "waiting", "deferred", "done"]),
+    default=["failed"],
+    show_default=True,
+    help="What to discard; may be repeated.",
+)
+@steers
+def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], **how: bool) -> None:
+    """Remove elements for good: failed ones, or those in other states. Asks first."""
+    _change("Discard", inbox, keys, _of(*states), _discard, ask=True, **how)
+
+
+def _discard(steering: Steering, row: Row) -> str:
+    """Remove an element. A directory that somebody has put there, with something in it, is left."""
+    from errno import EEXIST, ENOTEMPTY
+
+    try:
+        return "discarded" if steering.discard(row) else "gone"
+    except UnusableInbox as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (ENOTEMPTY, EEXIST):
+            return "foreign"
+        raise
+
+
+@click.command()
+@inbox_option
+@json_option
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["failed", "done", "waiting", "deferred"]),
+    default=["failed", "done"],
+    show_default=True,
+    help="What to remove; may be repeated.",
+)
+@click.option(
+    "--older-than",
+    type=DURATION,
+    default=0.0,
+    metavar="TIME",
+    help="Only elements that moved there longer ago: 90, 15m, 2h, 7d.",
+)
+@yes_option
+def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: float, yes: bool) -> None:
+    """Remove all failed elements, and all that are kept in done/; or those in other states. Asks first.
+
+    A directory with something in it is left. Exit status 1 if there was one.
+    """
+    from time import time_ns
+
+    from ..operate.steering import Steering, size_and_time
+    from .text import say
+
+    with Steering(chosen(inbox)) as steering:
+        until = time_ns() - int(older_than * 1e9)
+        rows, size = [], 0
+        for row in steering.rows(states):
+            about = size_and_time(steering.layout, row)
+            if about and about[1] <= until:
+                rows.append(row)
+                size += about[0]
+        outcomes = []
+        if rows:
+            confirm(f"Remove {len(rows)} elements ({size:,} bytes) from {steering.layout.path}?", (), yes=yes)
+            with progress(rows, "removing") as bar:
+                outcomes = [_discard(steering, row) for row in bar]
+        removed, left = outcomes.count("discarded"), outcomes.count("foreign")
+        if json:
+            say(removed=removed, bytes=size, left=left)
+        else:
+            click.echo(f"removed {removed} elements, {size:,} bytes")
+    if left:
+        raise Failure(
+            f"{left} left: a directory with something in it is not ours to remove: `fsinbox doctor` names it",
+            EXIT_FAILED,
+        )

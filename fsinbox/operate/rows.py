@@ -1,0 +1,105 @@
+"""The elements of an inbox, one by one, by the names of their files alone.
+
+A look changes nothing and needs no lock. It lists each folder once, so it is quick with a million elements.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..store.files import open_for_reading
+from ..store.layout import Layout
+from ..store.names import REASON, decode_key, encode_key, parse_deferred, parse_element
+
+STATES = {"in_flight": "inflight", "waiting": "pending", "deferred": "deferred", "failed": "failed"}
+"""State of an element -> the folder that it lies in. Elements that are kept after their end are "done"."""
+
+_LONGEST_REASON = 1 << 20
+"""Characters of a reason that are read: far more than any of ours has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One element, and where it lies.
+
+    seq   its number: its place in the order, and when it arrived, in nanoseconds since the epoch
+    due   when a deferred element is due, in nanoseconds since the epoch; None in any other state
+    """
+
+    key: str
+    state: str
+    seq: int
+    folder: str
+    file: str
+    due: int | None = None
+
+    def size(self, layout: Layout) -> int | None:
+        """Return its size in bytes, or None if it has left this place."""
+        try:
+            return os.lstat(self.file, dir_fd=layout.folder(self.folder)).st_size
+        except FileNotFoundError:
+            return None
+
+
+def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Row]:
+    """Go through the elements, state by state, the oldest of each first. A key in several places has a row
+    for each.
+
+    `states`: of STATES, or "done". Raises OSError.
+    """
+    for state in states:
+        found = [row for place in places(layout, state) if (row := row_of(state, *place))]
+        found.sort(key=lambda row: row.seq)
+        yield from found
+
+
+def row_of(state: str, folder: str, file: str) -> Row | None:
+    """Return the element that a file name stands for; None if it is not the name of an element."""
+    due, name = (parse_deferred(file) or (None, "")) if state == "deferred" else (None, file)
+    parsed = parse_element(name)
+    key = parsed and decode_key(parsed[1])  # None for a reason: its name has `~`, which no key encodes to
+    return Row(key, state, parsed[0], folder, file, due) if parsed and key is not None else None
+
+
+def label(state: str) -> str:
+    """Return a state as people read it: "in flight"."""
+    return state.replace("_", " ")
+
+
+def folder_of(state: str) -> str:
+    """Return the folder that elements in a state lie in."""
+    return STATES.get(state, state)
+
+
+def places(layout: Layout, state: str) -> list[tuple[str, str]]:
+    """Return (folder, file name) of all that lies where elements in a state do, in no order. Raises
+    OSError."""
+    if state == "in_flight":
+        return layout.out()
+    folder = folder_of(state)
+    if folder == "done" and not layout.has("done"):
+        return []
+    return [(folder, name) for name in layout.names(folder)]
+
+
+def find(layout: Layout, key: str) -> Row | None:
+    """Return the element of `key` that a person means: the newest that is waiting, else the one that is in
+    flight, deferred or failed. Raises InvalidKey."""
+    encode_key(key)  # a clear error for what cannot be a key
+    for state in ("waiting", "in_flight", "deferred", "failed"):
+        matches = [row for row in rows(layout, (state,)) if row.key == key]
+        if matches:
+            return matches[-1]
+    return None
+
+
+def reason(layout: Layout, row: Row) -> str | None:
+    """Return why an element failed, or None if no reason is kept."""
+    try:
+        fd = open_for_reading(layout, "failed", row.file + REASON)
+    except OSError:
+        return None
+    with open(fd, encoding="utf-8", errors="replace") as file:
+        return file.read(_LONGEST_REASON)

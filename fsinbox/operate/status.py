@@ -1,0 +1,84 @@
+"""How an inbox stands, in figures: what `fsinbox status`, `top` and `web` show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import time_ns
+
+from ..store.control import requests
+from ..store.layout import Layout
+from ..store.names import decode_key
+from .admission import held_by
+from .ages import Ages, ages
+from .census import Census, census
+from .consumers import consumers
+from .pace import Pace, pace
+from .stats import Totals, read_stats, sum_of
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How an inbox stands. Ages in seconds."""
+
+    path: str
+    waiting: int
+    in_flight: int
+    deferred: int
+    failed: int
+    dropped: int
+    """Files in drop/ that are not ingested yet."""
+    oldest_waiting: float | None
+    oldest_in_flight: float | None
+    consumer: str | None
+    """Who consumes now, if anyone."""
+    consumers: list[dict[str, object]]
+    scope: str
+    oldest_deferred: float | None
+    """Since it arrived."""
+    held: list[str]
+    """Keys on hold."""
+    paused: bool
+    paused_until: float | None
+    """When the pause ends by itself, in seconds since the epoch."""
+    paused_by: str | None
+    ages: Ages
+    pace: Pace
+    totals: Totals
+    """Of all consumers since the inbox was made."""
+    stuck: str | None
+    """Who holds the admission lock, so that all adds wait; None if it is free. (See admission.held_by.)"""
+
+
+def summary(layout: Layout) -> Summary:
+    """Return how the inbox stands. Raises OSError."""
+    now = time_ns()
+    found = census(layout)
+    running = consumers(layout)
+    every = read_stats(layout)
+    asked = requests(layout)
+    return Summary(
+        path=layout.path,
+        waiting=found.count["waiting"],
+        in_flight=found.count["in_flight"],
+        deferred=found.count["deferred"],
+        failed=found.count["failed"],
+        dropped=found.count["dropped"],
+        oldest_waiting=_age(found, "waiting", now),
+        oldest_in_flight=_age(found, "in_flight", now),
+        consumer="; ".join(str(one["holder"]) for one in running if one["holder"]) or None,
+        consumers=running,
+        scope=layout.scope,
+        oldest_deferred=_age(found, "deferred", now),
+        held=sorted(filter(None, map(decode_key, asked.held))),
+        paused=asked.paused,
+        paused_until=asked.until / 1e9 if asked.paused and asked.until else None,
+        paused_by=asked.by or None if asked.paused else None,
+        ages=ages(found.waiting, now),
+        pace=pace(found, every, running, asked),
+        totals=sum_of(every),
+        stuck=held_by(layout),
+    )
+
+
+def _age(found: Census, state: str, now: int) -> float | None:
+    return max(0, now - found.oldest[state]) / 1e9 if state in found.oldest else None

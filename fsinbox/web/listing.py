@@ -1,0 +1,126 @@
+"""The folders, as a page shows them: listed anew for each page, by names alone, and bounded however much lies
+there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import islice
+from time import time_ns
+from urllib.parse import unquote
+
+from ..operate.rows import Row, folder_of, places, row_of
+from ..store.layout import Layout
+from ..store.names import element_of, encoded_of, parse_element
+
+MOST = 100_000
+"""Names of one folder that are looked at: a tenth of a second."""
+
+PAGE = 50
+"""Elements on a page."""
+
+NEWEST_FIRST = ("failed", "done")
+
+
+class Glance(Layout):
+    """An open inbox to look at. No folder is listed beyond MOST names, whichever come first.
+
+    `cut`: the folders that have more.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises UnusableInbox."""
+        self.cut: set[str] = set()
+        super().__init__(path, create=False)
+
+    def names(self, folder: str, *, hidden: bool = False) -> list[str]:
+        """Return the names in a folder, in no order: MOST at most."""
+        if self.sharing:  # only a complete listing is certain to be current
+            found = super().names(folder, hidden=hidden)
+        else:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder(folder))
+            try:
+                with os.scandir(fd) as entries:
+                    shown = (entry.name for entry in entries if hidden or entry.name[0] != ".")
+                    found = list(islice(shown, MOST + 1))
+            finally:
+                os.close(fd)
+        if len(found) > MOST:
+            self.cut.add(folder)
+        return found[:MOST]
+
+    def states(self) -> list[str]:
+        """Return the states that elements may be in here, in the order of an element's life."""
+        return ["waiting", "in_flight", "deferred", "failed", *(["done"] if self.has("done") else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing. `count`: elements that match, on all pages; `number` counts from 1."""
+
+    rows: list[Row]
+    count: int
+    number: int
+    pages: int
+
+
+def page(layout: Glance, state: str, text: str, number: int) -> Page:
+    """Return a page of the elements in a state whose key contains `text`, in upper or lower case."""
+    found = sorted(_elements(layout, state), key=lambda place: place[1], reverse=state in NEWEST_FIRST)
+    if text:
+        wanted = text.casefold()
+        found = [place for place in found if wanted in _key(_inner(state, place[1])).casefold()]
+    pages = max(1, -(-len(found) // PAGE))
+    number = min(max(1, number), pages)
+    shown = found[(number - 1) * PAGE : number * PAGE]
+    return Page([row for place in shown if (row := row_of(state, *place))], len(found), number, pages)
+
+
+def _elements(layout: Glance, state: str) -> list[tuple[str, str]]:
+    """Return (folder, file name) of the elements in a state, and perhaps of files that only look like one:
+    this check is cheap, as it is made for each name; row_of checks what a page shows."""
+    return [
+        place
+        for place in places(layout, state)
+        if "~" not in place[1] and parse_element(_inner(state, place[1]))
+    ]
+
+
+def _inner(state: str, file: str) -> str:
+    """Return the element's name in the name of its file."""
+    return element_of(file) if state == "deferred" else file
+
+
+def _key(name: str) -> str:
+    return unquote(encoded_of(name), errors="surrogateescape")
+
+
+def locate(layout: Glance, state: str, file: str) -> Row | None:
+    """Return the element of this file name, if it is there now."""
+    if state == "in_flight":  # it may lie in the folder of any consumer
+        here = (place for place in places(layout, state) if place[1] == file)
+        return next((row for place in here if (row := row_of(state, *place))), None)
+    row = row_of(state, folder_of(state), file)
+    return row if row and layout.exists(row.folder, file) else None
+
+
+def moved_to(layout: Glance, state: str, file: str) -> Row | None:
+    """Return where an element is now that was in `state` under this file name; None if it is not found."""
+    before = row_of(state, folder_of(state), file)
+    if before is None:
+        return None
+    name = _inner(state, file)
+    for other in layout.states():
+        candidates = [name]
+        if other == "deferred":
+            candidates = [file for _, file in _elements(layout, other) if element_of(file) == name]
+        for there in candidates:
+            row = locate(layout, other, there)
+            if row and row.seq == before.seq:
+                return row
+    return None
+
+
+def ago(ns: int) -> float:
+    """Return how many seconds ago a time (nanoseconds since the epoch) is; negative if it is to come."""
+    return (time_ns() - ns) / 1e9

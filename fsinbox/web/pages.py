@@ -1,0 +1,157 @@
+"""The pages that only show. Each reads the inbox anew; nothing of it is remembered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from ..operate.report import Limits
+from ..operate.rows import Row, folder_of, reason
+from ..store.files import open_for_reading
+from ..store.layout import Layout
+from . import listing, payload
+from .listing import Glance
+from .overview import overview
+from .rendering import Renderer, quoted
+
+_REASON_SHOWN = 64 * 1024
+"""Characters of a reason on an element's page ..."""
+
+_REASON_LISTED = 8 * 1024
+"""... and in a list."""
+
+_PIECE = 1 << 20
+"""Bytes of a download that are read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an element failed. `text` is the end of it, where a traceback names the error; `summary` its last
+    line; `cut`: there is more than `text`."""
+
+    text: str
+    summary: str
+    cut: bool
+
+
+class Pages:
+    """The pages of one inbox."""
+
+    def __init__(self, path: str, renderer: Renderer, limits: Limits) -> None:
+        self._path = path
+        self._renderer = renderer
+        self._limits = limits
+
+    def overview(self, request: Request) -> Response:
+        """The first page."""
+        return self._overview(request, "overview.html")
+
+    def live(self, request: Request) -> Response:
+        """The part of it that changes."""
+        return self._overview(request, "live.html")
+
+    def _overview(self, request: Request, template: str) -> Response:
+        with closing(Glance(self._path)) as layout:
+            return self._renderer.page(request, template, layout, figures=overview(layout, self._limits))
+
+    def elements(self, request: Request) -> Response:
+        """The elements in a state, page by page."""
+        text = request.query_params.get("q", "")
+        digits = request.query_params.get("page", "1")
+        number = int(digits[:9]) if digits.isascii() and digits.isdecimal() else 1
+        with closing(Glance(self._path)) as layout:
+            state = _state(layout, request)
+            page = listing.page(layout, state, text, number)
+            rows = [(row, size) for row in page.rows if (size := row.size(layout)) is not None]
+            reasons = {row.file: _reason(layout, row, _REASON_LISTED) for row, _ in rows if state == "failed"}
+            return self._renderer.page(
+                request,
+                "elements.html",
+                layout,
+                state=state,
+                text=text,
+                page=page,
+                more=folder_of(state) in layout.cut,
+                rows=rows,
+                reasons=reasons,
+                address=lambda number: "?" + urlencode(({"q": text} if text else {}) | {"page": number}),
+            )
+
+    def element(self, request: Request) -> Response:
+        """One element, its payload, and why it failed."""
+        as_stored = "stored" in request.query_params
+        with closing(Glance(self._path)) as layout:
+            row = _located(request, layout)
+            try:
+                shown, trouble = payload.read(layout, row, as_stored=as_stored), ""
+            except OSError as error:
+                shown, trouble = None, error.strerror or str(error)
+            return self._renderer.page(
+                request,
+                "element.html",
+                layout,
+                row=row,
+                payload=shown,
+                trouble=trouble,
+                reason=_reason(layout, row, _REASON_SHOWN) if row.state == "failed" else None,
+                as_stored=as_stored,
+            )
+
+    def download(self, request: Request) -> Response:
+        """A payload, byte for byte."""
+        with closing(Glance(self._path)) as layout:
+            row = _located(request, layout)
+            fd = open_for_reading(layout, row.folder, row.file)
+        headers = {
+            "Content-Length": str(os.fstat(fd).st_size),
+            # (An element's name has no character that would need quoting here.)
+            "Content-Disposition": f'attachment; filename="{row.file}"',
+        }
+        return StreamingResponse(_pieces(fd), media_type="application/octet-stream", headers=headers)
+
+
+def _state(layout: Glance, request: Request) -> str:
+    state: str = request.path_params["state"]
+    if state not in layout.states():
+        raise HTTPException(404)
+    return state
+
+
+def _located(request: Request, layout: Glance) -> Row:
+    """Return the element that an address names. Raises HTTPException: a redirect if it is in another state
+    by now."""
+    state, file = _state(layout, request), request.path_params["file"]
+    row = listing.locate(layout, state, file)
+    if row is None:
+        raise _gone(layout, state, file)
+    return row
+
+
+def _gone(layout: Glance, state: str, file: str) -> HTTPException:
+    there = listing.moved_to(layout, state, file)
+    if there:
+        return HTTPException(303, headers={"Location": f"/elements/{there.state}/{quoted(there.file)}"})
+    return HTTPException(
+        404, "This element is not here any more: it was acknowledged, discarded or replaced, or never existed"
+    )
+
+
+def _reason(layout: Layout, row: Row, most: int) -> Reason | None:
+    text = reason(layout, row)
+    if text is None:
+        return None
+    lines = text.rstrip().rpartition("\n")
+    return Reason(text[-most:], lines[2][:300], len(text) > most)
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    with open(fd, "rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece

@@ -1,0 +1,83 @@
+"""Templates become pages. Text from the inbox is shown as text, whatever is in it: see escaping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from ..operate.rows import label
+from ..operate.units import clock, moment, seconds, when
+from . import listing
+from .auth import LOCKED, Sessions
+from .escaping import coded, marked, plain
+from .listing import Glance, ago
+
+
+class Renderer:
+    """Renders the pages of one site."""
+
+    def __init__(self, path: str, sessions: Sessions) -> None:
+        self._path = path
+        self._sessions = sessions
+        self._pages = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            finalize=lambda value: plain(value) if type(value) is str else value,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._pages.filters |= {
+            "marked": marked, "coded": coded, "label": label,
+            "when": when, "moment": moment, "clock": clock, "seconds": seconds, "size": _size,
+            "ago": ago, "until": lambda due: -ago(due),
+            "quoted": quoted, "query": urlencode, "number": "{:,}".format,
+        }  # fmt: skip
+
+    def page(
+        self, request: Request, template: str, layout: Glance | None, status: int = 200, **values: Any
+    ) -> Response:
+        """Return a page; `values` are for its template. A session's notice is shown once."""
+        rules = self._sessions.rules
+        session = self._sessions.of(request)
+        notice = ""
+        if session and template != "live.html":
+            notice, session.notice = session.notice, ""
+        text = self._pages.get_template(template).render(
+            path="" if status == 421 or (rules.private and session is None) else self._path,
+            most=listing.MOST,
+            states=layout.states() if layout else [],
+            rules=rules,
+            session=session,
+            notice=notice,
+            may_change=rules.changes and session is not None,
+            here=request.url.path,
+            **values,
+        )
+        return HTMLResponse(text, status)
+
+    def message(self, request: Request, status: int, text: str, headers: Any = None) -> Response:
+        """Return a page that says one thing."""
+        response = self.page(
+            request, "message.html", None, status, text=text, locked=text == LOCKED, code=status
+        )
+        response.headers.update(headers or {})
+        return response
+
+
+def quoted(file: str) -> str:
+    """Return a file name as a part of an address."""
+    return quote(file, safe="")
+
+
+def _size(length: int) -> str:
+    """Return a number of bytes as people read it."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if length >= size:
+            return f"{length / size:.1f} {unit}"
+    return f"{length} bytes" if length != 1 else "1 byte"
