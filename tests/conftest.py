@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import fsinbox
-
-# Where there is a libfuse 2 as well (GlusterFS brings it), mfusepy would load that. Ours are for 3.
-if library := find_library("fuse3"):
-    os.environ.setdefault("FUSE_LIBRARY_PATH", library)
-
+from tests.machine import default_signals, keep_bytecode, work_in_memory
 
 # The same examples every time, and no database of earlier ones: a run depends on nothing but the code.
 settings.register_profile("fsinbox", derandomize=True, deadline=None, database=None, max_examples=150)
 settings.register_profile("long", derandomize=True, deadline=None, database=None, max_examples=5000)
 
 
+HARNESSES = {"crash", "disk", "faults", "lossy", "storm", "model", "hostile", "mutants", "interleave"}
+"""Markers of what takes minutes, and is left out unless it is asked for."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests marked long, too: hours")
-    parser.addoption(
-        "--quick", action="store_true", help="leave out the harnesses of docs/reliability.md: a minute or two"
-    )
+    parser.addoption("--all", action="store_true", help="run the harnesses of docs/reliability.md, too")
+    parser.addoption("--long", action="store_true", help="the same, with what is marked long: hours")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    default_signals()
+    work_in_memory()
+    keep_bytecode()
     settings.load_profile("long" if config.getoption("--long") else "fsinbox")
 
 
-HARNESSES = {"crash", "disk", "faults", "lossy", "storm", "model", "hostile", "mutants", "interleave"}
+def pytest_xdist_auto_num_workers() -> int:
+    """Two workers a core: about half of the time a test waits, for a process or for a moment to pass."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--quick"):
-        left_out = [item for item in items if HARNESSES & item.keywords.keys()]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    if not _asks_for_harnesses(config):
+        config.hook.pytest_deselected(items=[item for item in items if HARNESSES & item.keywords.keys()])
+        items[:] = [item for item in items if not HARNESSES & item.keywords.keys()]
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="the long version of a check: run with --long")
@@ -51,10 +53,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+def _asks_for_harnesses(config: pytest.Config) -> bool:
+    """Tell whether the command line asks for harnesses: for all of them, by a marker, or by a file."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    marked = any(marker in config.option.markexpr for marker in HARNESSES)
+    return named or marked or config.option.all or config.option.long
+
+
 @pytest.fixture
 def inbox_dir(tmp_path: Path) -> Path:
     """Path of an inbox that does not exist yet."""
     return tmp_path / "inbox"
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Nothing is logged, while this lasts."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_options_exist(document: Path) -> None:
     commands = [cli, *(cli.get_command(context, name) for name in cli.list_commands(context))]
     parameters = [parameter for command in commands if command for parameter in command.params]
     known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
-    known |= {"--help", "--long", "--quick"}  # the latter are pytest's: tests/conftest.py
+    known |= {"--help", "--all", "--long"}  # the latter are pytest's: tests/conftest.py
     named = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", document.read_text()))
     assert named <= known
 

@@ -27,6 +27,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ from fsinbox.operate.status import summary
 from fsinbox.store.index import HEADER, boot_tag, header_line
 from fsinbox.store.layout import FOLDERS, Layout
 from tests.driver import Driver, Log, aftermath, all_died, forget, payload, read_log, value_of
+from tests.machine import disk, served, tmpfs
 from tests.oracle import Event, judge
 from tests.shim import intercepted, meanwhile, refusing
 
@@ -70,45 +72,23 @@ NOW = time.time_ns()
 # --- what a file system does --------------------------------------------------------------------------
 
 
-def a_tmpfs() -> Path:
-    path = Path("/dev/shm")
-    if not os.access(path, os.W_OK):
-        pytest.skip("no tmpfs at /dev/shm that this user may write to")
-    return path
-
-
 @pytest.fixture
 def odd(tmp_path: Path) -> Iterator[Path]:
     """A file system that does most things wrong."""
-    pytest.importorskip("mfusepy", reason="needs mfusepy", exc_type=ImportError)
-    if not os.access("/dev/fuse", os.W_OK) or not shutil.which("fusermount3"):
-        pytest.skip("needs FUSE: /dev/fuse, which this user may write to, and fusermount3")
     folder, point = tmp_path / "folder", tmp_path / "point"
     folder.mkdir()
     point.mkdir()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.odd", folder, point],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
-        env=environment(),
-    )
-    try:
-        assert server.stdout
-        if server.stdout.readline() != b"mounted\n":
-            pytest.skip("FUSE does not mount here")
+    with served(point, "-m", "tests.odd", folder, point):
         wait_until(lambda: os.path.ismount(point), "for the mount")
         yield point
-    finally:
-        subprocess.run(["fusermount3", "-u", "-z", point], check=False, capture_output=True)
-        server.kill()
-        server.communicate()
 
 
-@pytest.mark.parametrize("where", ["disk", "tmpfs"])
-def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Callable[[str], None]) -> None:
-    place = tmp_path if where == "disk" else a_tmpfs() / f"fsinbox-doctor-{os.getpid()}"
-    place.mkdir(exist_ok=True)
-    try:
+@pytest.mark.parametrize("base", [disk(), tmpfs()], ids=["disk", "tmpfs"])
+def test_a_good_file_system_is_found_good(base: Path | None, figure: Callable[[str], None]) -> None:
+    if base is None:
+        pytest.skip("no tmpfs that this user may write to")
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        place = Path(folder)
         facts = measure(str(place / "inbox"))
         assert facts.errors == {}
         assert facts.race and facts.race.reads > 100 and (facts.race.missing, facts.race.torn) == (0, 0)
@@ -135,15 +115,12 @@ def test_a_good_file_system_is_found_good(tmp_path: Path, where: str, figure: Ca
         assert {line.name: line.level for line in describe(facts) if line.level == "person"} == {}
         assert list(place.iterdir()) == [], "the doctor has left something behind"
         levels = {line.name: line for line in describe(facts)}
-        if where == "tmpfs":
+        if base == tmpfs():
             assert "tmpfs is memory: nothing here survives a power cut" in levels["flush"].chosen
         figure(
             f"{facts.kind}: {facts.race.reads} reads beside {facts.race.renames} renames; "
             f"{levels['flush'].found}"
         )
-    finally:
-        if where == "tmpfs":
-            shutil.rmtree(place)
 
 
 def test_a_bad_file_system_is_found_bad_in_each_respect(odd: Path) -> None:
@@ -1615,41 +1592,36 @@ def test_a_look_in_which_any_call_fails_tells_something_or_says_why_not(
 
 @pytest.mark.faults
 def test_a_measurement_whose_calls_fail_is_told_of_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-measured"
-    place.mkdir()
     names: set[str] = set()
 
     def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
         names.add(name)
         return call(*arguments, **more)
 
-    try:
-        with intercepted(note):
-            assert measure(str(place)).errors == {}
-        assert {"mkdir", "rename", "symlink", "flock", "fsync", "statvfs", "chmod"} <= names
-        for broken in sorted(names - {"close"}):
+    with intercepted(note):
+        assert measure(str(tmp_path)).errors == {}
+    assert {"mkdir", "rename", "symlink", "flock", "fsync", "statvfs", "chmod"} <= names
+    for broken in sorted(names - {"close"}):
 
-            def refuse(
-                name: str,
-                call: Callable[..., Any],
-                arguments: tuple[Any, ...],
-                more: dict[str, Any],
-                broken: str = broken,
-            ) -> Any:
-                if name == broken:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                return call(*arguments, **more)
+        def refuse(
+            name: str,
+            call: Callable[..., Any],
+            arguments: tuple[Any, ...],
+            more: dict[str, Any],
+            broken: str = broken,
+        ) -> Any:
+            if name == broken:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return call(*arguments, **more)
 
-            with intercepted(refuse):
-                try:
-                    facts = measure(str(place))
-                except OSError:
-                    assert broken == "mkdir"  # there is no place to measure in
-                else:
-                    assert all(line.found for line in describe(facts))
-            assert os.listdir(place) == [], broken
-    finally:
-        shutil.rmtree(place)
+        with intercepted(refuse):
+            try:
+                facts = measure(str(tmp_path))
+            except OSError:
+                assert broken == "mkdir"  # there is no place to measure in
+            else:
+                assert all(line.found for line in describe(facts))
+        assert os.listdir(tmp_path) == [], broken
 
 
 @pytest.mark.faults
@@ -1659,43 +1631,37 @@ def test_a_repair_that_dies_or_fails_at_every_call_loses_nothing(
 ) -> None:
     how, _, what = ident.partition("-")
     frame = what == "frame"
-    place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-{ident}"
-    place.mkdir()
     only = os.environ.get("DOCTOR_CALL", "").split(":")
     if len(only) == 2 and only[0] != how:
         pytest.skip(f"only {os.environ['DOCTOR_CALL']} is asked for")
-    try:
-        broken = [place / "broken", place / "and-not-mended"]
-        before = [break_everything(broken[0]), break_everything(broken[1], low=False)]
-        if frame:
-            break_frame(broken[0])
-        at, hits, bad = 0, 0, []
-        while True:
-            at = int(only[1]) if len(only) == 2 else at + 1
-            path = place / "inbox"
-            first = frame or at % 2 == 0
-            subprocess.run(["cp", "-a", broken[not first], path], check=True)
-            fault = crashed(path, how, at)
-            hits += bool(fault.hit)
-            way = ("drain", "add", "recover-add")[at % 3]
-            try:
-                wrong = recovered(path, before[not first], way, first=first)
-            except Exception as error:
-                wrong = [f"raised {error!r}"]
-            if wrong:
-                replay = (
-                    f"DOCTOR_CALL={how}:{at} python -m pytest tests/test_doctor.py -k 'every_call and "
-                    f"{ident}'"
-                )
-                bad.append(f"{fault.hit}: {wrong}; replay: {replay}")
-            shutil.rmtree(path)
-            if not fault.hit or len(only) == 2:
-                break
-        assert bad == [], "\n".join(bad[:5])
-        assert len(only) == 2 or hits == at - 1 > 150
-        figure(f"{hits} calls, each {'killed at' if how == 'kill' else 'failed with ' + how}, 0 lost")
-    finally:
-        shutil.rmtree(place)
+    broken = [tmp_path / "broken", tmp_path / "and-not-mended"]
+    before = [break_everything(broken[0]), break_everything(broken[1], low=False)]
+    if frame:
+        break_frame(broken[0])
+    at, hits, bad = 0, 0, []
+    while True:
+        at = int(only[1]) if len(only) == 2 else at + 1
+        path = tmp_path / "inbox"
+        first = frame or at % 2 == 0
+        subprocess.run(["cp", "-a", broken[not first], path], check=True)
+        fault = crashed(path, how, at)
+        hits += bool(fault.hit)
+        way = ("drain", "add", "recover-add")[at % 3]
+        try:
+            wrong = recovered(path, before[not first], way, first=first)
+        except Exception as error:
+            wrong = [f"raised {error!r}"]
+        if wrong:
+            replay = (
+                f"DOCTOR_CALL={how}:{at} python -m pytest tests/test_doctor.py -k 'every_call and {ident}'"
+            )
+            bad.append(f"{fault.hit}: {wrong}; replay: {replay}")
+        shutil.rmtree(path)
+        if not fault.hit or len(only) == 2:
+            break
+    assert bad == [], "\n".join(bad[:5])
+    assert len(only) == 2 or hits == at - 1 > 150
+    figure(f"{hits} calls, each {'killed at' if how == 'kill' else 'failed with ' + how}, 0 lost")
 
 
 def test_a_repair_that_is_not_disturbed_mends_everything_at_once(inbox_dir: Path) -> None:
@@ -1726,24 +1692,23 @@ def test_repairs_while_producers_add_lose_nothing(
 ) -> None:
     """Three producers, five keys. Each repair holds the index for wrong, and makes it anew."""
     monkeypatch.setattr(mending, "Look", Suspicious)
-    place = memory(tmp_path) / f"fsinbox-doctor-{os.getpid()}-{consumer}"
-    place.mkdir()
-    path = place / "inbox"
+    path = tmp_path / "inbox"
     Inbox(path).close()
     children: list[subprocess.Popen[bytes]] = []
     try:
         for who in range(3):
             program = [f"quick:{KEYS[(turn + who) % 5]}={who}-{turn}" for turn in range(ADDS)]
-            children.append(start_driver(path, place / f"log{who}", program))
+            children.append(start_driver(path, tmp_path / f"log{who}", program))
         if consumer:
-            children.append(start_driver(path, place / "log3", ["take", "ack"] * ADDS))
+            children.append(start_driver(path, tmp_path / "log3", ["take", "ack"] * ADDS))
         repairs = 0
         while any(child.poll() is None for child in children[:3]):
             repair(str(path), pause=0)
             repairs += 1
         assert [child.wait(60) for child in children] == [0] * len(children)
         events = sorted(
-            (event for who in range(4) for event in read_log(place / f"log{who}")), key=lambda event: event.t
+            (event for who in range(4) for event in read_log(tmp_path / f"log{who}")),
+            key=lambda event: event.t,
         )
         assert sum(event.what == "add_end" for event in events) == 3 * ADDS
         assert repairs > 10
@@ -1753,15 +1718,9 @@ def test_repairs_while_producers_add_lose_nothing(
         for child in children:
             child.kill()
             child.wait()
-        shutil.rmtree(place)
 
 
 ADDS = 1500
-
-
-def memory(otherwise: Path) -> Path:
-    """A place in memory, where a thousand flushes take no time."""
-    return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else otherwise
 
 
 def start_driver(path: Path, log: Path, words: list[str]) -> subprocess.Popen[bytes]:

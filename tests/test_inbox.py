@@ -36,6 +36,7 @@ from fsinbox import (
     UnusableInbox,
     WrongState,
 )
+from tests.machine import another_file_system
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
@@ -1058,10 +1059,7 @@ def test_add_file_can_hand_the_file_itself_over(inbox: Inbox, tmp_path: Path) ->
 
 
 def test_add_file_with_move_across_file_systems_copies_and_removes(inbox: Inbox, tmp_path: Path) -> None:
-    other = Path("/dev/shm")
-    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev or not os.access(other, os.W_OK):
-        pytest.skip("needs a second file system at /dev/shm")
-    source = other / f"fsinbox-test-{os.getpid()}-{time.time_ns()}"
+    source = another_file_system(tmp_path) / f"fsinbox-test-{os.getpid()}-{time.time_ns()}"
     try:
         source.write_bytes(b"payload")
         inbox.add_file("k", source, move=True)

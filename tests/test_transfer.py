@@ -160,14 +160,16 @@ def test_a_file_system_that_shares_blocks_is_asked_to(
     """Btrfs and XFS do. Here, what their answer looks like: ioctl_ficlone(2)."""
     asked = []
 
-    def share(target: int, request: int, source: int) -> int:
+    def share(target: int, request: int, source: Any) -> int:
+        if request != 0x40049409:  # whether this is Btrfs
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
         asked.append(request)
         os.pwrite(target, os.pread(source, 10_000, 0), 0)
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", share)
     inbox.add_file("a", file)
-    assert asked == [0x40049409]
+    assert len(asked) == 1
     assert delivered(inbox) == [b"content" * 1000]
 
 

@@ -97,6 +97,14 @@ def parse_element(name: str) -> tuple[int, str] | None:
     return None
 
 
+def split_name(name: str) -> tuple[str, str] | None:
+    """Return the same without making a number of the digits: in half the time, for a million names."""
+    digits, encoded = name[:DIGITS], name[DIGITS + 1 :]
+    if encoded and name[DIGITS] == "-" and digits.isdecimal() and digits.isascii():
+        return digits, encoded
+    return None
+
+
 # The parts of a name that is known to be an element's, or at least to be cut like one. (Cutting is what a
 # million names can bear; parse_element is for a name that nobody has looked at.)
 

@@ -3,16 +3,12 @@ oracle judge."""
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import shutil
 import sys
-import tempfile
 import traceback
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time_ns
@@ -28,10 +24,9 @@ from tests.oracle import Event, judge
 
 from .recording import Recording, State, Told, Tree, clear, in_process, lay, read_tree, states
 from .trace import read, strace
-from .workloads import END, LINES, SETTLED, Workload
+from .workloads import END, SETTLED, Workload
 
 ROOT = Path(__file__).parents[2]
-MEMORY = "/dev/shm"
 ENOUGH_WRONG = 20
 """Bad states after which no more are looked at."""
 
@@ -40,20 +35,6 @@ RECOVERY, REPAIR = AGAIN = (" >> recovery", " >> repair")
 it."""
 
 HOUR = 3600 * 10**9
-
-
-@contextmanager
-def scratch(fallback: Path) -> Iterator[Path]:
-    """A folder in memory, if there is a file system in memory: what a power cut leaves is worked out, not
-    tried."""
-    folder = tempfile.mkdtemp(prefix="crash-", dir=MEMORY if os.access(MEMORY, os.W_OK) else fallback)
-    logging.disable()
-    try:
-        with mock.patch.object(fsinbox.store.index, "FEWEST_LINES", LINES):
-            yield Path(folder)
-    finally:
-        logging.disable(logging.NOTSET)
-        shutil.rmtree(folder)
 
 
 class Trace(NamedTuple):

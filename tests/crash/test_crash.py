@@ -29,13 +29,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from .check import AGAIN, RECOVERY, REPAIR, Checker, Trace, announced, scratch, trace
+import fsinbox.store.index
+
+from .check import AGAIN, RECOVERY, REPAIR, Checker, Trace, announced, trace
 from .races import RACES, Race, run
 from .recording import MODELS, Recording, State, states
-from .workloads import BASES, STORIES, Workload, sequences, story
+from .workloads import BASES, LINES, STORIES, Workload, sequences, story
 
 pytestmark = [
     pytest.mark.crash,
@@ -50,10 +53,10 @@ MOST = 300
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory."""
-    with scratch(tmp_path) as folder:
-        yield folder
+def folder(tmp_path: Path, quiet: None) -> Iterator[Path]:
+    """A folder, and indexes that are small: what a power cut leaves is worked out, not tried."""
+    with mock.patch.object(fsinbox.store.index, "FEWEST_LINES", LINES):
+        yield tmp_path
 
 
 def report(checker: Checker, figure: Figure, least: int) -> None:

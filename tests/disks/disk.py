@@ -18,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
 
+from tests.machine import served, why_no_fuse
+
 from .recorder import BREAK, DISK
 
-MEMORY = "/dev/shm"
 PREFIX = "fsinbox-disks-"
 MEGABYTE = 1 << 20
 
@@ -63,17 +64,13 @@ def why_not(fs: FileSystem) -> str:
         return "not Linux"
     if os.geteuid() != 0:
         return "not root: may not mount"
-    if not os.path.exists("/dev/fuse"):
-        return "no /dev/fuse: the kernel lacks FUSE"
+    if reason := why_no_fuse():
+        return reason
     if not os.path.exists("/dev/loop-control"):
         return "no /dev/loop-control: the kernel lacks loop devices"
     for program in ("losetup", "fallocate", fs.make[0]):
         if not shutil.which(program):
             return f"no {program}: not installed"
-    try:
-        import mfusepy  # noqa: F401
-    except (ImportError, OSError) as error:
-        return f"no FUSE library: {error}"
     try:
         with work_folder() as folder:
             make(fs, folder / "image")
@@ -86,11 +83,11 @@ def why_not(fs: FileSystem) -> str:
 @contextmanager
 def work_folder() -> Iterator[Path]:
     """A folder for images and mounts, in memory if it can be."""
-    memory = MEMORY if os.access(MEMORY, os.W_OK) else tempfile.gettempdir()
-    with open(f"{memory}/{PREFIX}lock", "w") as one_at_a_time:
+    base = Path(tempfile.gettempdir())
+    with open(base / f"{PREFIX}lock", "w") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        _clean_up_after_the_killed(Path(memory))
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory))
+        _clean_up_after_the_killed(base)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it has an owner who is alive
     try:
@@ -100,8 +97,8 @@ def work_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def _clean_up_after_the_killed(memory: Path) -> None:
-    for folder in memory.glob(f"{PREFIX}*"):
+def _clean_up_after_the_killed(base: Path) -> None:
+    for folder in base.glob(f"{PREFIX}*"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
@@ -194,21 +191,11 @@ def recording(folder: Path, image: Path) -> Iterator[str]:
     """A loop device over an image, of which folder/log notes each write, while this lasts."""
     fuse = folder / "fuse"
     fuse.mkdir(exist_ok=True)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.disks.recorder", fuse, image, folder / "log"],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert server.stdout
-        if server.stdout.readline() != b"ready\n":
-            raise OSError("the recording disk cannot be mounted: see its message")
-        with attached(fuse / DISK) as device:
-            yield device
-    finally:
-        _LIBC.umount2(os.fsencode(fuse), _MNT_DETACH)
-        server.kill()
-        server.communicate()
+    with (
+        served(fuse, "-m", "tests.disks.recorder", fuse, image, folder / "log"),
+        attached(fuse / DISK) as device,
+    ):
+        yield device
 
 
 def break_after(folder: Path, writes: int | None) -> None:

@@ -24,10 +24,8 @@ that replays it:
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +60,6 @@ REASONS = {how: os.strerror(getattr(errno, how)) for how in ERRORS} | {
 
 PARTIAL = frozenset(("write", "pwrite", "copy_file_range"))
 """Calls that may do only a part of what they were asked for."""
-
-MEMORY = "/dev/shm"
-
 
 # --- the fault ----------------------------------------------------------------------------------------
 
@@ -139,7 +134,7 @@ def fits(name: str, how: str, arguments: tuple[Any, ...]) -> bool:
 
 
 class World:
-    """Where the runs are done: directories in memory, one after the other."""
+    """Where the runs are done: directories, one after the other."""
 
     def __init__(self, folder: str, elsewhere: str) -> None:
         self.folder = folder
@@ -304,17 +299,12 @@ def sweep(world: World, scenarios: list[Scenario], *, every: bool) -> dict[str, 
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A directory in memory, if there is a file system in memory: what is tested here is code, not a disk."""
-    folder = tempfile.mkdtemp(prefix="faults-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path)
-    logging.disable()
+def world(tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch) -> World:
     # Else the number of a run's calls would depend on how long it takes.
     monkeypatch.setattr(fsinbox.consumer.consumer, "_LOOK_INTERVAL", 0.0)
-    try:
-        yield World(folder, str(tmp_path))
-    finally:
-        logging.disable(logging.NOTSET)
-        shutil.rmtree(folder)
+    for name in ("runs", "elsewhere"):
+        (tmp_path / name).mkdir()
+    return World(str(tmp_path / "runs"), str(tmp_path / "elsewhere"))
 
 
 def dealt(shard: int) -> list[Scenario]:

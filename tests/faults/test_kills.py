@@ -21,10 +21,8 @@ A failure prints a line that replays it:
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,8 +40,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
 ]
-
-MEMORY = "/dev/shm"
 
 SHARDS = 6
 """Tests that the programs are dealt out to: for xdist."""
@@ -64,7 +60,7 @@ before."""
 
 
 class Place:
-    """Where processes are killed: a directory in memory, and who starts them."""
+    """Where processes are killed: a directory, and who starts them."""
 
     def __init__(self, folder: Path, elsewhere: Path) -> None:
         self.folder = folder
@@ -152,16 +148,12 @@ def _announced(log: Log, pair: str, add: Callable[[str, str], object]) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    folder = tempfile.mkdtemp(prefix="kills-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path)
-    logging.disable()
-    place = Place(Path(folder), tmp_path)
-    try:
-        yield place
-    finally:
-        place.close()
-        logging.disable(logging.NOTSET)
-        shutil.rmtree(folder)
+def place(tmp_path: Path, quiet: None) -> Iterator[Place]:
+    for name in ("runs", "elsewhere"):
+        (tmp_path / name).mkdir()
+    place = Place(tmp_path / "runs", tmp_path / "elsewhere")
+    yield place
+    place.close()
 
 
 def points_of(place: Place, name: str) -> list[Point]:

@@ -22,10 +22,8 @@ A failure prints a line that replays it:
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,7 +33,7 @@ from tests.driver import WAYS, Log, aftermath, all_died, payload, read_log
 from tests.oracle import Event, judge
 
 from .programs import Scenario, excused, hurry, prepared
-from .test_errors import ERRORS, MEMORY
+from .test_errors import ERRORS
 from .traced import ALL, Point, Shell, Zygote, hits, inject, points
 
 pytestmark = [
@@ -65,7 +63,7 @@ NOT_ADDED = ("was not added", "was not queued")
 
 
 class Place:
-    """Where the commands are run, one after the other: a directory in memory."""
+    """Where the commands are run, one after the other: a directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -134,16 +132,10 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    folder = tempfile.mkdtemp(prefix="refusals-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path)
-    logging.disable()
-    place = Place(Path(folder))
-    try:
-        yield place
-    finally:
-        place.zygote.close()
-        logging.disable(logging.NOTSET)
-        shutil.rmtree(folder)
+def place(tmp_path: Path, quiet: None) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    place.zygote.close()
 
 
 def sweep(place: Place, name: str, *, errors: int) -> int:

@@ -23,7 +23,6 @@ import random
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,20 +33,16 @@ from time import time_ns
 from typing import Any, Self
 from unittest import mock
 
-import pytest
 from greenlet import getcurrent, greenlet
 
 import fsinbox.store.layout
 from fsinbox.store.errors import InboxError
 from tests.driver import WAYS, Driver, Log, aftermath, all_died
+from tests.machine import served
 from tests.oracle import Event, judge
 from tests.shim import intercepted
 
 from .filesystem import ANSWERS, DISKS, ORDERS, Answer
-
-ROOT = Path(__file__).parents[2]
-
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # else where temporary files are
 
 BOOT = "afterwar"
 """The boot tag after a power cut."""
@@ -83,29 +78,19 @@ class Mount:
     """The mounted file system, and its orders."""
 
     def __init__(self, folder: Path, seed: str = "0") -> None:
-        """Mount it at `folder`/mnt. Skips the test where that is not possible."""
+        """It is mounted at `folder`/mnt in a `with` block. Skips the test where that is not possible."""
         self.point = folder / "mnt"
         self.inbox = str(self.point / "inbox")
         self.point.mkdir()
-        command = [sys.executable, "-c", "from tests.lossy.filesystem import main; main()", self.point, seed]
-        complaints = (folder / "complaints").open("w+")
-        self._server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=complaints)
-        assert self._server.stdout
-        if self._server.stdout.readline() != b"mounted\n":
-            self.close()
-            complaints.seek(0)
-            said = complaints.read().strip()
-            if "fusermount" in said or "fuse: " in said:
-                pytest.skip(f"FUSE cannot mount here: {said.splitlines()[-1]}")
-            raise AssertionError(f"the file system did not start: {said}")
+        code = "from tests.lossy.filesystem import main; main()"  # (not -m: its answers name its module)
+        self._served = served(self.point, "-c", code, self.point, seed)
 
-    def close(self) -> None:
-        """Unmount it, whatever has it open."""
-        subprocess.run(["fusermount3", "-u", "-z", self.point], check=False, capture_output=True)
-        self._server.terminate()
-        self._server.wait(10)
-        assert self._server.stdout
-        self._server.stdout.close()
+    def __enter__(self) -> Self:
+        self._served.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._served.__exit__(None, None, None)
 
     def order(self, *words: object) -> None:
         """Give an order, see filesystem.py."""
@@ -114,12 +99,6 @@ class Mount:
     def answer(self) -> Answer:
         """Return what has happened since the last answer."""
         return pickle.loads((self.point / ANSWERS).read_bytes())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class _Library:
@@ -419,7 +398,7 @@ class Judge:
     def _recover(self, case: Case, run: Run, tree: Any, way: str, told: set[int], where: str) -> None:
         self.tally.recovered += 1
         clock = time_ns() - 3600 * 10**9 if self._turn % 2 else None  # it may come back wrong
-        folder = tempfile.mkdtemp(prefix="fsinbox-lossy-", dir=MEMORY)
+        folder = tempfile.mkdtemp(prefix="fsinbox-lossy-")
         try:
             lay_out(tree, folder)
             after, wrong = recover(f"{folder}/inbox", way, run.keys, clock)

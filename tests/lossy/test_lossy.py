@@ -40,6 +40,7 @@ from fsinbox import Inbox
 from fsinbox.store import files
 from fsinbox.store.errors import InboxError
 from tests.driver import payload, value_of
+from tests.machine import why_no_fuse
 
 try:
     from .harness import PROGRAMS, Case, Judge, Mount, Run, Tally, as_local, recover
@@ -48,8 +49,7 @@ except (ImportError, OSError) as problem:
 
 pytestmark = [
     pytest.mark.lossy,
-    pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse"),
-    pytest.mark.skipif(not shutil.which("fusermount3"), reason="needs fusermount3 (package fuse3)"),
+    pytest.mark.skipif(bool(why_no_fuse()), reason=f"needs FUSE: {why_no_fuse()}"),
 ]
 
 REPLAY = os.environ.get("LOSSY", "")

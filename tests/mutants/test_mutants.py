@@ -16,6 +16,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,22 +35,41 @@ SHELL_FLUSH = re.compile(
 WORKLOAD = "workload: "
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_mutant_is_found(mutant: Mutant, tmp_path: Path) -> None:
-    copy = tmp_path / "tree"
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree. Each mutant is put into it and taken out again: so what the interpreter has
+    compiled of all else is there for the next."""
+    copy = tmp_path_factory.mktemp("mutants") / "tree"
     for name in TREE:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / name, copy / name)
-    changed = copy / mutant.file
-    source = changed.read_text()
-    times = source.count(mutant.old)
-    assert times == 1, (
-        f"{mutant.file} holds this {times} times, not once; look at its mutants again:\n{mutant.old}"
+    return copy
+
+
+@contextmanager
+def applied(mutant: Mutant, tree: Path) -> Iterator[None]:
+    """The mutant is in the tree, while this lasts."""
+    changed = tree / mutant.file
+    source, times = changed.read_text(), changed.stat()
+    found = source.count(mutant.old)
+    assert found == 1, (
+        f"{mutant.file} holds this {found} times, not once; look at its mutants again:\n{mutant.old}"
     )
     changed.write_text(source.replace(mutant.old, mutant.new))
+    # What was compiled is told from the source's second and size: each mutant has a second of its own.
+    second = int(times.st_mtime) + 1 + MUTANTS.index(mutant)
+    os.utime(changed, (second, second))
+    try:
+        yield
+    finally:
+        changed.write_text(source)
+        os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
 
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_found(mutant: Mutant, tree: Path) -> None:
     words, environment = shlex.split(mutant.check), dict(os.environ)
     if mutant.check.startswith(WORKLOAD):
         words = ["tests/crash", "-k", "one_workload"]
@@ -71,7 +92,8 @@ def test_a_mutant_is_found(mutant: Mutant, tmp_path: Path) -> None:
         "timeout=60",
         *words,
     ]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=250)
+    with applied(mutant, tree):
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=250)
     told = done.stdout[-3000:] + done.stderr[-1000:]
     assert done.returncode == 1, (
         f"pytest ended with {done.returncode}; with 1, something would have been found\n{told}"

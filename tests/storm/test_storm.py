@@ -29,7 +29,6 @@ and keeps FOLDER. `pytest tests/storm --long` adds an hour on the disk, in storm
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -41,13 +40,13 @@ from time import monotonic
 
 import pytest
 
+from tests.machine import disk
+
 from .director import Storm, run
 from .history import counts, history, look, went_on
 from .programs import CONSUMERS
 
 pytestmark = pytest.mark.storm
-
-MEMORY = "/dev/shm"
 
 # A storm ends when it has reached all of these: a quarter of a million adds and of 1,000 kills, and enough of
 # each kind.
@@ -183,10 +182,8 @@ def test_nothing_is_missed_in_a_storm(
     storm: Storm, tmp_path: Path, figure: Callable[[str], None], request: pytest.FixtureRequest
 ) -> None:
     _replay(request)
-    if not storm.name.startswith("disk") and not os.access(MEMORY, os.W_OK):
-        pytest.skip(f"there is no file system in memory at {MEMORY}")
     began = monotonic()
-    adds, deliveries, kills = weather(storm, tmp_path if storm.name.startswith("disk") else MEMORY)
+    adds, deliveries, kills = weather(storm, disk() if storm.name.startswith("disk") else tmp_path)
     figure(
         f"{_list(adds)} adds, {_list(deliveries)} deliveries, {_list(kills)} kills, 0 bad, "
         f"{monotonic() - began:.0f} s{_stops.get(storm.name, '')}"
@@ -203,11 +200,7 @@ def test_a_fault_is_found_where_windows_are_wide(
     began = monotonic()
     # A fault is seen in the first storm as a rule; beside others that have the machine, in a later one.
     for more in range(5 if fault else 1):
-        folder = Path(
-            tempfile.mkdtemp(
-                prefix=f"storm-wide-{fault}-", dir=MEMORY if os.access(MEMORY, os.W_OK) else tmp_path
-            )
-        )
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
         run(replace(_WIDE, fault=fault, seed=_WIDE.seed + more), folder)
         events = history(folder)
         wrong = look(folder, events, in_line=False)
@@ -240,7 +233,7 @@ def test_the_storms_add_a_million_and_kill_a_thousand() -> None:
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.parametrize("part", [1, 2])  # one a core, for an hour on two
 def test_nothing_is_missed_in_an_hour_of_storms_on_the_disk(
-    part: int, tmp_path: Path, figure: Callable[[str], None], request: pytest.FixtureRequest
+    part: int, figure: Callable[[str], None], request: pytest.FixtureRequest
 ) -> None:
     _replay(request)
     adds: Counter[str] = Counter()
@@ -251,7 +244,7 @@ def test_nothing_is_missed_in_an_hour_of_storms_on_the_disk(
         storms += 1
         seed = part * 1000 + storms
         storm = replace(_HOUR, name=f"hour-{seed}", seed=seed, in_line=bool(seed % 2))
-        more, _, killed = weather(storm, tmp_path)
+        more, _, killed = weather(storm, disk())
         adds += more
         kills += killed
     figure(f"{storms} storms, {_list(adds)} adds, {_list(kills)} kills, 0 bad, {monotonic() - began:.0f} s")
