@@ -109,7 +109,7 @@ class AsyncInbox:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(woken.set)
 
-        listening = await asyncio.to_thread(self.inbox.listening)
+        listening = await asyncio.to_thread(lambda: self.inbox.sleeper.listening())
         with listening as watch:
             watch.waker.relay = relay
             try:
@@ -124,7 +124,7 @@ class AsyncInbox:
                         return None
                     # Not wait_for: in Python 3.11 it swallows a cancel that comes together with the wake.
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(watch.patience(self.inbox.sleep_limit(left))):
+                        async with asyncio.timeout(watch.patience(self.inbox.sleeper.limit(left))):
                             await woken.wait()
             finally:
                 watch.waker.relay = None

@@ -6,7 +6,7 @@ import os
 
 from .store import files
 from .store.codecs import decode
-from .store.drops import finished_drop
+from .store.drops import DRAFTS, finished_drop
 from .store.errors import InvalidKey
 from .store.handle import Handle, Looking
 from .store.layout import Layout
@@ -219,6 +219,13 @@ class Looks:
         the folders."""
         with Looking(self._handle) as layout:
             return len({encoded for _, encoded, _, _ in _places(layout)} | _deferred(layout))
+
+    def anything(self) -> bool:
+        """Tell whether an element waits, or a file in drop/. Lists the folders."""
+        with Looking(self._handle) as layout:
+            if any(parse_element(name) for name in layout.names("pending")):
+                return True
+            return any(not name.lower().endswith(DRAFTS) for name in layout.names("drop"))
 
     def __bool__(self) -> bool:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""

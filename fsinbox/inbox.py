@@ -7,19 +7,16 @@ import os
 from .element import Element, Looks
 from .store.adding import Adder
 from .store.codecs import check_codec, encode
-from .store.drops import DRAFTS
 from .store.handle import Handle, Looking
-from .store.names import parse_element
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Any, BinaryIO, Self
 
     from .consumer.session import Claim, Session
-    from .consumer.watch import Waker, Watch
+    from .consumer.sleeper import Sleeper
     from .store.adding import Added
     from .store.index import Index
     from .store.layout import Layout
@@ -30,6 +27,25 @@ class Inbox(Looks):
 
     Any number of processes and threads may open it and add. One process at a time may take; it becomes the
     consumer with its first take and stays it until close(). Use it in a `with` block, or call close().
+
+    path           the directory; if it is not there, it is created, durably
+    codec          "json", "text" or "bytes": what a value is, and how it becomes a file's content
+    durable        whether add returns only when a power cut can no longer lose the element (False:
+                   neither adds nor what the consumer does is flushed)
+    create         False: raise UnusableInbox if there is no inbox
+    shared         when creating: let the group read and write (default: only the user)
+    max_inflight   how many elements may be in flight at once; never two of one key
+    settle         debounce: seconds that a key must have been left alone before its element is taken ...
+    max_settle     ... but once it has waited this many seconds it is taken anyway
+    drop_settle    seconds that a file in drop/ must lie still if it may be under its writer's hand
+    max_drop_size  bytes; a larger file in drop/ is set aside
+    watch          "auto", "events" or "poll": how an idle consumer notices arrivals
+    poll_interval  seconds between polls at most, where it polls
+    shard          "I/N": consume only the I-th of N parts of the keys; one consumer for each
+    lease          seconds without a heartbeat after which another host's consumer takes over
+    scope          when creating: "local" or "network", whether several hosts share it; "auto": as the
+                   file system is
+    keep_done      how many acknowledged elements to keep in done/, the last ones
     """
 
     def __init__(
@@ -52,28 +68,7 @@ class Inbox(Looks):
         scope: str = "auto",
         keep_done: int = 0,
     ) -> None:
-        """Open the inbox at `path`, and create it, durably, if it is not there.
-
-        codec          "json", "text" or "bytes": what a value is, and how it becomes a file's content
-        durable        whether add returns only when a power cut can no longer lose the element (False:
-                       neither adds nor what the consumer does is flushed)
-        create         False: raise UnusableInbox if there is no inbox
-        shared         when creating: let the group read and write (default: only the user)
-        max_inflight   how many elements may be in flight at once; never two of one key
-        settle         debounce: seconds that a key must have been left alone before its element is taken ...
-        max_settle     ... but once it has waited this many seconds it is taken anyway
-        drop_settle    seconds that a file in drop/ must lie still if it may be under its writer's hand
-        max_drop_size  bytes; a larger file in drop/ is set aside
-        watch          "auto", "events" or "poll": how an idle consumer notices arrivals
-        poll_interval  seconds between polls at most, where it polls
-        shard          "I/N": consume only the I-th of N parts of the keys; one consumer for each
-        lease          seconds without a heartbeat after which another host's consumer takes over
-        scope          when creating: "local" or "network", whether several hosts share it; "auto": as the
-                       file system is
-        keep_done      how many acknowledged elements to keep in done/, the last ones
-
-        Raises UnusableInbox, ValueError.
-        """
+        """Open it. Raises UnusableInbox, ValueError."""
         self.codec = check_codec(codec)
         self.durable = durable
         _check(max_inflight, watch, (settle, max_settle, drop_settle, max_drop_size), poll_interval)
@@ -228,12 +223,10 @@ class Inbox(Looks):
         it."""
         session = self._sessions.get(os.getpid())
         if session is None:
-            from .consumer.ownership import parse_shard
-            from .consumer.session import Session
-            from .consumer.settings import Settings
+            from .consumer.session import open_session
 
-            settings = Settings(shard=parse_shard(self._shard), **self._consuming)
-            session = Session(self._handle, settings, lambda: self.max_inflight, self._watch)
+            room = lambda: self.max_inflight  # noqa: E731
+            session = open_session(self._handle, room, self._watch, self._shard, self._consuming)
         return self._sessions.setdefault(session.pid, session)
 
     # --- waiting ------------------------------------------------------------------------------------------
@@ -241,22 +234,13 @@ class Inbox(Looks):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds.
         Takes nothing."""
-        return self._anything() or bool(self._taking().sleeper.wait_for(self._anything, timeout))
-
-    def _anything(self) -> bool:
-        with Looking(self._handle) as layout:
-            if any(parse_element(name) for name in layout.names("pending")):
-                return True
-            return any(not name.lower().endswith(DRAFTS) for name in layout.names("drop"))
-
-    def listening(self) -> AbstractContextManager[Watch]:
-        """While this lasts, arrivals are noticed: a context manager that gives the Watch."""
-        return self._taking().sleeper.listening()
+        return self.anything() or bool(self.sleeper.wait_for(self.anything, timeout))
 
     @property
-    def waker(self) -> Waker:
-        """What wakes this inbox's sleeper; `set()` it from any thread or signal handler."""
-        return self._taking().sleeper.watch().waker
+    def sleeper(self) -> Sleeper:
+        """What sleeps until something may be taken, for a loop of one's own. Raises WrongState if it was
+        closed."""
+        return self._taking().sleeper
 
     def next_look_in(self) -> float | None:
         """Return in how many seconds something may become takeable by itself (a back-off, a debounce), or
@@ -264,12 +248,7 @@ class Inbox(Looks):
 
         None, too, while people have paused it, and for what they hold: that is for them to end.
         """
-        return self._taking().sleeper.next_look_in()
-
-    def sleep_limit(self, left: float | None = None) -> float | None:
-        """Return for how many seconds to sleep at most before the next look, given the caller's own limit;
-        None: until something arrives."""
-        return self._taking().sleeper.limit(left)
+        return self.sleeper.next_look_in()
 
     # --- the end ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .store import adding
-from .store.layout import Layout, close_quietly
+from .store.folders import close_quietly
+from .store.layout import Layout
 
 try:
     from opentelemetry import trace

@@ -56,7 +56,7 @@ import fsinbox.store.index
 from fsinbox import Element, Inbox
 from fsinbox.operate.steering import Steering
 from fsinbox.store.files import commit, is_btrfs
-from fsinbox.store.index import HEADER
+from fsinbox.store.lines import HEADER
 from tests.oracle import Event
 
 SHELL_PRODUCER = str(Path(__file__).parents[1] / "scripts" / "fsinbox-add")

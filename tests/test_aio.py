@@ -340,7 +340,7 @@ def test_a_cancelled_take_ends_at_whatever_moment_the_cancel_comes(inbox_dir: Pa
             for round_ in range(60):
                 taking = asyncio.create_task(inbox.take(timeout=None))
                 await asyncio.sleep(0.004)
-                inbox.inbox.waker.set()  # as if something had come, which somebody else took away
+                inbox.inbox.sleeper.waker.set()  # as if something had come, which somebody else took away
                 for _ in range(round_ % 6):
                     await asyncio.sleep(0)
                 taking.cancel()

@@ -59,8 +59,10 @@ from fsinbox.doctor.findings import KINDS, Sign
 from fsinbox.doctor.report import unwritable
 from fsinbox.operate import admission
 from fsinbox.operate.status import summary
-from fsinbox.store.index import HEADER, boot_tag, header_line
-from fsinbox.store.layout import FOLDERS, Layout
+from fsinbox.store.boot import boot_tag
+from fsinbox.store.folders import FOLDERS
+from fsinbox.store.layout import Layout
+from fsinbox.store.lines import HEADER, header_line
 from tests.driver import Driver, Log, aftermath, all_died, forget, payload, read_log, value_of
 from tests.machine import disk, served, tmpfs
 from tests.oracle import Event, judge
@@ -595,7 +597,7 @@ as_root = pytest.mark.skipif(
 
 
 def test_an_inbox_that_has_moved_to_a_network_file_system_needs_a_person(patient: Patient) -> None:
-    with mock.patch("fsinbox.store.layout.is_network", lambda path: True):
+    with mock.patch("fsinbox.store.mounts.is_network", lambda path: True):
         assert patient.kinds() == {"format-scope": "person"}
         (line,) = repair(str(patient.path), pause=0)
     assert "change `local` to `network` in `format`" in line

@@ -24,11 +24,12 @@ from helpers import wait_until
 
 import fsinbox.store.network.sharing
 from fsinbox import AddFailed, Inbox, UnusableInbox
-from fsinbox.store.index import BUCKET, HEADER, LINE, Busy
 from fsinbox.store.layout import Layout
+from fsinbox.store.lines import BUCKET, HEADER, LINE
 from fsinbox.store.names import element_name
 from fsinbox.store.network.sections import LINES, NetworkIndex, read_words
 from fsinbox.store.network.sharing import Sharing, range_lock, sharing_of
+from fsinbox.store.section import Busy
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 

@@ -1807,7 +1807,7 @@ def test_senseless_times_and_sizes_are_refused(inbox_dir: Path, options: dict[st
 @linux
 def test_who_does_not_consume_is_woken_by_a_drop_too(inbox: Inbox, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    with inbox.listening() as watch:
+    with inbox.sleeper.listening() as watch:
         watch.waker.clear()
         (tmp_path / "a").rename(Path(inbox.path, "drop", "a"))
         assert watch.waker.wait(10)

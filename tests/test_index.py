@@ -19,19 +19,11 @@ from typing import Any
 import pytest
 
 from fsinbox import AddFailed, Inbox, UnusableInbox
-from fsinbox.store.index import (
-    BUCKET,
-    FEWEST_LINES,
-    HEADER,
-    LINE,
-    Busy,
-    Index,
-    _lines_of,
-    boot_tag,
-    header_line,
-    read_header,
-)
+from fsinbox.store.boot import boot_tag
+from fsinbox.store.index import FEWEST_LINES, Index, _lines_of
+from fsinbox.store.lines import BUCKET, HEADER, LINE, header_line, read_header
 from fsinbox.store.names import element_name, encode_key
+from fsinbox.store.section import Busy
 from tests.shim import intercepted, refusing
 from tests.usual import drain, held, is_free, names, take
 
@@ -709,7 +701,7 @@ def test_without_proc_an_inbox_says_what_is_missing(inbox: Inbox, monkeypatch: p
     def gone(path: str, *_: object, **__: object) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
-    monkeypatch.setattr("fsinbox.store.index.open", gone, raising=False)
+    monkeypatch.setattr("fsinbox.store.boot.open", gone, raising=False)
     with pytest.raises(UnusableInbox, match="mount /proc"):
         Inbox(inbox.path)
     assert len(os.listdir("/proc/self/fd")) == before

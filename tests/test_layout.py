@@ -18,15 +18,10 @@ import pytest
 
 import fsinbox.store.index
 from fsinbox import AddFailed, Inbox, InboxError, UnusableInbox
-from fsinbox.store.layout import (
-    FILES,
-    FOLDERS,
-    NETWORK_FILE_SYSTEMS,
-    Layout,
-    file_system_type,
-    is_network,
-    set_mode,
-)
+from fsinbox.store.creating import set_mode
+from fsinbox.store.folders import FILES, FOLDERS
+from fsinbox.store.layout import Layout
+from fsinbox.store.mounts import NETWORK_FILE_SYSTEMS, file_system_type, is_network
 from tests.shim import intercepted, meanwhile, refusing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
@@ -460,7 +455,7 @@ def test_mounts_whose_names_need_escapes_are_found(monkeypatch: pytest.MonkeyPat
 1 0 8:1 / / rw - ext4 /dev/a rw
 2 1 0:40 / /a\\040b\\134c rw - nfs4 server:/x rw
 """
-    monkeypatch.setattr("fsinbox.store.layout.open", lambda *_, **__: io.StringIO(lines), raising=False)
+    monkeypatch.setattr("fsinbox.store.mounts.open", lambda *_, **__: io.StringIO(lines), raising=False)
     assert file_system_type("/a b\\c/inbox") == "nfs4"
     assert file_system_type("/a b/inbox") == "ext4"
 
@@ -469,6 +464,6 @@ def test_without_proc_the_type_of_a_file_system_is_unknown(monkeypatch: pytest.M
     def gone(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("fsinbox.store.layout.open", gone, raising=False)
+    monkeypatch.setattr("fsinbox.store.mounts.open", gone, raising=False)
     assert file_system_type("/") == ""
     assert not is_network("/")

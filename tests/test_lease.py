@@ -671,18 +671,18 @@ def test_a_listing_of_what_is_out_passes_over_a_consumer_that_has_just_ended(inb
         path = inbox_dir / "inflight" / "lease-1of2-0000000001"
         path.mkdir()
         with meanwhile("open", path.rmdir, when=lambda name, *_: name == path.name):
-            assert one._handle.layout.out() == []
+            assert one._handle.layout.in_flight() == []
         one.add("a", "1")
         take(one)
         for error in (errno.ESTALE, errno.ENOENT):
             with refusing(listdir=error, when=of_its_folder(one)):
-                assert one._handle.layout.out() == []
+                assert one._handle.layout.in_flight() == []
         with (
             refusing(listdir=errno.EIO, when=of_its_folder(one)),
             pytest.raises(OSError, match="Input/output"),
         ):
-            one._handle.layout.out()
-        assert [folder for folder, _ in one._handle.layout.out()] == [f"inflight/{FIRST}"]
+            one._handle.layout.in_flight()
+        assert [folder for folder, _ in one._handle.layout.in_flight()] == [f"inflight/{FIRST}"]
 
 
 def of_its_folder(inbox: Inbox) -> Callable[[int], bool]:

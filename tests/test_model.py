@@ -52,6 +52,7 @@ import fsinbox.consumer.recovery
 import fsinbox.consumer.returning
 import fsinbox.consumer.taking
 import fsinbox.store.index
+import fsinbox.store.section
 import fsinbox.store.transitions
 from fsinbox import Element, Inbox
 from fsinbox.operate.steering import Steering
@@ -489,8 +490,8 @@ class Machine(RuleBasedStateMachine):
         holder = os.open(f"{self.path}/index", os.O_RDWR)
         ticks = count(0.0, 0.02)
         with (
-            mock.patch.object(fsinbox.store.index, "sleep"),
-            mock.patch.object(fsinbox.store.index, "monotonic", lambda: next(ticks)),
+            mock.patch.object(fsinbox.store.section, "sleep"),
+            mock.patch.object(fsinbox.store.section, "monotonic", lambda: next(ticks)),
         ):
             fcntl.flock(holder, fcntl.LOCK_EX)
             try:

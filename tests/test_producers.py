@@ -23,7 +23,8 @@ from zlib import crc32
 import pytest
 
 from fsinbox import Inbox
-from fsinbox.store.index import BUCKET, HEADER, LINE, boot_tag, header_line, read_header
+from fsinbox.store.boot import boot_tag
+from fsinbox.store.lines import BUCKET, HEADER, LINE, header_line, read_header
 from fsinbox.store.names import encode_key
 from tests.driver import payload, value_of
 from tests.oracle import Event, judge

@@ -18,7 +18,8 @@ from fsinbox import Inbox, UnusableInbox, WrongState
 from fsinbox.consumer.ownership import ConsumerLock
 from fsinbox.store import files
 from fsinbox.store import transitions as protocol
-from fsinbox.store.index import HEADER, LINE, Index, header_line, read_header
+from fsinbox.store.index import Index
+from fsinbox.store.lines import HEADER, LINE, header_line, read_header
 from fsinbox.store.names import element_name
 from fsinbox.store.transfer import Source
 from tests.helpers import wait_until

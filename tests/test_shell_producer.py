@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox
-from fsinbox.store.index import HEADER, LINE, boot_tag, header_line, read_header
+from fsinbox.store.boot import boot_tag
+from fsinbox.store.lines import HEADER, LINE, header_line, read_header
 from fsinbox.store.names import encode_key
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "fsinbox-add"

@@ -417,7 +417,7 @@ def test_a_key_on_hold_is_left_alone_and_keeps_its_place(inbox_dir: Path, layout
         assert inbox.add("a", "2") == "replaced"
         inbox.add("d", "1")
         assert inbox.next_look_in() is None  # so a drain ends
-        assert inbox.sleep_limit() is not None  # but an idle consumer looks whether it was released
+        assert inbox.sleeper.limit() is not None  # but an idle consumer looks whether it was released
         assert control.release(layout, encode_key("a"))
         assert not control.release(layout, encode_key("a"))
         soon(inbox)

@@ -19,8 +19,8 @@ import fsinbox.store.index
 from fsinbox import Inbox, InvalidKey
 from fsinbox.consumer.ownership import Shard
 from fsinbox.store.drops import finished_drop
-from fsinbox.store.index import BUCKET, HEADER, LINE, header_line, read_header
 from fsinbox.store.layout import Layout
+from fsinbox.store.lines import BUCKET, HEADER, LINE, header_line, read_header
 from fsinbox.store.names import decode_key, element_name, encode_key
 from fsinbox.store.network.sections import read_words
 from fsinbox.store.opening import open_index

@@ -190,7 +190,7 @@ def test_a_file_written_in_place_wakes_and_is_taken_when_it_settled(inbox_dir: P
 
 
 def watch_of(inbox: Inbox) -> Watch:
-    with inbox.listening() as watch:
+    with inbox.sleeper.listening() as watch:
         return watch
 
 

@@ -435,7 +435,7 @@ def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits
     assert element
     runner = Runner(inbox, FunctionHandler("f", lambda key, value: None), drain=True, standby=True)
     looks: list[float | None] = []
-    wait = runner.inbox.waker.wait
+    wait = runner.inbox.sleeper.waker.wait
 
     def looked(timeout: float | None) -> bool:
         looks.append(timeout)
@@ -443,7 +443,7 @@ def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits
             active.close()
         return wait(timeout)
 
-    monkeypatch.setattr(inbox.waker, "wait", looked)
+    monkeypatch.setattr(inbox.sleeper.waker, "wait", looked)
     assert runner.run().acknowledged == 1
     assert looks[:3] == [0.01] * 3
     said = [record.getMessage() for record in caplog.records if "standing by" in record.getMessage()]
@@ -454,7 +454,7 @@ def test_a_signal_ends_a_standby_before_it_is_the_consumer(inbox: Inbox) -> None
     with Inbox(inbox.path) as active:
         active.become_consumer()
         runner = Runner(inbox, FunctionHandler("f", lambda key, value: None), standby=True)
-        runner.waker = inbox.waker
+        runner.waker = inbox.sleeper.waker
         runner.waker.relay = lambda: None
         runner._on_signal(signal.SIGTERM, None)
         runner._stand_by()

@@ -8,9 +8,10 @@ from itertools import compress
 
 from ..store import transitions
 from ..store.files import flush_pending
-from ..store.index import Busy, Index
+from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import decode_key, element_name, encoded_of, parse_element
+from ..store.section import Busy
 from .foreign import NO_NAME, Foreign
 
 _PART = 250_000

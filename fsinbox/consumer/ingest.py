@@ -23,9 +23,11 @@ from ..store import transitions
 from ..store.drops import DRAFTS, NEVER, has_writer, open_drop, renamed_in
 from ..store.errors import InvalidKey
 from ..store.files import flush_all, flush_folder, flush_pending
-from ..store.index import Busy, Index
-from ..store.layout import Layout, close_quietly
+from ..store.folders import close_quietly
+from ..store.index import Index
+from ..store.layout import Layout
 from ..store.names import element_name, encode_key
+from ..store.section import Busy
 from .settings import Settings
 
 log = logging.getLogger("fsinbox")

@@ -4,7 +4,7 @@ away.
 A lock does not tell its holder that it was lost, and what a host does over the network it may do late. So a
 consumer takes into a folder of its own, inflight/lease-<i>of<n>-<epoch>/: every take is a rename into it,
 everything that ends an element a rename or unlink out of it. In it lies `.lease`: who this is, and for how
-long the lease holds without a sign of life. The holder sets that file's times every so often; the server's
+long the lease holds without a heartbeat. The holder sets that file's times every so often; the server's
 clock gives them.
 
     become the consumer     lock consumer.lock, as on one host. If it was had, whoever was the consumer is
@@ -13,11 +13,11 @@ clock gives them.
     fence the one before    remove its .lease; rename all it holds into our folder; rmdir; again, if it has
                             taken one meanwhile. From then on no rename or unlink of it can do anything: its
                             folder is gone from the server. Only now put back what it held, and take.
-    notice                  a sign of life, or an end of an element, that finds nothing there: LeaseLost.
+    notice                  a heartbeat, or an end of an element, that finds nothing there: LeaseLost.
 
-So a takeover is safe at any moment; how long a lease holds without a sign of life only says how long others
+So a takeover is safe at any moment; how long a lease holds without a heartbeat only says how long others
 wait. No two hosts' clocks are ever compared, and where files do not get their times from one clock, a holder
-counts as dead only when its sign of life was seen not to change.
+counts as dead only when its heartbeat was seen not to change.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from typing import NamedTuple
 
 from ..store.errors import InboxBusy, LeaseLost, UnusableInbox
 from ..store.files import create_temporary, discard_temporary
-from ..store.layout import CLAIM, PRIVATE_FOLDER, SHARED_FOLDER, Layout, close_quietly
+from ..store.folders import CLAIM, PRIVATE_FOLDER, SHARED_FOLDER, close_quietly
+from ..store.layout import Layout
 from ..store.names import encoded_of, parse_element
 from ..store.printing import clean
 from .ownership import ConsumerLock, Shard, is_locked, owner_text
 
 _FILE = ".lease"
 
-_SIGNS = 5
-"""Signs of life for each time a lease lasts without one."""
+_BEATS = 5
+"""Heartbeats for each time a lease lasts without one."""
 
 _GONE = (errno.ENOENT, errno.ESTALE)
 
@@ -53,11 +54,11 @@ class Held(NamedTuple):
     epoch: int
     holder: str = ""
     lasts: float = 0.0
-    """Seconds without a sign of life after which it may be taken over."""
+    """Seconds without a heartbeat after which it may be taken over."""
     locked: bool = False
     """Whether it holds the lock as well."""
     sign: int = 0
-    """When it gave its last sign of life, in nanoseconds, by the clock that sets files' times."""
+    """When it gave its last heartbeat, in nanoseconds, by the clock that sets files' times."""
 
     @property
     def needs_lock(self) -> bool:
@@ -132,7 +133,7 @@ class Lease(ConsumerLock):
         self._folder = -1
         self._name = ""
         self._ended = threading.Event()
-        self._last_sign = monotonic()
+        self._last_beat = monotonic()
         super().__init__(layout, shard)
 
     def lock(self) -> bool:
@@ -187,11 +188,11 @@ class Lease(ConsumerLock):
         return True
 
     def write_owner(self) -> None:
-        """Begin to give signs of life. (The word is in .lease; the lock's file may be locked by one that is
+        """Begin to give heartbeats. (The word is in .lease; the lock's file may be locked by one that is
         cut off.)"""
         with suppress(OSError):
             os.utime(self._fds[-1])  # status tells by it which division was there last
-        threading.Thread(target=self._give_signs, name="fsinbox-lease", daemon=True).start()
+        threading.Thread(target=self._beat, name="fsinbox-lease", daemon=True).start()
 
     def _comes_after(self, held: Held) -> bool:
         """Tell whether we are the successor of that one: of our shard, or, for the first shard, of another
@@ -233,10 +234,14 @@ class Lease(ConsumerLock):
             for held in found
             if held.shard != self.shard and held.shard.count == self.shard.count
         }
-        return [encoded_of(name) for folder, name in self.layout.out() if folder in others] if others else []
+        return (
+            [encoded_of(name) for folder, name in self.layout.in_flight() if folder in others]
+            if others
+            else []
+        )
 
     def _is_alive(self, held: Held) -> bool:
-        """Tell whether a holder has given a sign of life within the time its lease lasts without one."""
+        """Tell whether a holder has given a heartbeat within the time its lease lasts without one."""
         lasts = held.lasts or self._lasts
         age = (server_clock(self.layout) - held.sign) / 1e9
         if age <= lasts and (age >= 0 or not self._compares()):
@@ -245,7 +250,7 @@ class Lease(ConsumerLock):
             return False
         until = monotonic() + lasts
         while monotonic() < until:
-            sleep(min(0.5, lasts / _SIGNS))
+            sleep(min(0.5, lasts / _BEATS))
             try:
                 if _read(self.layout, held).sign != held.sign:
                     return True
@@ -267,7 +272,7 @@ class Lease(ConsumerLock):
             try:
                 until = monotonic() + 60
                 while True:
-                    self._empty(folder)
+                    _empty(self.layout, folder, self._folder)
                     try:
                         os.rmdir(held.name, dir_fd=root)
                         break
@@ -282,16 +287,6 @@ class Lease(ConsumerLock):
             finally:
                 close_quietly(folder)
 
-    def _empty(self, folder: int) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(_FILE, dir_fd=folder)  # first of all: it tells its holder
-        for name in self.layout.names_in(folder, hidden=True):
-            with suppress(FileNotFoundError):
-                if name[0] == ".":  # (.nfs...: a file that is open on another host)
-                    os.unlink(name, dir_fd=folder)
-                else:
-                    os.rename(name, name, src_dir_fd=folder, dst_dir_fd=self._folder)
-
     def _bring_in_strays(self) -> None:
         """Bring into our folder what lies in inflight/ itself: from before it was shared, or put there by
         hand."""
@@ -303,10 +298,10 @@ class Lease(ConsumerLock):
                 with suppress(FileNotFoundError):
                     os.rename(name, name, src_dir_fd=self.layout.inflight_root(), dst_dir_fd=self._folder)
 
-    # --- signs of life ---
+    # --- heartbeats ---
 
-    def _give_signs(self) -> None:
-        while not self._ended.wait(self._lasts / _SIGNS):
+    def _beat(self) -> None:
+        while not self._ended.wait(self._lasts / _BEATS):
             try:
                 self._sign()
             except LeaseLost:
@@ -314,10 +309,10 @@ class Lease(ConsumerLock):
                     self.tell()
                 return
             except OSError:
-                continue  # `_last_sign` tells
+                continue  # `_last_beat` tells
 
     def _sign(self) -> None:
-        """Give a sign of life. Raises LeaseLost, OSError."""
+        """Give a heartbeat. Raises LeaseLost, OSError."""
         folder = self._folder
         if self.lost or folder < 0:
             raise self._lost()
@@ -330,7 +325,7 @@ class Lease(ConsumerLock):
                 raise self._lost() from error
             raise
         self.offset = sign - time_ns()
-        self._last_sign = monotonic()
+        self._last_beat = monotonic()
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(
@@ -343,7 +338,7 @@ class Lease(ConsumerLock):
 
     def check(self) -> None:
         """Raise LeaseLost if another consumer has taken over: asked before every take."""
-        if self.lost or monotonic() - self._last_sign > self._lasts / 2:
+        if self.lost or monotonic() - self._last_beat > self._lasts / 2:
             self.verify()
 
     def verify(self) -> None:
@@ -358,7 +353,7 @@ class Lease(ConsumerLock):
     # --- the end ---
 
     def close(self) -> None:
-        """Stop being the consumer; the folder goes if nothing is out. Safe to call twice."""
+        """Stop being the consumer; the folder goes if nothing is in flight. Safe to call twice."""
         folder, self._folder = self._folder, -1
         self._ended.set()
         try:
@@ -374,3 +369,15 @@ class Lease(ConsumerLock):
             except (OSError, UnusableInbox):
                 pass
         self.unlock()
+
+
+def _empty(layout: Layout, folder: int, into: int) -> None:
+    """Bring all that a consumer holds into another folder."""
+    with suppress(FileNotFoundError):
+        os.unlink(_FILE, dir_fd=folder)  # first of all: it tells its holder
+    for name in layout.names_in(folder, hidden=True):
+        with suppress(FileNotFoundError):
+            if name[0] == ".":  # (.nfs...: a file that is open on another host)
+                os.unlink(name, dir_fd=folder)
+            else:
+                os.rename(name, name, src_dir_fd=folder, dst_dir_fd=into)

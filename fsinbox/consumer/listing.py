@@ -6,9 +6,10 @@ from collections.abc import Callable
 from itertools import takewhile
 from time import monotonic
 
-from ..store.index import Busy, Index
+from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import element_name, encoded_of, number_of, parse_element
+from ..store.section import Busy
 from .coalescing import Coalescing
 from .foreign import NO_NAME, Foreign
 from .forged import Forged

@@ -21,7 +21,8 @@ from time import sleep, strftime, time_ns
 from zlib import crc32
 
 from ..store.errors import InboxBusy, UnusableInbox
-from ..store.layout import Layout, close_quietly
+from ..store.folders import close_quietly
+from ..store.layout import Layout
 from ..store.printing import clean
 
 TYPE_CHECKING = False

@@ -11,7 +11,7 @@ import os
 from collections.abc import Set as AbstractSet
 from time import monotonic, time_ns
 
-from ..store.index import Busy, Index
+from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import (
     about,
@@ -23,6 +23,7 @@ from ..store.names import (
     parse_deferred,
     parse_element,
 )
+from ..store.section import Busy
 from ..store.transitions import DUPLICATE, SUPERSEDED, discard
 from .attempts import Attempts, Note
 from .foreign import Foreign

@@ -12,9 +12,10 @@ from time import monotonic, sleep
 
 from ..store import transitions
 from ..store.files import remove
-from ..store.index import Busy, Index
+from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import REASON, about, encoded_of
+from ..store.section import Busy
 from .attempts import Attempts
 from .ownership import ConsumerLock
 from .ready import Ready

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from _thread import RLock
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..store.errors import InboxError, LeaseLost, UnusableInbox, WrongState
 from ..store.handle import Handle
 from .consumer import Consumer
+from .ownership import parse_shard
 from .settings import Settings
 from .sleeper import Sleeper
 from .taking import Taken
@@ -304,3 +305,10 @@ class Session:
                 ) from error
         except LeaseLost:
             pass  # what was in flight is with another consumer
+
+
+def open_session(
+    handle: Handle, room: Callable[[], int], watch: tuple[str, float], shard: str, consuming: dict[str, Any]
+) -> Session:
+    """Return a session for what an Inbox was given. Raises ValueError for a shard that cannot be meant."""
+    return Session(handle, Settings(shard=parse_shard(shard), **consuming), room, watch)

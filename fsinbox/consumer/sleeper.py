@@ -12,7 +12,7 @@ from ..store.handle import Handle
 
 if TYPE_CHECKING:
     from .consumer import Consumer
-    from .watch import Watch
+    from .watch import Waker, Watch
 
 Found = TypeVar("Found")
 
@@ -40,6 +40,11 @@ class Sleeper:
             watch = Watch(layout, self._moved_in, mode=self._mode, poll=self._poll)
             self._watch = self._watch or watch  # another thread was quicker
         return self._watch
+
+    @property
+    def waker(self) -> Waker:
+        """What wakes the sleeper; `set()` it from any thread or signal handler."""
+        return self.watch().waker
 
     def listening(self) -> AbstractContextManager[Watch]:
         """While this lasts, arrivals are noticed: a context manager that gives the Watch."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from time import monotonic
 
 from ..store import transitions
-from ..store.index import Busy, Index
+from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import decode_key, element_of, parse_element
+from ..store.section import Busy
 from ..store.transitions import DUPLICATE, OVERTAKEN, SUPERSEDED, discard
 from .attempts import Attempts
 from .foreign import NO_NAME, NOT_REGULAR, Foreign

@@ -20,7 +20,8 @@ from ..consumer.ownership import read_holder
 from ..operate.consumers import consumers
 from ..operate.units import when
 from ..store.errors import UnusableInbox
-from ..store.layout import VERSION, Layout
+from ..store.folders import VERSION
+from ..store.layout import Layout
 from .findings import Finding, Sign, group
 from .folders import Folders
 from .frame import Frame

@@ -22,10 +22,11 @@ from statistics import median
 from time import monotonic, perf_counter_ns, sleep, time_ns
 
 from ..consumer.watch import Waker, make_source, probe
+from ..store.boot import boot_tag
 from ..store.drops import has_writer, renamed_in
 from ..store.errors import InboxError, UnusableInbox
-from ..store.index import boot_tag
-from ..store.layout import Layout, file_system_type, is_network, mount_of
+from ..store.layout import Layout
+from ..store.mounts import file_system_type, is_network, mount_of
 from ..store.network.sharing import sharing_of
 
 SCRATCH = ".doctor-"

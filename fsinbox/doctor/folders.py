@@ -71,7 +71,7 @@ class Folders:
 
     def _inflight(self, names: list[str]) -> None:
         here = [("inflight", name) for name in _visible(names)]
-        for folder, name in self._layout.out() if self._layout.sharing else here:
+        for folder, name in self._layout.in_flight() if self._layout.sharing else here:
             parsed = self._element(folder, name, name)
             if parsed:
                 self._holds(f"{folder}/{name}", *parsed)

@@ -7,7 +7,7 @@ import stat
 
 from ..consumer.ownership import shard_of_lock
 from ..store.errors import UnusableInbox
-from ..store.layout import (
+from ..store.folders import (
     FILES,
     FOLDERS,
     OPTIONAL,
@@ -16,8 +16,8 @@ from ..store.layout import (
     SHARED_FILE,
     SHARED_FOLDER,
     VERSION,
-    mount_of,
 )
+from ..store.mounts import mount_of
 from ..store.network.sharing import sharing_of
 from .signs import HOUR, Signs, kind_of
 

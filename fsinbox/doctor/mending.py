@@ -26,14 +26,15 @@ from time import sleep
 
 from ..consumer.consumer import Consumer
 from ..consumer.settings import Settings
-from ..store import layout as frame
-from ..store import transitions
+from ..store import creating, transitions
 from ..store.errors import InboxBusy, UnusableInbox
 from ..store.files import flush, remove
-from ..store.index import Busy, Index
-from ..store.layout import FOLDERS, Layout
+from ..store.folders import FOLDERS, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER
+from ..store.index import Index
+from ..store.layout import Layout
 from ..store.names import REASON, parse_element
 from ..store.opening import open_index
+from ..store.section import Busy
 from .examination import PAUSE, Look
 from .findings import KINDS, Finding, Sign, group
 
@@ -137,7 +138,7 @@ class _Repair:
             missing = self._make_missing(found, kinds, shared=look.frame.shared)
             format_is_bad = bool(kinds.keys() & {"format-missing", "format-damaged"})
             if "format" in missing or format_is_bad:
-                frame.write_format(found.root, found.scope, shared=look.frame.shared)
+                creating.write_format(found.root, found.scope, shared=look.frame.shared)
             return bool(missing or format_is_bad or "mode" in kinds)
         finally:
             found.close()
@@ -155,13 +156,13 @@ class _Repair:
         missing = {sign.where for kind in ("folder-missing", "file-missing") for sign in kinds.get(kind, ())}
         for name in FOLDERS:
             if name in missing:
-                frame.make_folder(found.root, name, shared=shared)
+                creating.make_folder(found.root, name, shared=shared)
         for sign in kinds.get("not-a-file", ()):  # into failed/, which is there by now
             self._set_aside(found, sign)
             missing.add(sign.where)
         for name in ("index", "consumer.lock"):
             if name in missing:
-                frame.make_file(found.root, name, shared=shared)
+                creating.make_file(found.root, name, shared=shared)
         if missing:
             flush(found.root)
         return missing
@@ -171,11 +172,11 @@ class _Repair:
         if status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"it belongs to user {status.st_uid}, who must do it")
         if name in FOLDERS or name == ".":
-            mode = frame.SHARED_FOLDER if shared else frame.PRIVATE_FOLDER
+            mode = SHARED_FOLDER if shared else PRIVATE_FOLDER
         else:
-            mode = frame.SHARED_FILE if shared else frame.PRIVATE_FILE
+            mode = SHARED_FILE if shared else PRIVATE_FILE
         # More may be allowed on purpose (drop/); but payloads get their mode from tmp/.
-        frame.set_mode(found.root, name, mode if name == "tmp" else mode | status.st_mode & 0o7777)
+        creating.set_mode(found.root, name, mode if name == "tmp" else mode | status.st_mode & 0o7777)
 
     # --- 2. to 4. -------------------------------------------------------------------------------------
 

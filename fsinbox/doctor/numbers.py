@@ -8,7 +8,8 @@ import stat
 from time import time_ns
 
 from ..operate.admission import share_lock
-from ..store.index import FUTURE, HEADER, LINE, Index, read_header
+from ..store.index import FUTURE, Index
+from ..store.lines import HEADER, LINE, read_header
 from ..store.names import element_name
 from ..store.network.sections import read_words
 from ..store.opening import open_index

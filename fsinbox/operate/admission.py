@@ -6,8 +6,8 @@ import fcntl
 import os
 from time import monotonic, sleep
 
-from ..store.index import HIGHEST
 from ..store.layout import Layout
+from ..store.lines import HIGHEST
 from ..store.names import DIGITS
 from ..store.printing import clean
 from .units import when

@@ -77,7 +77,7 @@ def places(layout: Layout, state: str) -> list[tuple[str, str]]:
     """Return (folder, file name) of all that lies where elements in a state do, in no order. Raises
     OSError."""
     if state == "in_flight":
-        return layout.out()
+        return layout.in_flight()
     folder = folder_of(state)
     if folder == "done" and not layout.has("done"):
         return []

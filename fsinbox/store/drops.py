@@ -10,7 +10,8 @@ import stat
 from time import sleep
 
 from .files import flush_shared, open_for_reading
-from .layout import Layout, close_quietly
+from .folders import close_quietly
+from .layout import Layout
 
 DRAFTS = (".tmp", ".part")
 """How the names of somebody's drafts end."""

@@ -8,7 +8,8 @@ import fcntl
 import os
 import stat
 
-from .layout import Layout, close_quietly
+from .folders import close_quietly
+from .layout import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _weakref import ref
 
-from . import index
+from . import section
 from .errors import InboxError, UnusableInbox, WrongState
 from .layout import Layout
 from .opening import open_index
@@ -110,7 +110,7 @@ class Looking:
 def _after_fork() -> None:
     """In a forked child: let go of the parent's locks, which the child would otherwise hold after its
     death."""
-    index.forget_sections()
+    section.forget_sections()
     for handle in filter(None, [known() for known in list(_open)]):
         handle._calls.clear()  # of threads that are not here
         handle.index.close()

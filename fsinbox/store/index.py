@@ -17,112 +17,55 @@ place, and the consumer coalesces the two. What must not happen is a line that n
 than its newest. Therefore:
 
     a number is used only once its line is written (else the add fails before anything can be seen of it)
-    of several lines of one CRC the highest number is looked at first, and the lowest goes first. (So all are
-    in one bucket.) no line is written but for a number just given out, or by make_anew, which leaves out keys
-    that are at several places
+    of several lines of one CRC the highest number is looked at first, and the lowest goes first (so all are
+    in one bucket)
+    no line is written but for a number just given out, or by make_anew, which leaves out keys that are at
+    several places
 
 The file is not flushed: a power cut may bring back an old state. So whoever finds another tag than this
 boot's, or damage, or no table (`lines` is 0), makes it anew from what lies in the folders, under the lock.
-The lock is flock(2), blocking: the kernel queues those who wait, and frees it when a process dies. Not
-filelock: importing that costs a cold producer more than the whole add, and it polls.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import sys
-from _thread import RLock, get_ident
 from binascii import crc32
-from time import monotonic, sleep, time_ns
+from time import time_ns
 
-from .errors import UnusableInbox, WrongState
-from .layout import Layout, close_quietly
+from .boot import boot_tag
+from .errors import UnusableInbox
+from .folders import close_quietly
+from .layout import Layout
+from .lines import BUCKET, HEADER, HIGHEST, LINE, allocate, bucket_at, header_line, lines_of, read_header
 from .names import element_name, element_of, parse_element
+from .section import Section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, TypeVar
-
-    Found = TypeVar("Found")
-
-HEADER = 64
-LINE = 32
-BUCKET = 32
-"""Lines in which a key's may be."""
+    from collections.abc import Iterator
 
 FEWEST_LINES = 4096
 LINES_A_KEY = 8
 """Lines of a new table for each element that waits. A full bucket (then it is made anew) comes at a third of
 them in use."""
 
-HIGHEST = 9 * 10**18
-"""A number as high as this (the year 2255) is damage, not time: there would be no room for the next ones."""
-
 FUTURE = 24 * 3600 * 10**9
 """How far ahead of the clock, in nanoseconds, a number found in pending/ or failed/ is believed."""
 
-PATIENCE = 0.05
-"""Seconds for which the consumer tries to get the lock."""
 
-_inside: set[tuple[tuple[int, int], int]] = set()
-"""(inbox, thread) of who is in a section, or on the way there: a signal handler that interrupts it must not
-wait for it."""
-
-
-def forget_sections() -> None:
-    """In a forked child: its parent's threads are not there."""
-    _inside.clear()
-
-
-class Busy(Exception):
-    """The lock could not be had in time."""
-
-
-def boot_tag() -> str:
-    """Return a tag of 8 characters that changes with every boot. Raises OSError.
-
-    Source: /proc/sys/kernel/random/boot_id, in random(4).
-    """
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
-            return file.read(8).decode("ascii")
-    except FileNotFoundError:
-        if sys.platform == "darwin":  # pragma: no cover - macOS only
-            return _boot_session()
-        raise OSError(
-            "no /proc/sys/kernel/random/boot_id here: mount /proc, or this system is not supported"
-        ) from None
-
-
-def _boot_session() -> str:  # pragma: no cover - macOS only
-    """The same for macOS, from sysctl kern.bootsessionuuid."""
-    import ctypes
-
-    size = ctypes.c_size_t(64)
-    text = ctypes.create_string_buffer(64)
-    if ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", text, ctypes.byref(size), None, 0):
-        raise OSError("sysctl kern.bootsessionuuid failed")
-    return text.value[:8].decode("ascii").lower()
-
-
-class Index:
+class Index(Section):
     """The index of an inbox of one host. `locked` and `try_locked` run a step inside the section; only such a
     step may call what is below *Inside the section*."""
 
     def __init__(self, layout: Layout) -> None:
         """Raises UnusableInbox."""
-        self._layout = layout
-        self._threads = RLock()  # an flock belongs to the open file: it does not exclude our own threads
-        self._fd = -1
+        super().__init__(layout)
         self._seen, self._seen_tag, self._seen_lines = b"", "", 0  # the header, and what it says
         self._last = 0
         self._highest = 0  # the highest last number that was ever seen here
         self._lines = 0  # 0: nothing is known, or the table is not of this boot
         self._is_ours = False
-        self._was_busy = False
         try:
             self.tag = self._own_tag()
         except OSError as error:
@@ -132,105 +75,6 @@ class Index:
 
     def _own_tag(self) -> str:
         return boot_tag()
-
-    # --- the lock -------------------------------------------------------------------------------------
-
-    def locked(self, step: Callable[..., Found], *arguments: Any) -> Found:
-        """Run a step inside the section, and return what it returns. Waits for the lock.
-
-        An exception out of a signal handler, at any line, leaves no lock behind. Raises WrongState in a
-        handler that interrupted a section of this inbox; what the step raises; OSError.
-        """
-        return self._run(None, step, arguments)
-
-    def try_locked(self, step: Callable[..., Found], *arguments: Any, patience: float = PATIENCE) -> Found:
-        """The same, but raises Busy if the lock is not to be had within `patience` seconds: at once if it was
-        not before."""
-        return self._run(0 if self._was_busy else patience, step, arguments)
-
-    def _run(self, patience: float | None, step: Callable[..., Found], arguments: tuple[Any, ...]) -> Found:
-        here = (self._layout.identity, get_ident())
-        if here in _inside:
-            raise WrongState(
-                f"inbox {self._layout.path} is being changed by the very call that this signal handler "
-                "interrupted: "
-                "have the handler set a flag, and add later"
-            )
-        # Twice: the first may be interrupted before it does anything. (What is done twice by _leave does no
-        # harm.)
-        try:
-            try:
-                _inside.add(here)
-                self._enter(patience)
-                result = step(*arguments)
-                self._finish()
-                return result
-            finally:
-                self._leave(here)
-        except BaseException:
-            for _ in range(100):
-                try:
-                    self._leave(here)
-                    break
-                except BaseException:  # noqa: BLE001, S112 - the first signal is on its way to the caller
-                    continue
-            raise
-
-    def _enter(self, patience: float | None) -> None:
-        self._was_busy = patience is not None
-        if patience is None:
-            self._threads.acquire()
-        elif not self._threads.acquire(timeout=patience):
-            raise Busy
-        until = None if patience is None else monotonic() + patience
-        while True:
-            if self._fd < 0:
-                self._fd = self._layout.open_own(
-                    "index", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                )
-            if until is None:
-                self._flock(fcntl.LOCK_EX)
-            else:
-                self._try_until(until)
-            status = os.fstat(self._fd)
-            if status.st_nlink:
-                break
-            self.close()  # somebody removed the file: a lock on it excludes nobody who comes now
-        self._was_busy = False
-        self._begin(os.pread(self._fd, HEADER, 0), status.st_size)
-
-    def _try_until(self, until: float) -> None:
-        pause = 0.0005
-        while True:
-            try:
-                self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if monotonic() + pause > until:
-                    raise Busy from None
-            sleep(pause)
-            pause = min(2 * pause, 0.01)
-
-    def _leave(self, here: tuple[tuple[int, int], int]) -> None:
-        """Leave the lock, if it is held. If the system will not have it, by closing the file: others must not
-        wait for us."""
-        if self._threads._is_owned():  # type: ignore[attr-defined]
-            if self._fd >= 0:
-                try:
-                    self._flock(fcntl.LOCK_UN)
-                except OSError:
-                    self.close()
-            self._threads.release()
-        _inside.discard(here)
-
-    def _flock(self, how: int) -> None:
-        fcntl.flock(self._fd, how)
-
-    def close(self) -> None:
-        """Close the descriptor, and with it leave the lock. Safe to call twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close_quietly(fd)
 
     # --- without the lock -----------------------------------------------------------------------------
 
@@ -285,10 +129,10 @@ class Index:
             _, tag, lines = self._words(header)
             crc = self._crc(encoded, tag)
             is_known = lines and (tag == self.tag or self._layout.sharing)
-            bucket = os.pread(fd, BUCKET * LINE, _home(crc, lines)) if is_known else b""
+            bucket = os.pread(fd, BUCKET * LINE, bucket_at(crc, lines)) if is_known else b""
         finally:
             close_quietly(fd)
-        return [number for number, _ in _lines_of(bucket, crc)]
+        return [number for number, _ in lines_of(bucket, crc)]
 
     def _open_to_read(self) -> int:
         return self._layout.open_own("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -315,9 +159,6 @@ class Index:
     def doubt(self) -> None:
         """Do nothing. (Where several hosts share the inbox: a number above the last one was found. If it may
         be one that was given out, so that `last` was set back, make the index anew.)"""
-
-    def _finish(self) -> None:
-        """The step is done, and the lock still held."""
 
     def last_number(self) -> int:
         """Return the last number given out; after a boot, or damage, make the index anew first."""
@@ -391,9 +232,9 @@ class Index:
     def _look(self, encoded: str, crc: int) -> tuple[int, list[int], int]:
         """Return (the number at which the key is known to wait, else 0; all numbers in lines of its CRC; the
         offset of the line to write for it, -1 if the bucket is full)."""
-        home = _home(crc, self._lines)
+        home = bucket_at(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
-        mine = _lines_of(bucket, crc)
+        mine = lines_of(bucket, crc)
         for number, _ in mine:
             if self._waits(element_name(number, encoded)):
                 return number, [], home
@@ -409,7 +250,7 @@ class Index:
     def _lowest(self, crc: int) -> int:
         """Return the offset of the line in a CRC's bucket that is written over when it is full: the
         oldest."""
-        home = _home(crc, self._lines)
+        home = bucket_at(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
         return home + min(range(0, len(bucket), LINE), key=lambda at: bucket[at + 11 : at + 30])
 
@@ -429,98 +270,42 @@ class Index:
         unknown: a line must not name the lower of two. (The consumer takes meanwhile. What it takes was seen
         to wait, or is seen in flight after that.)
         """
-        last, waiting = self._highest_in_use()
+        last, waiting = in_use(self._layout, self._last)
         self._highest = max(self._highest, last)
         self._write_header(last, 0)  # says that there is no table, should this be cut short
         self._is_ours = True
         lines = max(FEWEST_LINES, -(-LINES_A_KEY * waiting // BUCKET) * BUCKET)
-        self._allocate(lines)
+        self._lines = 0
+        allocate(self._fd, lines)
         self._lines = lines
         for folder in ("pending", "inflight", "deferred"):
             for number, encoded in _elements(self._layout, folder):
                 self._note(encoded, number if folder == "pending" and number <= last else 0)
         self._write_header(last, lines)
 
-    def _highest_in_use(self) -> tuple[int, int]:
-        """Return (the highest number in use, how many elements wait)."""
-        limit = max(self._last, time_ns()) + FUTURE
-        last, waiting = self._last, 0
-        for folder in ("pending", "failed", "inflight", "deferred"):
-            for number, _ in _elements(self._layout, folder):
-                if number <= limit or folder in ("inflight", "deferred"):
-                    last = max(last, number)
-                    waiting += folder == "pending"
-        return last, waiting
-
     def _note(self, encoded: str, number: int) -> None:
         """Have a line of a new table name a place; with a second place of its CRC, or 0, it names none from
         then on."""
         crc = self._crc(encoded, self.tag)
-        home = _home(crc, self._lines)
+        home = bucket_at(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
-        mine, blank = _lines_of(bucket, crc), bucket.find(b"\0")
+        mine, blank = lines_of(bucket, crc), bucket.find(b"\0")
         if mine:
             self._write_line(crc, 0, home + mine[0][1])
         elif number and blank >= 0:
             self._write_line(crc, number, home + blank)
 
-    def _allocate(self, lines: int) -> None:
-        """Empty the table, and have room for so many lines, so that a full disk does not refuse one later."""
-        self._lines = 0
-        os.ftruncate(self._fd, HEADER)
-        size = HEADER + lines * LINE
-        try:
-            os.posix_fallocate(self._fd, 0, size)
-        except (OSError, AttributeError) as error:  # (AttributeError: macOS has no such call)
-            if getattr(error, "errno", errno.ENOSYS) not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-            os.ftruncate(self._fd, size)
 
-
-def header_line(last: int, tag: str, lines: int, more: bytes = b"") -> bytes:
-    """Return the 64 bytes of a header. `more`: what follows in an inbox that several hosts share."""
-    return (b"%019d %b %010d%b" % (last, tag.encode("ascii"), lines, more)).ljust(HEADER - 1) + b"\n"
-
-
-_LAST, _TAG, _LINES = slice(19), slice(20, 28), slice(29, 39)
-"""Where the parts of a header stand."""
-
-
-def read_header(header: bytes, more: bytes = b"") -> tuple[int, str, int]:
-    """Return (last number, tag, lines of the table); (0, "", 0) for a header that is damaged in any way."""
-    last, tag, lines = header[_LAST], header[_TAG], header[_LINES]
-    if (
-        len(header) == HEADER
-        and last.isdigit()
-        and lines.isdigit()
-        and tag.isascii()
-        and int(last) < HIGHEST
-        and not int(lines) % BUCKET
-    ):
-        found = int(last), tag.decode("ascii"), int(lines)
-        if header_line(*found, more) == header:
-            return found
-    return 0, "", 0
-
-
-def _home(crc: int, lines: int) -> int:
-    """Return the offset of a CRC's bucket."""
-    return HEADER + crc % (lines // BUCKET) * BUCKET * LINE
-
-
-def _lines_of(bucket: bytes, crc: int) -> list[tuple[int, int]]:
-    """Return (number, offset) of the lines in a bucket that bear this CRC, the highest number first."""
-    stamp = b"%010d " % crc
-    found = []
-    at = bucket.find(stamp)
-    while at >= 0:
-        digits = bucket[at + 11 : at + 30]
-        if at % LINE == 0 and digits.isdigit() and bucket[at + 30 : at + LINE] == b" \n":
-            found.append((int(digits), at))
-        at = bucket.find(stamp, at + 1)
-    if len(found) > 1:
-        found.sort(reverse=True)
-    return found
+def in_use(layout: Layout, last: int) -> tuple[int, int]:
+    """Return (the highest number in use, `last` at least; how many elements wait)."""
+    limit = max(last, time_ns()) + FUTURE
+    waiting = 0
+    for folder in ("pending", "failed", "inflight", "deferred"):
+        for number, _ in _elements(layout, folder):
+            if number <= limit or folder in ("inflight", "deferred"):
+                last = max(last, number)
+                waiting += folder == "pending"
+    return last, waiting
 
 
 def _elements(layout: Layout, folder: str) -> Iterator[tuple[int, str]]:

@@ -8,7 +8,8 @@ import stat
 
 from .errors import AddFailed
 from .files import create_temporary, discard_temporary, flush, unused_temporary, write_all
-from .layout import Layout, close_quietly
+from .folders import close_quietly
+from .layout import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

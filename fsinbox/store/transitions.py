@@ -130,7 +130,7 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     names = [element_name(number, encoded) for number in numbers]
     if layout.sharing is None:
         return any(layout.exists("inflight", name) for name in names)
-    return bool(names) and any(name in names for _, name in layout.out())
+    return bool(names) and any(name in names for _, name in layout.in_flight())
 
 
 # --- the consumer: take, acknowledge, give back -------------------------------------------------------
@@ -310,7 +310,7 @@ def return_to_place(layout: Layout, index: Index, folder: str, file: str, number
 def _newer_is_held(layout: Layout, number: int, encoded: str) -> bool:
     """Tell whether a newer value of a key is in flight or deferred."""
     deferred = [element_of(name) for name in layout.names("deferred")]
-    for parsed in map(parse_element, [name for _, name in layout.out()] + deferred):
+    for parsed in map(parse_element, [name for _, name in layout.in_flight()] + deferred):
         if parsed and parsed[1] == encoded and parsed[0] > number:
             return True
     return False

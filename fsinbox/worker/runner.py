@@ -71,7 +71,7 @@ class Runner:
         A first signal lets running handlers finish. A second requeues what they have and ends the process at
         once. Raises InboxBusy, LeaseLost, UnusableInbox.
         """
-        self.waker = self.inbox.waker
+        self.waker = self.inbox.sleeper.waker
         end_wakeups = wake_at_signals(self.waker.set)
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
@@ -90,10 +90,10 @@ class Runner:
                 if self._work() or self._finished():
                     continue
                 if self._wants_more():
-                    with self.inbox.listening() as watch:
+                    with self.inbox.sleeper.listening() as watch:
                         if not self._work() and not self._finished():
                             self._asleep_since = time_ns()
-                            watch.sleep(self._audience.until_tick(self.inbox.sleep_limit()))
+                            watch.sleep(self._audience.until_tick(self.inbox.sleeper.limit()))
                             self._work()  # at once: leaving the watch takes longer than a take
                             self._asleep_since = None
                 else:

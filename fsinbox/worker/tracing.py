@@ -8,7 +8,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from ..element import Element
 from ..store.errors import InboxError
-from ..store.layout import close_quietly
+from ..store.folders import close_quietly
 from ..tracing import destination, here, producer_of, shown
 from .commands import CommandHandler
 from .outcome import Handler, Outcome

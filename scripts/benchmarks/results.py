@@ -70,7 +70,7 @@ class Case:
 
 def machine(folder: Path) -> dict[str, str]:
     """Return what the figures were measured on."""
-    from fsinbox.store.layout import file_system_type
+    from fsinbox.store.mounts import file_system_type
 
     return {
         "system": f"{platform.system()} {platform.release()}",

@@ -17,8 +17,8 @@ from unittest import mock
 
 import fsinbox.store.index
 from fsinbox import Inbox
-from fsinbox.store.index import HEADER, read_header
-from fsinbox.store.layout import FOLDERS
+from fsinbox.store.folders import FOLDERS
+from fsinbox.store.lines import HEADER, read_header
 from tests.driver import TORN, WAYS, aftermath, all_died, value_of
 from tests.oracle import Event, judge
 

@@ -17,6 +17,7 @@ from unittest import mock
 from greenlet import getcurrent, greenlet
 
 import fsinbox.store.index
+import fsinbox.store.section
 from tests.driver import Driver, Log
 
 from .recording import MODELS, Recording, Told, in_process, read_tree
@@ -120,9 +121,9 @@ def run(race: Race, top: str, n: int, m: int) -> tuple[Recording, list[int]]:
         with (
             in_process(recording, top, turns.hook),
             # To the package they are two threads; and who tries for the lock a while does not try for long.
-            mock.patch.object(fsinbox.store.index, "get_ident", lambda: id(getcurrent())),
-            mock.patch.object(fsinbox.store.index, "monotonic", lambda: next(clock)),
-            mock.patch.object(fsinbox.store.index, "sleep", lambda seconds: None),
+            mock.patch.object(fsinbox.store.section, "get_ident", lambda: id(getcurrent())),
+            mock.patch.object(fsinbox.store.section, "monotonic", lambda: next(clock)),
+            mock.patch.object(fsinbox.store.section, "sleep", lambda seconds: None),
         ):
             turns.run(n, m)
         # (Before they are closed: what could not be requeued for want of the lock goes back then.)

@@ -38,7 +38,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsinbox.store.index import BUCKET, HEADER, LINE
+from fsinbox.store.lines import BUCKET, HEADER, LINE
 from tests.driver import Log
 from tests.oracle import Event
 from tests.shim import Hook, intercepted

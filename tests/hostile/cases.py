@@ -13,7 +13,7 @@ from time import time_ns
 from unittest import mock
 
 import fsinbox.store.index
-from fsinbox.store.layout import FOLDERS
+from fsinbox.store.folders import FOLDERS
 from tests.driver import payload
 from tests.hostile import things
 from tests.hostile.place import CLIENTS, SECRET, Case, Place, unshare

@@ -62,8 +62,9 @@ import fsinbox.store.index
 import fsinbox.store.layout
 import fsinbox.store.transitions
 from fsinbox import Inbox
-from fsinbox.store.index import header_line
-from fsinbox.store.layout import FOLDERS, Layout
+from fsinbox.store.folders import FOLDERS
+from fsinbox.store.layout import Layout
+from fsinbox.store.lines import header_line
 from fsinbox.store.names import element_name
 from tests.oracle import Event
 

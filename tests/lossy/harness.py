@@ -36,6 +36,7 @@ from unittest import mock
 from greenlet import getcurrent, greenlet
 
 import fsinbox.store.layout
+import fsinbox.store.mounts
 from fsinbox.store.errors import InboxError
 from tests.driver import WAYS, Driver, Log, aftermath, all_died
 from tests.machine import served
@@ -129,7 +130,7 @@ def as_local() -> Iterator[None]:
     """While this lasts, an inbox that is created says it is `local`, although FUSE may be anything: else its
     boot tag would be `network`, and never change. And syncfs works."""
     with (
-        mock.patch.object(fsinbox.store.layout, "is_network", lambda path: False),
+        mock.patch.object(fsinbox.store.mounts, "is_network", lambda path: False),
         mock.patch.object(ctypes, "CDLL", _Library),
     ):
         yield
@@ -235,7 +236,7 @@ def take_turns(programs: list[Turn], seed: int) -> None:
 
     # (Each is as a thread of its own: a signal handler that meets a section of its own thread must not wait
     # for it.)
-    with intercepted(hook), mock.patch("fsinbox.store.index.get_ident", lambda: id(getcurrent())):
+    with intercepted(hook), mock.patch("fsinbox.store.section.get_ident", lambda: id(getcurrent())):
         actors = [greenlet(program) for program in programs]
         while actors:
             chance.choice(actors).switch()

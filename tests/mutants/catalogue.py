@@ -43,6 +43,10 @@ FILES = "fsinbox/store/files.py"
 INBOX = "fsinbox/inbox.py"
 INDEX = "fsinbox/store/index.py"
 LAYOUT = "fsinbox/store/layout.py"
+SECTION = "fsinbox/store/section.py"
+LINES = "fsinbox/store/lines.py"
+FOLDERS = "fsinbox/store/folders.py"
+CREATING = "fsinbox/store/creating.py"
 PROTOCOL = "fsinbox/store/transitions.py"
 SECTIONS = "fsinbox/store/network/sections.py"
 STEERING = "fsinbox/operate/steering.py"
@@ -364,66 +368,65 @@ MUTANTS = [
         # --- making an inbox
         (
             "parent-not-flushed",
-            LAYOUT,
+            CREATING,
             "        os.fsync(parent)\n",
             "        pass\n",
             crash("| mkdir create add:a=1"),
         ),
         (
             "parent-not-looked-for",
-            LAYOUT,
-            "        _flush_parent(fd)  # whoever",
-            "        pass  # whoever",
+            CREATING,
+            "    _flush_parent(fd)  # whoever",
+            "    pass  # whoever",
             crash("| mkdir create add:a=1"),
         ),
         (
             "unreadable-parent-not-flushed",
-            LAYOUT,
+            CREATING,
             "        os.sync()",
             "        pass",
             "tests/test_durability.py -k where_the_parent",
         ),
         (
             "folders-not-flushed",
-            LAYOUT,
-            "        os.fsync(fd)\n        write_format",
-            "        write_format",
+            CREATING,
+            "    os.fsync(fd)\n    write_format",
+            "    write_format",
             crash("| create add:a=1"),
         ),
         (
             "new-folder-not-flushed",
-            LAYOUT,
+            CREATING,
             "        os.fsync(folder)\n",
             "",
             "tests/test_durability.py -k a_new_inbox",
         ),
         (
             "new-file-not-flushed",
-            LAYOUT,
+            CREATING,
             "            os.fchmod(file, SHARED_FILE)\n        os.fsync(file)\n",
             "            os.fchmod(file, SHARED_FILE)\n",
             "tests/test_durability.py -k a_new_inbox",
         ),
         (
             "format-not-flushed",
-            LAYOUT,
+            CREATING,
             "        os.fsync(file)\n    finally:\n        os.close(file)\n    os.rename",
             "    finally:\n        os.close(file)\n    os.rename",
             crash("| create add:a=1"),
         ),
         (
             "new-inbox-not-flushed",
-            LAYOUT,
+            CREATING,
             "    os.fsync(root)\n",
             "",
             "tests/test_durability.py -k a_new_inbox",
         ),
         (
             "format-first",
-            LAYOUT,
-            "        for name in FOLDERS:\n            make_folder",
-            "        write_format(fd, scope, shared=shared)\n        for name in FOLDERS:\n            "
-            "make_folder",
+            CREATING,
+            "    for name in FOLDERS:\n        make_folder",
+            "    write_format(fd, scope, shared=shared)\n    for name in FOLDERS:\n        make_folder",
             crash("| create"),
         ),
         (
@@ -436,35 +439,35 @@ MUTANTS = [
         # --- the section: its lock, and what it writes in which order
         (
             "lock-not-taken",
-            INDEX,
+            SECTION,
             "self._flock(fcntl.LOCK_EX)\n            else",
             "pass\n            else",
             "tests/test_protocol.py -k two_producers_of",
         ),
         (
             "consumer-does-not-lock",
-            INDEX,
+            SECTION,
             "                self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
             "                pass\n",
             "tests/test_index.py -k whoever_does_not_wait_is_refused_while_another",
         ),
         (
             "busy-waits-for-ever",
-            INDEX,
+            SECTION,
             "if monotonic() + pause > until:",
             "if False:",
             "tests/test_index.py -k whoever_does_not_wait_is_refused_while_another -o timeout=5",
         ),
         (
             "threads-not-excluded",
-            INDEX,
+            SECTION,
             "        elif not self._threads.acquire(timeout=patience):\n            raise Busy\n",
             "",
             "tests/test_index.py -k whoever_does_not_wait_is_refused_while_a_thread",
         ),
         (
             "removed-index-trusted",
-            INDEX,
+            SECTION,
             "            if status.st_nlink:",
             "            if True:",
             "tests/test_index.py -k an_index_that -o timeout=20",
@@ -506,7 +509,7 @@ MUTANTS = [
         ),
         (
             "line-after-the-rename",
-            INDEX,
+            SECTION,
             "                result = step(*arguments)\n",
             "                lines: list[Any] = []\n"
             "                write, self._write_line = self._write_line, lambda *line: "
@@ -554,7 +557,7 @@ MUTANTS = [
         ),
         (
             "lowest-line-first",
-            INDEX,
+            LINES,
             "        found.sort(reverse=True)\n",
             "        found.sort()\n",
             "tests/test_index.py -k of_two_places",
@@ -582,42 +585,42 @@ MUTANTS = [
         ),
         (
             "line-at-any-offset",
-            INDEX,
+            LINES,
             "if at % LINE == 0 and digits",
             "if digits",
             "tests/test_index.py -k what_is_no_line",
         ),
         (
             "line-without-end",
-            INDEX,
+            LINES,
             ' and bucket[at + 30 : at + LINE] == b" \\n":',
             ":",
             "tests/test_index.py -k what_is_no_line",
         ),
         (
             "lock-kept",
-            INDEX,
+            SECTION,
             "                    self._flock(fcntl.LOCK_UN)\n",
             "                    pass\n",
             "tests/test_index.py -k a_lock_that_is",
         ),
         (
             "lock-not-left-by-closing",
-            INDEX,
+            SECTION,
             "                except OSError:\n                    self.close()\n            self._threads",
             "                except OSError:\n                    pass\n            self._threads",
             "tests/test_index.py -k a_lock_that_the",
         ),
         (
             "leave-not-repeated",
-            INDEX,
+            SECTION,
             "                    self._leave(here)\n                    break\n",
             "                    break\n",
             "tests/test_interrupts.py -k a_call_may_be_interrupted_anywhere",
         ),
         (
             "handler-waits-for-itself",
-            INDEX,
+            SECTION,
             "        if here in _inside:",
             "        if False:",
             "tests/test_interrupts.py -k an_add_in_a_handler_that_interrupted_an_add_is",
@@ -675,12 +678,8 @@ MUTANTS = [
         (
             "future-clamped",
             INDEX,
-            "                    last = max(last, number)\n                    waiting",
-            "                    last = max(last, number)\n"
-            "                else:\n"
-            "                    last = max(last, limit)\n"
-            "                if True:\n"
-            "                    waiting",
+            "                last = max(last, number)\n                waiting",
+            "                last = max(last, number)\n            else:\n                last = max(last, limit)\n            if True:\n                waiting",
             "tests/test_index.py -k an_absurd_number_is",
         ),
         (
@@ -706,42 +705,42 @@ MUTANTS = [
         ),
         (
             "header-not-as-written",
-            INDEX,
+            LINES,
             "        if header_line(*found, more) == header:",
             "        if True:",
             "tests/test_index.py -k a_header_with",
         ),
         (
             "header-with-other-digits",
-            INDEX,
+            LINES,
             "        and last.isdigit()\n",
             "",
             "tests/test_index.py -k a_header_with",
         ),
         (
             "header-with-other-digits-in-lines",
-            INDEX,
+            LINES,
             "        and lines.isdigit()\n",
             "",
             "tests/test_index.py -k a_header_with",
         ),
         (
             "header-with-another-tag",
-            INDEX,
+            LINES,
             "        and tag.isascii()\n",
             "",
             "tests/test_index.py -k a_header_with",
         ),
         (
             "header-of-the-far-future",
-            INDEX,
+            LINES,
             "        and int(last) < HIGHEST\n",
             "",
             "tests/test_index.py -k a_header_of",
         ),
         (
             "header-with-part-of-a-bucket",
-            INDEX,
+            LINES,
             "        and not int(lines) % BUCKET\n",
             "",
             "tests/test_index.py -k a_header_of",
@@ -1129,7 +1128,7 @@ MUTANTS = [
         # --- links, and what is no file
         (
             "folder-link-followed",
-            LAYOUT,
+            FOLDERS,
             "os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC",
             "os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC",
             "tests/test_layout.py -k a_folder_that",
@@ -1150,7 +1149,7 @@ MUTANTS = [
         ),
         (
             "index-link-followed",
-            INDEX,
+            SECTION,
             "os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW |",
             "os.O_RDWR | os.O_CREAT |",
             "tests/test_index.py -k what_is_no_index",

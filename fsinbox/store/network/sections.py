@@ -32,8 +32,10 @@ from binascii import crc32
 from threading import Event, Lock, Thread
 from time import monotonic, time_ns
 
-from ..index import HEADER, HIGHEST, LINE, Busy, Index, header_line, read_header
-from ..layout import close_quietly
+from ..folders import close_quietly
+from ..index import Index, in_use
+from ..lines import HEADER, HIGHEST, LINE, header_line, read_header
+from ..section import Busy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -247,17 +249,14 @@ class NetworkIndex(Index):
     def _make_room(self) -> None:
         """A bucket is full: its oldest line is written over."""
 
-    def _allocate(self, lines: int) -> None:
+    def make_anew(self) -> None:
+        """Begin an empty table; if the header was damaged, find the last number in use."""
+        last = self._last if self._is_ours else in_use(self._layout, self._last)[0]
+        self._is_ours, self._spare = True, 0
+        self._write_header(last, 0)
         self._lines = 0
         os.ftruncate(self._fd, HEADER)
         os.ftruncate(self._fd, HEADER + LINES * LINE)
-
-    def make_anew(self) -> None:
-        """Begin an empty table; if the header was damaged, find the last number in use."""
-        last = self._last if self._is_ours else self._highest_in_use()[0]
-        self._is_ours, self._spare = True, 0
-        self._write_header(last, 0)
-        self._allocate(LINES)
         self._write_header(last, LINES)
 
 

@@ -1,0 +1,56 @@
+"""What kind of file system a path lies on."""
+
+import os
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs3 nfs4 cifs smb3 smbfs afs ncpfs 9p virtiofs ceph lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 "
+    "glusterfs "
+    "fuse fuse.sshfs fuse.glusterfs fuse.ceph fuse.juicefs fuse.s3fs fuse.rclone vboxsf prl_fs vmhgfs "
+    "fuse.vmhgfs-fuse "
+    "osxfs fuse.osxfs fuse.grpcfuse fakeowner drvfs".split()
+)
+"""File systems on which another host's (or the other side's) changes send no events here."""
+
+
+def mount_of(path: str) -> tuple[str, str]:
+    """Return (type, options) of the file system that holds `path`: ("nfs4", "rw,vers=4.2,..."); ("", "") if
+    it cannot be told.
+
+    Source: /proc/self/mountinfo, whose format is in proc(5). The options are those of the file system, behind
+    its type.
+    """
+    path = os.path.realpath(path)
+    best, found = "", ("", "")
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                mount = left.split(" ")[4]
+                if "\\" in mount:
+                    for code, character in (
+                        ("\\040", " "),
+                        ("\\011", "\t"),
+                        ("\\012", "\n"),
+                        ("\\134", "\\"),
+                    ):
+                        mount = mount.replace(code, character)
+                inside = path == mount or path.startswith(mount.rstrip("/") + "/")
+                if inside and len(mount) >= len(best):
+                    words = right.split()
+                    best, found = mount, (words[0], words[-1])
+    except OSError:
+        return "", ""
+    return found
+
+
+def file_system_type(path: str) -> str:
+    """Return the type of the file system that holds `path` ("ext4", "nfs4", ...), or "" where that cannot be
+    told."""
+    return mount_of(path)[0]
+
+
+def is_network(path: str) -> bool:
+    """Tell whether `path` lies on a file system that other hosts change too, or that sends no events for
+    it."""
+    kind = file_system_type(path)
+    return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
