@@ -183,7 +183,7 @@ def test_a_glusterfs_mount_says_itself_what_it_remembers(
 
 def test_nothing_is_made_on_a_mount_that_is_refused(inbox_dir: Path) -> None:
     with (
-        mock.patch("fsinbox.store.layout.mount_of", lambda path: ("nfs", "rw,vers=3")),
+        mock.patch("fsinbox.store.mounts.mount_of", lambda path: ("nfs", "rw,vers=3")),
         pytest.raises(UnusableInbox),
     ):
         Inbox(inbox_dir)
@@ -192,7 +192,7 @@ def test_nothing_is_made_on_a_mount_that_is_refused(inbox_dir: Path) -> None:
 
 def test_an_inbox_for_one_host_can_be_asked_for_anywhere(inbox_dir: Path) -> None:
     with (
-        mock.patch("fsinbox.store.layout.mount_of", lambda path: ("fuse.sshfs", "rw")),
+        mock.patch("fsinbox.store.mounts.mount_of", lambda path: ("fuse.sshfs", "rw")),
         Inbox(inbox_dir, scope="local") as inbox,
     ):
         assert inbox._handle.layout.sharing is None

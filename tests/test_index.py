@@ -20,8 +20,8 @@ import pytest
 
 from fsinbox import AddFailed, Inbox, UnusableInbox
 from fsinbox.store.boot import boot_tag
-from fsinbox.store.index import FEWEST_LINES, Index, _lines_of
-from fsinbox.store.lines import BUCKET, HEADER, LINE, header_line, read_header
+from fsinbox.store.index import FEWEST_LINES, Index
+from fsinbox.store.lines import BUCKET, HEADER, LINE, header_line, lines_with, read_header
 from fsinbox.store.names import element_name, encode_key
 from fsinbox.store.section import Busy
 from tests.shim import intercepted, refusing
@@ -150,7 +150,7 @@ def test_after_a_boot_the_table_is_made_anew(inbox: Inbox) -> None:
 
 @pytest.mark.parametrize("line", [b" %010d %019d \n", b"%010d %019d\n ", b"%010d %019d  "])
 def test_what_is_no_line_of_ours_is_none(line: bytes) -> None:
-    assert _lines_of((line % (7, 1)).ljust(BUCKET * LINE, b"\0"), 7) == []
+    assert lines_with((line % (7, 1)).ljust(BUCKET * LINE, b"\0"), 7) == []
 
 
 @pytest.mark.parametrize("folder", ["pending", "failed", "inflight", "deferred"])

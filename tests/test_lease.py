@@ -573,8 +573,8 @@ def test_a_sign_of_life_that_the_system_refuses_is_given_again(inbox_dir: Path) 
         one.take()
         with intercepted(signed):
             assert hits.wait(5)
-        before = lease_of(one)._last_sign
-        wait_until(lambda: lease_of(one)._last_sign > before)
+        before = lease_of(one)._last_beat
+        wait_until(lambda: lease_of(one)._last_beat > before)
         assert one.take() is None
 
 
@@ -582,7 +582,7 @@ def test_who_has_not_given_a_sign_of_life_for_long_asks_before_it_takes(inbox_di
     with opened(inbox_dir, lease=60) as one:
         one.add("a", "1")
         one.become_consumer()
-        lease_of(one)._last_sign -= 31
+        lease_of(one)._last_beat -= 31
         with (
             refusing(utime=errno.EIO),
             pytest.raises(UnusableInbox, match=r"cannot renew the lease .*mend that, start anew"),
@@ -590,7 +590,7 @@ def test_who_has_not_given_a_sign_of_life_for_long_asks_before_it_takes(inbox_di
             one.take()
         assert names(one, "pending") != []
         assert take(one).key == "a"
-        assert monotonic() - lease_of(one)._last_sign < 30
+        assert monotonic() - lease_of(one)._last_beat < 30
 
 
 def test_a_loser_that_nobody_listens_to_is_quiet(inbox_dir: Path) -> None:

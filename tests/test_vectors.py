@@ -16,6 +16,7 @@ import pytest
 
 import fsinbox.store.drops
 import fsinbox.store.index
+import fsinbox.store.lines
 from fsinbox import Inbox, InvalidKey
 from fsinbox.consumer.ownership import Shard
 from fsinbox.store.drops import finished_drop
@@ -75,7 +76,7 @@ def test_a_key_is_of_this_shard_and_its_line_in_this_bucket(case: Any) -> None:
             index
         ]
     for lines, at in case["bucket_at"].items():
-        assert fsinbox.store.index._home(case["crc"], int(lines)) == at
+        assert fsinbox.store.lines.bucket_at(case["crc"], int(lines)) == at
 
 
 # --- the index ----------------------------------------------------------------------------------------

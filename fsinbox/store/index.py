@@ -37,7 +37,7 @@ from .boot import boot_tag
 from .errors import UnusableInbox
 from .folders import close_quietly
 from .layout import Layout
-from .lines import BUCKET, HEADER, HIGHEST, LINE, allocate, bucket_at, header_line, lines_of, read_header
+from .lines import BUCKET, HEADER, HIGHEST, LINE, allocate, bucket_at, header_line, lines_with, read_header
 from .names import element_name, element_of, parse_element
 from .section import Section
 
@@ -132,7 +132,7 @@ class Index(Section):
             bucket = os.pread(fd, BUCKET * LINE, bucket_at(crc, lines)) if is_known else b""
         finally:
             close_quietly(fd)
-        return [number for number, _ in lines_of(bucket, crc)]
+        return [number for number, _ in lines_with(bucket, crc)]
 
     def _open_to_read(self) -> int:
         return self._layout.open_own("index", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -234,7 +234,7 @@ class Index(Section):
         offset of the line to write for it, -1 if the bucket is full)."""
         home = bucket_at(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
-        mine = lines_of(bucket, crc)
+        mine = lines_with(bucket, crc)
         for number, _ in mine:
             if self._waits(element_name(number, encoded)):
                 return number, [], home
@@ -289,7 +289,7 @@ class Index(Section):
         crc = self._crc(encoded, self.tag)
         home = bucket_at(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
-        mine, blank = lines_of(bucket, crc), bucket.find(b"\0")
+        mine, blank = lines_with(bucket, crc), bucket.find(b"\0")
         if mine:
             self._write_line(crc, 0, home + mine[0][1])
         elif number and blank >= 0:

@@ -45,7 +45,7 @@ def bucket_at(crc: int, lines: int) -> int:
     return HEADER + crc % (lines // BUCKET) * BUCKET * LINE
 
 
-def lines_of(bucket: bytes, crc: int) -> list[tuple[int, int]]:
+def lines_with(bucket: bytes, crc: int) -> list[tuple[int, int]]:
     """Return (number, offset) of the lines in a bucket that bear this CRC, the highest number first."""
     stamp = b"%010d " % crc
     found = []

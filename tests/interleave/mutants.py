@@ -109,7 +109,7 @@ MUTANTS = {
             "number-outside-lock",
             "two producers are given the same place, or the older add the higher one",
             ("two-adds-one-add",),
-            (Edit("store.index:Index._enter", "self._flock(fcntl.LOCK_EX)", "pass"),),
+            (Edit("store.section:Section._enter", "self._flock(fcntl.LOCK_EX)", "pass"),),
         ),
         Mutant(
             "requeued-without-lock",

@@ -57,9 +57,12 @@ import fsinbox.consumer.recovery
 import fsinbox.consumer.taking
 import fsinbox.inbox
 import fsinbox.store.files
+import fsinbox.store.folders
 import fsinbox.store.handle
 import fsinbox.store.index
 import fsinbox.store.layout
+import fsinbox.store.lines
+import fsinbox.store.section
 import fsinbox.store.transitions
 from fsinbox import Inbox
 from fsinbox.store.folders import FOLDERS
@@ -355,11 +358,11 @@ class World:
             mock.patch.object(fsinbox.store.handle, "Layout", self._layout),
             mock.patch.object(fsinbox.store.index, "boot_tag", lambda: TAG),
             mock.patch.object(
-                fsinbox.store.index, "get_ident", lambda: self.actor.letter if self.actor else ""
+                fsinbox.store.section, "get_ident", lambda: self.actor.letter if self.actor else ""
             ),
-            mock.patch.object(
-                fsinbox.store.index, "BUCKET", 0
-            ),  # both as the scenario says: the table is one bucket
+            # As the scenario says: the table is one bucket.
+            mock.patch.object(fsinbox.store.index, "BUCKET", 0),
+            mock.patch.object(fsinbox.store.lines, "BUCKET", 0),
             mock.patch.object(fsinbox.store.index, "FEWEST_LINES", 0),
             mock.patch.object(fsinbox.store.index, "LINES_A_KEY", 1),
             # An actor's descriptors are closed when it ends.
@@ -370,15 +373,17 @@ class World:
         ]
         for module in _modules():
             stand_ins = {
-                "os": Files(self, identity=module is not fsinbox.store.layout),
+                "os": Files(self, identity=module not in (fsinbox.store.layout, fsinbox.store.folders)),
                 "fcntl": Locks(self),
                 "time_ns": self._clock if module in CLOCKED else lambda: 0,
                 "monotonic": self._monotonic,
                 "sleep": self._sleep,
             }
             if module is fsinbox.store.index:
-                # Numbers are 11, 12, 13 ...; and any patience is over when the lock was asked for once.
-                stand_ins |= {"time_ns": self._now, "monotonic": lambda: next(self._times) * 1000}
+                stand_ins["time_ns"] = self._now  # numbers are 11, 12, 13 ...
+            if module is fsinbox.store.section:
+                # Any patience is over when the lock was asked for once.
+                stand_ins["monotonic"] = lambda: next(self._times) * 1000
             self._patches += [
                 mock.patch.object(module, name, stand_in)
                 for name, stand_in in stand_ins.items()
@@ -538,7 +543,7 @@ class World:
         """Return what whoever locks `index` knows by that: what it says, for nobody else can write it now."""
         status = os.fstat(fd)
         if self.is_written_to():
-            return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.store.index.HEADER, 0)
+            return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.store.lines.HEADER, 0)
         return (status.st_nlink, _state_of(os.pread(fd, 1 << 20, 0)))
 
     def _forget_indexes(self) -> None:
@@ -610,7 +615,7 @@ class World:
     def clear(self) -> None:
         """Make the inbox as good as new, and its index hold nothing."""
         self.files.clear()
-        fsinbox.store.index.forget_sections()
+        fsinbox.store.section.forget_sections()
         for folder in FOLDERS:
             fd = self.base.folder(folder)
             for name in os.listdir(fd):
@@ -647,7 +652,7 @@ class World:
 def blank_index(last: int, tag: str = TAG) -> bytes:
     """Return the content of an index that knows of no key."""
     lines = fsinbox.store.index.FEWEST_LINES
-    return header_line(last, tag, lines) + bytes(lines * fsinbox.store.index.LINE)
+    return header_line(last, tag, lines) + bytes(lines * fsinbox.store.lines.LINE)
 
 
 def _state_of(content: bytes) -> str:
@@ -922,7 +927,8 @@ class Run:
         self.trace = trace
         self._nodes = nodes
         world.run = self
-        fsinbox.store.index.BUCKET = fsinbox.store.index.FEWEST_LINES = scenario.bucket
+        fsinbox.store.index.BUCKET = fsinbox.store.lines.BUCKET = scenario.bucket
+        fsinbox.store.index.FEWEST_LINES = scenario.bucket
         world.clear()
         self.actors = [Actor(self, index, role) for index, role in enumerate(scenario.roles)]
         for actor in self.actors:
