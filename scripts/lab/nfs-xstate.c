@@ -1,8 +1,9 @@
 /* Preloaded into User-mode Linux by scripts/lab/nfs, on processors with AMX.
  *
- * UML of 6.1 keeps 2696 bytes of a process's registers: all but those of AMX, which lie behind. Where the processor has AMX, its
- * kernel takes them back only whole (11008 bytes), and UML dies at its first process: "ptrace set fp regs failed, errno = 14".
- * So what is missing is added here, as it is at a process's start: not in use.
+ * UML of 6.1 keeps 2696 bytes of a process's registers: all but those of AMX, which lie behind. Where the
+ * processor has AMX, its kernel takes them back only whole (11008 bytes), and UML dies at its first process:
+ * "ptrace set fp regs failed, errno = 14". So what is missing is added here, as it is at a process's start:
+ * not in use.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -16,10 +17,12 @@
 #include <unistd.h>
 
 #define LARGEST 65536
-#define IN_USE 512             /* where an XSAVE area says which of its parts are in use: Intel's manual, volume 1, 13.4 */
+/* where an XSAVE area says which of its parts are in use: Intel's manual, volume 1, 13.4 */
+#define IN_USE 512
 #define AMX ((uint64_t)3 << 17)
 
-static unsigned char whole[LARGEST] __attribute__((aligned(64))); /* not on the stack: UML's are small. It has one thread */
+/* not on the stack: UML's are small. It has one thread */
+static unsigned char whole[LARGEST] __attribute__((aligned(64)));
 
 long ptrace(enum __ptrace_request request, ...) {
   va_list arguments;
@@ -29,7 +32,8 @@ long ptrace(enum __ptrace_request request, ...) {
   va_end(arguments);
 
   long peeked;
-  if (request == PTRACE_PEEKTEXT || request == PTRACE_PEEKDATA || request == PTRACE_PEEKUSER) /* as the C library does it */
+  /* as the C library does it */
+  if (request == PTRACE_PEEKTEXT || request == PTRACE_PEEKDATA || request == PTRACE_PEEKUSER)
     return syscall(SYS_ptrace, request, pid, address, &peeked) < 0 ? -1 : (errno = 0, peeked);
   if (request != PTRACE_SETREGSET || address != (void *)NT_X86_XSTATE)
     return syscall(SYS_ptrace, request, pid, address, data);
