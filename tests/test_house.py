@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 import pytest
+
+from fsinbox import Element, Inbox
 
 ROOT = Path(__file__).parents[1]
 NAME = "fsinbox"
@@ -358,3 +363,75 @@ def test_nothing_else_is_left_out() -> None:
     assert coverage["report"]["fail_under"] == 100
     assert coverage["report"]["exclude_also"] == ["if TYPE_CHECKING:"]
     assert not {"exclude_lines", "partial_branches", "partial_also", "omit"} & coverage["report"].keys()
+
+
+# --- a value, followed call by call --------------------------------------------------------------------
+
+
+def levels() -> dict[str, int]:
+    """Return how high each module stands: above all that it imports."""
+    arrows: dict[str, set[str]] = {}
+    for one in imports(ROOT):
+        if one.imported != NAME:
+            arrows.setdefault(one.importer, set()).add(one.imported)
+
+    @cache
+    def level(module: str) -> int:
+        return 1 + max((level(lower) for lower in arrows.get(module, ())), default=0)
+
+    return {module: level(module) for module in modules(ROOT)}
+
+
+class Journey(NamedTuple):
+    """Where a call led: the modules to which a value was handed, and the calls from a module to a higher
+    one."""
+
+    handed_to: set[str]
+    climbs: list[str]
+
+
+def follow(call: Callable[[], Any], values: tuple[Any, ...] = ()) -> Journey:
+    """Call `call`, and watch every call of the package that it makes."""
+    heights = levels()
+    journey = Journey(set(), [])
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        module = frame.f_globals.get("__name__", "")
+        if event != "call" or module not in heights:
+            return
+        arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        if any(frame.f_locals[name] in values for name in arguments if name in frame.f_locals):
+            journey.handed_to.add(module)
+        caller = frame.f_back
+        while caller and caller.f_globals.get("__name__") not in heights:
+            caller = caller.f_back
+        if caller and heights[caller.f_globals["__name__"]] < heights[module]:
+            journey.climbs.append(f"{caller.f_globals['__name__']} -> {frame.f_code.co_qualname}")
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return journey
+
+
+def test_a_value_is_handed_to_few_modules_and_calls_seldom_climb(tmp_path: Path) -> None:
+    """An add hands its value to at most 5 modules. What a lower module calls of a higher one (a step inside
+    the section, say) is hard to follow: at most 3 in an add, 5 in a take, 2 in a retry."""
+    with Inbox(tmp_path / "inbox", codec="text") as inbox:
+        inbox.add("warm", "up")
+        warm = inbox.take()
+        assert warm
+        warm.ack()
+        add = follow(lambda: inbox.add("key", "a value"), ("a value", b"a value"))
+        assert "fsinbox.store.files" in add.handed_to  # it was followed to its end
+        assert len(add.handed_to) <= 5, add
+        assert len(add.climbs) <= 3, add
+        taken: list[Element | None] = []
+        take = follow(lambda: taken.append(inbox.take()))
+        assert len(take.climbs) <= 5, take
+        element = taken[0]
+        assert element
+        retry = follow(element.nack)
+        assert len(retry.climbs) <= 2, retry
