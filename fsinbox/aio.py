@@ -23,7 +23,7 @@ class _Claim:
     """One take in a thread, by a task that may be cancelled meanwhile: then what is taken goes back."""
 
     def __init__(self, inbox: Inbox, order: threading.Lock) -> None:
-        """`order` is shared by all claims: what one gives back must be back before the next takes."""
+        """`order` is shared by all claims: what one requeues must wait again before the next takes."""
         self._inbox = inbox
         self._order = order
         self._mutex = threading.Lock()

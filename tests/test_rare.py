@@ -365,7 +365,7 @@ def test_a_file_whose_folder_is_gone_cannot_be_given_back_and_that_is_said(
         source._moved_from = str(path)
         path.rename(Path(inbox.path, "tmp", "draft"))
         path.parent.rmdir()
-        with pytest.raises(OSError, match="could not be given back: it is tmp/draft in"):
+        with pytest.raises(OSError, match="could not be moved back: it is tmp/draft in"):
             source.discard(inbox._handle.layout, "draft")
         source._path = None
 

@@ -73,7 +73,7 @@ def test_a_file_is_not_given_back_over_another_one(inbox: Inbox, file: Path) -> 
 
     with (
         refusing(pread=errno.EIO, when=refused),
-        pytest.raises(AddFailed, match="could not be given back: it is tmp/"),
+        pytest.raises(AddFailed, match="could not be moved back: it is tmp/"),
     ):
         inbox.add_file("a", file, move=True)
     assert file.read_bytes() == b"another's"
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_given_back_is_kept_and_it_is_said_where(inbox: In
 
     with (
         refusing(pread=errno.EIO, link=errno.EPERM, rename=errno.EROFS, when=back),
-        pytest.raises(AddFailed, match="could not be given back: it is tmp/") as caught,
+        pytest.raises(AddFailed, match="could not be moved back: it is tmp/") as caught,
     ):
         inbox.add_file("a", file, move=True)
     (kept,) = names(inbox, "tmp")

@@ -196,7 +196,7 @@ def add(inbox: str | None, file: str | None, key: str, value: str | None, **how:
     help="Only these; may be repeated.  [default: all but done]",
 )
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
-    """List the elements: what is out, what waits (oldest first), what is deferred, what failed."""
+    """List the elements: what is in flight, waits (oldest first), is deferred, failed."""
     from ..operate.rows import STATES, label, rows
     from ..operate.units import age, when
     from ..store.layout import Layout
@@ -219,7 +219,7 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
 @json_option
 @key_argument
 def show(inbox: str | None, json: bool, key: str) -> None:
-    """Print the payload of KEY: the one that waits, else the one that is out, is deferred or has failed."""
+    """Print the payload of KEY: the one that waits, else the one in flight, deferred or failed."""
     import base64
 
     from ..operate.rows import find, reason
@@ -342,7 +342,7 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     type=click.IntRange(0),
     default=1 << 30,
     show_default=True,
-    help="Largest file adopted from drop/, bytes.",
+    help="Largest file ingested from drop/, bytes.",
 )
 @click.option(
     "--watch",

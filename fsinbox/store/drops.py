@@ -40,7 +40,7 @@ def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
     if kind != stat.S_IFREG:
         # Not even opened: opening some devices does something.
         raise OSError(
-            errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are adopted"
+            errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are ingested"
         )
     try:
         return open_for_reading(layout, "drop", name)

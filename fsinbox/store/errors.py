@@ -35,7 +35,7 @@ class InvalidPayload(InboxError, ValueError):
 
 
 class WrongState(InboxError, RuntimeError):
-    """The call does not fit: take while an element is out, commit with none out, ack twice, ack after a
+    """The call does not fit: take while an element is in flight, commit with none, ack twice, ack after a
     rollback."""
 
 

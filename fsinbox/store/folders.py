@@ -169,7 +169,7 @@ class Folders:
     def names_in(self, folder: int, *, hidden: bool = False) -> list[str]:
         """The same for a folder's descriptor.
 
-        Opens the folder afresh: a listing must not share its position with another thread's, and on a network
+        Opens the folder anew: a listing must not share its position with another thread's, and on a network
         file system opening is what makes it current.
         """
         if self.sharing and self.sharing.touches_first:

@@ -116,7 +116,7 @@ class Source:
                 return  # it was not moved: it is there
             raise OSError(
                 error.errno,
-                f"{error.strerror} (and {self._moved_from} could not be given back: it is tmp/{name} in "
+                f"{error.strerror} (and {self._moved_from} could not be moved back: it is tmp/{name} in "
                 f"{layout.path} now)",
             ) from error
         discard_temporary(layout, name)

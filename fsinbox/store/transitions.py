@@ -133,7 +133,7 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     return bool(names) and any(name in names for _, name in layout.in_flight())
 
 
-# --- the consumer: take, acknowledge, give back -------------------------------------------------------
+# --- the consumer: take, acknowledge, requeue ---------------------------------------------------------
 
 
 def take(layout: Layout, name: str) -> bool:

@@ -46,7 +46,7 @@ def handle_all(
     concurrency   how many at once
     max_attempts  then an element goes to failed/
 
-    Call it in the main thread. Raises WrongState if as many elements are out as may be,
+    Call it in the main thread. Raises WrongState if as many elements are in flight as may be,
     worker.outcome.HandlerError.
     """
     if isinstance(handler, str):

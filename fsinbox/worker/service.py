@@ -37,7 +37,7 @@ class Service(Observer):
 
     def __init__(self, address: str, watchdog: float | None) -> None:
         """`address`: a socket's path, or @name in the abstract name space. `watchdog`: seconds it waits for a
-        sign of life."""
+        heartbeat."""
         self._address = "\0" + address[1:] if address[0] == "@" else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(_PATIENCE)
