@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("--long") else "fsinbox")
 
 
+@pytest.hookimpl(optionalhook=True)  # some run without xdist
 def pytest_xdist_auto_num_workers() -> int:
     """Two workers a core: about half of the time a test waits, for a process or for a moment to pass."""
     return 2 * (os.cpu_count() or 1)
