@@ -404,6 +404,20 @@ def test_a_value_that_goes_back_just_when_the_index_was_replaced_is_not_above_a_
     assert names(inbox, "pending") == names(inbox, "deferred") == []
 
 
+@pytest.mark.parametrize("order", [("lower", "higher"), ("higher", "lower")])
+def test_a_key_at_two_places_is_unknown_to_a_new_index_whichever_is_listed_first(
+    inbox: Inbox, order: tuple[str, str]
+) -> None:
+    inbox.add("z", 0)
+    now = time.time_ns()
+    numbers = {"lower": now, "higher": now + 1}
+    for place in order:
+        Path(inbox.path, "pending", element_name(numbers[place], "a")).write_text("1")
+    inbox.index.locked(inbox.index.make_anew)
+    assert inbox.index.peek_place("a") == 0
+    assert inbox.index.peek_place("z") > 0
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_random_run_in_which_the_index_is_replaced_again_and_again_loses_nothing(
     inbox: Inbox, tmp_path: Path, way: str

@@ -652,7 +652,7 @@ MUTANTS = [
             INDEX,
             "            self._write_line(crc, 0, home + mine[0][1])\n",
             "            self._write_line(crc, number, home + mine[0][1])\n",
-            "tests/test_index.py -k a_value_that_goes",
+            "tests/test_index.py -k a_key_at_two_places",
         ),
         (
             "in-flight-not-looked-at",
