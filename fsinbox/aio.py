@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from .element import Element
 from .inbox import Inbox
@@ -17,6 +17,7 @@ from .store.errors import InboxError
 
 if TYPE_CHECKING:
     from .store.adding import Added
+    from .store.terms import How
 
 
 class _Claim:
@@ -65,25 +66,25 @@ class AsyncInbox:
         self._order = threading.Lock()
         self._waiting = asyncio.Lock()  # one sleeper at a time: a wake reaches one
 
-    async def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
+    async def add(self, key: str, value: object, **how: Unpack[How]) -> Added:
         """See Inbox.add."""
-        return await asyncio.to_thread(self.inbox.add, key, value, durable=durable)
+        return await asyncio.to_thread(self.inbox.add, key, value, **how)
 
     async def add_file(
-        self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None
+        self, key: str, path: str | os.PathLike[str], *, move: bool = False, **how: Unpack[How]
     ) -> Added:
         """See Inbox.add_file."""
-        return await asyncio.to_thread(self.inbox.add_file, key, path, move=move, durable=durable)
+        return await asyncio.to_thread(self.inbox.add_file, key, path, move=move, **how)
 
     async def add_many(
         self,
         items: Iterable[tuple[str, object]],
         *,
-        durable: bool | None = None,
         progress: Callable[[int], object] | None = None,
+        **how: Unpack[How],
     ) -> dict[Added, int]:
         """See Inbox.add_many. `items` and `progress` are used in another thread."""
-        return await asyncio.to_thread(self.inbox.add_many, items, durable=durable, progress=progress)
+        return await asyncio.to_thread(self.inbox.add_many, items, progress=progress, **how)
 
     async def take(self, timeout: float | None = 0.0) -> Element | None:
         """See Inbox.take. If it is cancelled, it has taken nothing."""

@@ -107,10 +107,12 @@ class Element(Waiting):
         """Whether it stands for more than one add: this value has replaced one that waited, as the file's
         time tells.
 
-        (The kernel's clock for files ticks every few milliseconds: a value replaced within that time of its
-        arrival is not told. Nor is any where another host's clock sets the times.)
+        (A value that was added for later tells nothing of it. The kernel's clock for files ticks every few
+        milliseconds: a value replaced within that time of its arrival is not told. Nor is any where another
+        host's clock sets the times.)
         """
-        return self._handle.layout.sharing is None and self._claim.taken.modified > self.seq
+        taken = self._claim.taken
+        return self._handle.layout.sharing is None and not taken.not_before and taken.modified > self.seq
 
     @property
     def suspect(self) -> bool:

@@ -8,18 +8,20 @@ from .element import Element, Looks
 from .store.adding import Adder
 from .store.codecs import check_codec, encode
 from .store.handle import Handle, Looking
+from .store.terms import terms_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Any, BinaryIO, Self
+    from typing import Any, BinaryIO, Self, Unpack
 
     from .consumer.session import Claim, Session
     from .consumer.sleeper import Sleeper
     from .store.adding import Added
     from .store.index import Index
     from .store.layout import Layout
+    from .store.terms import How
 
 
 class Inbox(Looks):
@@ -114,20 +116,26 @@ class Inbox(Looks):
 
     # --- adding -------------------------------------------------------------------------------------------
 
-    def add(self, key: str, value: object, *, durable: bool | None = None) -> Added:
+    def add(self, key: str, value: object, **how: Unpack[How]) -> Added:
         """Queue `value` for `key`. It replaces a waiting value of that key and keeps its place.
 
-        Returns "new"; "replaced" (a waiting value); or "behind": the key's element is being worked on, and
-        this is queued anew. Raises InvalidKey, InvalidPayload, AddFailed.
-        """
-        return self._adder.add(key, encode(self.codec, key, value), self._lasting(durable))
+        Returns "new"; "replaced" (a waiting value); "behind": the key's element is in flight, and this is
+        queued anew; "kept": with if_waiting="keep", one waits, and this was not added. Raises InvalidKey,
+        InvalidPayload, AddFailed, ValueError.
 
-    def add_bytes(self, key: str, data: bytes, *, durable: bool | None = None) -> Added:
+        durable      whether to return only when a power cut can no longer lose it; None: as the inbox says
+        delay        seconds, or a timedelta, for which it is not handed out ...
+        not_before   ... or until when: a datetime, or seconds since the epoch. A newer value brings its own
+        if_waiting   "replace", or "keep": a value that waits stays, and this one is not added
+        """
+        return self._adder.add(key, encode(self.codec, key, value), terms_of(self.durable, **how))
+
+    def add_bytes(self, key: str, data: bytes, **how: Unpack[How]) -> Added:
         """The same for a payload that is already encoded: the file's content will be exactly `data`."""
-        return self._adder.add(key, data, self._lasting(durable))
+        return self._adder.add(key, data, terms_of(self.durable, **how))
 
     def add_file(
-        self, key: str, path: str | os.PathLike[str], *, move: bool = False, durable: bool | None = None
+        self, key: str, path: str | os.PathLike[str], *, move: bool = False, **how: Unpack[How]
     ) -> Added:
         """Queue the content of the file at `path`, of any size.
 
@@ -140,33 +148,30 @@ class Inbox(Looks):
         from .store.transfer import Source
 
         with Source(os.fspath(path), move=move) as source:
-            return self._adder.add(key, source, self._lasting(durable))
+            return self._adder.add(key, source, terms_of(self.durable, **how))
 
-    def add_stream(self, key: str, stream: BinaryIO, *, durable: bool | None = None) -> Added:
+    def add_stream(self, key: str, stream: BinaryIO, **how: Unpack[How]) -> Added:
         """Queue what a binary stream gives, to its end. Raises InvalidKey, AddFailed."""
         from .store.transfer import Stream
 
-        return self._adder.add(key, Stream(stream), self._lasting(durable))
+        return self._adder.add(key, Stream(stream), terms_of(self.durable, **how))
 
     def add_many(
         self,
         items: Iterable[tuple[str, object]],
         *,
-        durable: bool | None = None,
         progress: Callable[[int], object] | None = None,
+        **how: Unpack[How],
     ) -> dict[Added, int]:
         """Queue every (key, value), in order, with one flush for many. Returns how many were new, replaced,
-        behind.
+        behind, kept.
 
         `progress` is called with the number queued so far, after each batch: those are then as durable as
         asked. If it raises, or an item is invalid, what was queued before stays queued. Raises InvalidKey,
         InvalidPayload, AddFailed.
         """
         encoded = ((key, encode(self.codec, key, value)) for key, value in items)
-        return self._adder.add_many(encoded, self._lasting(durable), progress)
-
-    def _lasting(self, durable: bool | None) -> bool:
-        return self.durable if durable is None else durable
+        return self._adder.add_many(encoded, terms_of(self.durable, **how), progress)
 
     # --- taking -------------------------------------------------------------------------------------------
 

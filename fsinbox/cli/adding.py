@@ -10,9 +10,10 @@ from ..store.errors import AddFailed, InboxError, InvalidPayload, UnusableInbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from typing import BinaryIO, Unpack
 
     from ..store.adding import Added
+    from ..store.terms import How
 
 
 def add(
@@ -23,8 +24,8 @@ def add(
     *,
     create: bool = False,
     move: bool = False,
-    durable: bool = True,
     json: bool = False,
+    **how: Unpack[How],
 ) -> int:
     """Add one element; return the exit status.
 
@@ -33,16 +34,16 @@ def add(
     outcome: Added
     try:
         new = create and not os.path.exists(inbox)
-        with Inbox(inbox, codec="bytes", durable=durable, create=create) as target:
+        with Inbox(inbox, codec="bytes", create=create) as target:
             if new:
                 print(f"fsinbox: created inbox {target.path}", file=sys.stderr)
             if file is not None and file != "-":
-                outcome = target.add_file(key, file, move=move)
+                outcome = target.add_file(key, file, move=move, **how)
             elif value is not None and value != "-":
-                outcome = target.add_bytes(key, os.fsencode(value))
+                outcome = target.add_bytes(key, os.fsencode(value), **how)
             else:
-                outcome = target.add_stream(key, _standard_input())
-    except InboxError as error:
+                outcome = target.add_stream(key, _standard_input(), **how)
+    except (InboxError, ValueError) as error:
         return _refused(error)
     if json:
         import json as encoder
@@ -61,7 +62,7 @@ def _standard_input() -> BinaryIO:
     return sys.stdin.buffer.raw  # type: ignore[union-attr,no-any-return]
 
 
-def _refused(error: InboxError) -> int:
+def _refused(error: Exception) -> int:
     from .exits import EXIT_UNUSABLE, EXIT_USAGE
 
     print(f"fsinbox: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from ..store.errors import AddFailed, InboxBusy, InboxError, LeaseLost, Unusable
 from .exits import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
 from .locating import settings_file
 from .options import (
+    DURATION,
     Failure,
     chosen,
     create_option,
@@ -168,9 +169,23 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
     default=True,
     help="Wait until a power cut can no longer lose it.  [default: durable]",
 )
+@click.option("--delay", type=DURATION, metavar="TIME", help="Hand it out after TIME: 90, 15m, 2h.")
+@click.option(
+    "--not-before",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]),
+    metavar="WHEN",
+    help="Hand it out at WHEN (2031-12-24 18:00, local time) at the earliest.",
+)
+@click.option(
+    "--if-waiting",
+    type=click.Choice(["replace", "keep"]),
+    default="replace",
+    show_default=True,
+    help="What becomes of a value of KEY that waits; keep: VALUE is not added.",
+)
 @key_argument
 @click.argument("value", required=False)
-def add(inbox: str | None, file: str | None, key: str, value: str | None, **how: bool) -> None:
+def add(inbox: str | None, file: str | None, key: str, value: str | None, **how: Any) -> None:
     """Queue VALUE for KEY. It replaces a waiting value of that key.
 
     The value is stored byte for byte. With - in its place it is read from standard input.

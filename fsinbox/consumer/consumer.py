@@ -182,7 +182,17 @@ class Consumer:
         taken = self._taking.take(name, deferred)
         if taken:
             self.in_flight[taken.encoded] = taken
+            if taken.not_before and self._put_off(taken):
+                return None
         return taken
+
+    def _put_off(self, taken: Taken) -> bool:
+        """Defer an element that was added for later, if that is not yet; tell whether it was. (After a week,
+        the longest that anything is deferred, it is taken again, and put off again.)"""
+        left = taken.not_before - self.ownership.now()
+        if left > 0:
+            self.defer(taken, left / 1e9, counted=False)
+        return left > 0
 
     def _must_be_alone(self, name: str) -> bool:
         """Tell whether this, or what is in flight, is a suspect: it is only in flight alone."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Set as AbstractSet
 from time import monotonic, time_ns
 
+from ..store.files import not_before
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import (
@@ -179,6 +180,8 @@ class Recovery:
     def _count(self, name: str, alone: str) -> None:
         """The consumer died with this in flight."""
         status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
+        if not_before(status) > self._ownership.now():
+            return  # nobody had it: it was on its way to deferred/
         note = self._attempts.of(name, status)
         attempts = (note.attempts if note else 0) + 1
         self._attempts.write(name, Note(attempts, status.st_ino, status.st_mtime_ns, alone))

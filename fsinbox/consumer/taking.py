@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from ..store import transitions
+from ..store.files import not_before
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import decode_key, element_of, parse_element
@@ -35,6 +36,8 @@ class Taken:
     size: int
     inode: int
     modified: int
+    not_before: int
+    """The moment before which it is not to be handed out; 0: at once."""
 
 
 class Taking:
@@ -157,4 +160,5 @@ class Taking:
             size=status.st_size,
             inode=status.st_ino,
             modified=status.st_mtime_ns,
+            not_before=not_before(status),
         )

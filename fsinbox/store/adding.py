@@ -6,11 +6,12 @@ from time import monotonic
 
 from .drops import finished_drop
 from .errors import AddFailed, UnusableInbox
-from .files import close_interrupted, discard_interrupted, flush_all, write_payload
+from .files import close_interrupted, discard_interrupted, discard_temporary, flush_all, write_payload
 from .handle import Handle
 from .index import Index
 from .layout import Layout
 from .names import encode_key
+from .terms import Terms
 from .transitions import Published, Unsure, flush_published, is_in_flight, publish
 
 TYPE_CHECKING = False
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
         def publishing(self, layout: Layout, temporary: str) -> None:
             """A file in tmp/ is about to be published."""
 
-    Added = Literal["new", "replaced", "behind"]
+    Added = Literal["new", "replaced", "behind", "kept"]
+
+OUTCOMES: tuple[Added, ...] = ("new", "replaced", "behind", "kept")
 
 SECTION = 100
 """Values that are published in one section: others wait for the lock as long."""
@@ -45,10 +48,10 @@ _FEW = 3
 class Add:
     """Values on their way into an inbox. `published` tells how far it came, also when it was cut short."""
 
-    def __init__(self, layout: Layout, index: Index, *, durable: bool) -> None:
+    def __init__(self, layout: Layout, index: Index, terms: Terms) -> None:
         self._layout = layout
         self._index = index
-        self._durable = durable
+        self._terms = terms
         self._drafts: list[str] = []
         self._published = Published()
 
@@ -59,12 +62,15 @@ class Add:
     def one(self, key: str, encoded: str, payload: Any) -> Added:
         """Queue one value: bytes, or what writes itself (transfer.Source, transfer.Stream). Raises
         OSError."""
+        durable, not_before = self._terms.durable, self._terms.not_before
         try:
             if isinstance(payload, bytes):
-                write_payload(self._layout, payload, self._drafts, durable=self._durable)
+                write_payload(self._layout, payload, self._drafts, durable=durable, not_before=not_before)
             else:
-                payload.write(self._layout, self._drafts, durable=self._durable)
+                payload.write(self._layout, self._drafts, durable=durable, not_before=not_before)
             self._publish([(key, encoded)])
+            if self._published.kept and not isinstance(payload, bytes):
+                payload.discard(self._layout, self._drafts[0])
         except BaseException:
             if not isinstance(payload, bytes) and self._drafts:
                 draft = self._drafts.pop()
@@ -78,8 +84,10 @@ class Add:
         """Queue every (key, encoded key, payload), in order; return what happened to each. Raises OSError."""
         try:
             for _, _, data in items:
-                write_payload(self._layout, data, self._drafts, durable=False)
-            if self._durable:
+                write_payload(
+                    self._layout, data, self._drafts, durable=False, not_before=self._terms.not_before
+                )
+            if self._terms.durable:
                 flush_all(self._layout, "tmp", self._drafts)
             for start in range(0, len(items), SECTION):
                 self._publish([(key, encoded) for key, encoded, _ in items[start : start + SECTION]])
@@ -98,19 +106,25 @@ class Add:
                 observer.publishing(self._layout, temporary)
             dropped = finished_drop(self._layout, key) if listed is None or key in listed else None
             drafts.append((temporary, encoded, dropped))
-        self._index.locked(publish, self._layout, self._index, drafts, self._published)
+        self._index.locked(publish, self._layout, self._index, drafts, self._published, self._terms.keep)
 
     def _outcomes(self, keys: list[str]) -> list[Added]:
         """Flush, and tell what happened to each."""
-        if self._durable:
+        if self._terms.durable:
             flush_published(self._layout, self._published)
+        for temporary in self._published.kept:
+            discard_temporary(self._layout, temporary)
         return [
-            "replaced"
+            "kept"
+            if temporary in self._published.kept
+            else "replaced"
             if waited
             else "behind"
             if others and is_in_flight(self._layout, encoded, others)
             else "new"
-            for encoded, (waited, others) in zip(keys, self._published.outcomes, strict=True)
+            for temporary, encoded, (waited, others) in zip(
+                self._drafts, keys, self._published.outcomes, strict=True
+            )
         ]
 
     def _discard(self) -> None:
@@ -130,38 +144,38 @@ class Adder:
         self._handle = handle
         self._next_check = 0.0
 
-    def add(self, key: str, payload: Any, durable: bool) -> Added:
+    def add(self, key: str, payload: Any, terms: Terms) -> Added:
         """Queue one value: bytes, or what writes itself. Raises InvalidKey, AddFailed, WrongState."""
         encoded = encode_key(key)
 
         def run() -> Added:
-            return self._run(key, lambda add: add.one(key, encoded, payload), durable)
+            return self._run(key, lambda add: add.one(key, encoded, payload), terms)
 
         return run() if observer is None else observer.adding(self._handle.path, key, run)
 
     def add_many(
         self,
         items: Iterable[tuple[str, bytes]],
-        durable: bool,
+        terms: Terms,
         progress: Callable[[int], object] | None = None,
     ) -> dict[Added, int]:
         """Queue every (key, payload), in order: see Inbox.add_many."""
 
         def run() -> dict[Added, int]:
-            return self._add_many(items, durable, progress)
+            return self._add_many(items, terms, progress)
 
         return run() if observer is None else observer.adding(self._handle.path, None, run)
 
     def _add_many(
-        self, items: Iterable[tuple[str, bytes]], durable: bool, progress: Callable[[int], object] | None
+        self, items: Iterable[tuple[str, bytes]], terms: Terms, progress: Callable[[int], object] | None
     ) -> dict[Added, int]:
-        total: dict[Added, int] = {"new": 0, "replaced": 0, "behind": 0}
+        total: dict[Added, int] = dict.fromkeys(OUTCOMES, 0)
         batch: list[tuple[str, str, bytes]] = []
 
         def finish() -> None:
             now = batch[:]
             batch.clear()  # first: it is tried once
-            for outcome in self._run(now[0][0], lambda add: add.many(now), durable):
+            for outcome in self._run(now[0][0], lambda add: add.many(now), terms):
                 total[outcome] += 1
             if progress:
                 progress(sum(total.values()))
@@ -176,12 +190,12 @@ class Adder:
                 finish()
         return total
 
-    def _run(self, key: str, step: Callable[[Add], Found], durable: bool) -> Found:
+    def _run(self, key: str, step: Callable[[Add], Found], terms: Terms) -> Found:
         handle, call = self._handle, object()
         try:
             layout = handle.begin(call)
             self._check_place(layout)
-            add = Add(layout, handle.index, durable=durable)
+            add = Add(layout, handle.index, terms)
             try:
                 result = step(add)
             except OSError as error:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+from time import time_ns
 
 from .folders import close_quietly
 from .layout import Layout
@@ -52,17 +53,42 @@ def create_temporary(layout: Layout, drafts: list[str]) -> int:
         return fd
 
 
-def write_payload(layout: Layout, data: bytes, drafts: list[str], *, durable: bool) -> None:
-    """Write `data` to a new file in tmp/, whose name is added to `drafts`."""
+def write_payload(
+    layout: Layout, data: bytes, drafts: list[str], *, durable: bool, not_before: int = 0
+) -> None:
+    """Write `data` to a new file in tmp/, whose name is added to `drafts`. `not_before`: see
+    mark_not_before."""
     fd = create_temporary(layout, drafts)
     try:
         written = os.write(fd, data)
         if written != len(data):
             write_all(fd, data[written:])
+        if not_before:
+            mark_not_before(fd, not_before)
         if durable:
             flush(fd)  # before the rename: a name must never become durable before what it names
     finally:
         os.close(fd)
+
+
+def mark_not_before(fd: int, moment: int) -> None:
+    """Say of an open draft that it is not to be handed out before a moment (nanoseconds since the epoch): its
+    mode has the sticky bit, which means nothing else for a file, and its mtime is the moment. Flush it after
+    that."""
+    os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) | stat.S_ISVTX)
+    os.utime(fd, ns=(moment, moment))
+
+
+def not_before(status: os.stat_result) -> int:
+    """Return the moment before which a file is not to be handed out, in nanoseconds since the epoch; 0: at
+    once."""
+    return status.st_mtime_ns if status.st_mode & stat.S_ISVTX else 0
+
+
+def end_delay(layout: Layout, folder: str, name: str) -> None:
+    """From now on a file may be handed out. Not flushed. Raises OSError."""
+    if not_before(os.lstat(name, dir_fd=layout.folder(folder))) > time_ns():
+        os.utime(name, dir_fd=layout.folder(folder), follow_symlinks=False)
 
 
 def write_whole(layout: Layout, folder: str, name: str, data: bytes) -> None:

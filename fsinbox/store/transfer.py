@@ -7,7 +7,7 @@ import os
 import stat
 
 from .errors import AddFailed
-from .files import create_temporary, discard_temporary, flush, unused_temporary, write_all
+from .files import create_temporary, discard_temporary, flush, mark_not_before, unused_temporary, write_all
 from .folders import close_quietly
 from .layout import Layout
 
@@ -71,7 +71,7 @@ class Source:
                     maybe_added=True,
                 ) from error
 
-    def write(self, layout: Layout, drafts: list[str], *, durable: bool) -> None:
+    def write(self, layout: Layout, drafts: list[str], *, durable: bool, not_before: int = 0) -> None:
         """Bring the content to a file in tmp/, whose name is added to `drafts`. Raises OSError."""
         if self._path is not None:
             drafts.append(unused_temporary(layout))
@@ -79,22 +79,21 @@ class Source:
             if self._hand_over(layout, drafts[0]):
                 self._path = None
                 os.fchmod(self._fd, layout.file_mode)
-                if durable:
-                    flush(self._fd)
+                _finish(self._fd, durable=durable, not_before=not_before)
                 return
             self._moved_from = None
             drafts.clear()
         fd = create_temporary(layout, drafts)
         try:
             _copy(self._fd, fd)
-            if durable:
-                flush(fd)
+            _finish(fd, durable=durable, not_before=not_before)
         finally:
             os.close(fd)
 
     def discard(self, layout: Layout, name: str) -> None:
         """It was not queued: give the caller back what was handed over, else remove the copy in tmp/."""
         if self._moved_from is None:
+            self._path = None  # it is where it was, and stays there
             discard_temporary(layout, name)
             return
         try:
@@ -140,20 +139,27 @@ class Stream:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def write(self, layout: Layout, drafts: list[str], *, durable: bool) -> None:
+    def write(self, layout: Layout, drafts: list[str], *, durable: bool, not_before: int = 0) -> None:
         """Bring the content to a file in tmp/, whose name is added to `drafts`. Raises OSError."""
         fd = create_temporary(layout, drafts)
         try:
             while piece := self._stream.read(1 << 20):
                 write_all(fd, piece)
-            if durable:
-                flush(fd)
+            _finish(fd, durable=durable, not_before=not_before)
         finally:
             os.close(fd)
 
     def discard(self, layout: Layout, name: str) -> None:
         """It was not queued: remove the file in tmp/."""
         discard_temporary(layout, name)
+
+
+def _finish(fd: int, *, durable: bool, not_before: int) -> None:
+    """All is written."""
+    if not_before:
+        mark_not_before(fd, not_before)
+    if durable:
+        flush(fd)
 
 
 def _copy(source: int, target: int) -> None:

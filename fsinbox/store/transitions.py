@@ -35,7 +35,7 @@ from __future__ import annotations
 import os
 from time import time_ns
 
-from .files import flush_folder, flush_pending, remove, write_whole
+from .files import end_delay, flush_folder, flush_pending, not_before, remove, write_whole
 from .index import Index
 from .layout import Layout
 from .names import (
@@ -44,6 +44,7 @@ from .names import (
     deferred_name,
     element_name,
     element_of,
+    encoded_of,
     is_element,
     label_for,
     parse_element,
@@ -72,22 +73,27 @@ def _rename(layout: Layout, folder: str, name: str, to: str, new: str) -> None:
 
 class Published:
     """What became of the drafts of one section: of each, in order, whether a value waited, and numbers that
-    may be its key's."""
+    may be its key's. `kept`: those that were not published, since one waited that was to be kept."""
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[bool, list[int]]] = []
+        self.kept: set[str] = set()
         self.moved_drop = False
 
 
 def publish(
-    layout: Layout, index: Index, drafts: list[tuple[str, str, str | None]], published: Published
+    layout: Layout,
+    index: Index,
+    drafts: list[tuple[str, str, str | None]],
+    published: Published,
+    keep: bool = False,
 ) -> None:
     """Make each file in tmp/ the waiting value of its key, new or in place of the older one. Inside the
     section.
 
     `drafts`: of each (name in tmp/, encoded key, the key's name in drop/ if a finished file lies there). That
     arrived before this add, so it must not be ingested after it: it is moved to the place first. `published`
-    is filled as it goes.
+    is filled as it goes. `keep`: where a value waits, or is deferred, that one stays.
     """
     for done, (temporary, encoded, dropped) in enumerate(drafts):
         number, waits, others = index.admit(encoded, len(drafts) - done)
@@ -96,6 +102,10 @@ def publish(
             moved = move_drop(layout, dropped, name)
             waits |= moved
             published.moved_drop |= moved
+        if keep and (waits or is_put_off(layout, encoded)):
+            published.kept.add(temporary)
+            published.outcomes.append((True, []))
+            continue
         try:
             _rename(layout, "tmp", temporary, "pending", name)
         except FileNotFoundError as error:
@@ -131,6 +141,21 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     if layout.sharing is None:
         return any(layout.exists("inflight", name) for name in names)
     return bool(names) and any(name in names for _, name in layout.in_flight())
+
+
+def is_put_off(layout: Layout, encoded: str) -> bool:
+    """Tell whether an element of a key is deferred, or is about to be: taken too soon, and on its way there.
+    Inside the section. Lists both folders."""
+    now = time_ns()
+    if any(encoded_of(element_of(name)) == encoded for name in layout.names("deferred")):
+        return True
+    for folder, name in layout.in_flight():
+        if encoded_of(name) == encoded:
+            try:
+                return not_before(os.lstat(name, dir_fd=layout.folder(folder))) > now
+            except FileNotFoundError:
+                continue  # it was done just now
+    return False
 
 
 # --- the consumer: take, acknowledge, requeue ---------------------------------------------------------
@@ -301,6 +326,7 @@ def return_to_place(layout: Layout, index: Index, folder: str, file: str, number
     if _newer_is_held(layout, number, encoded):
         return "newer"
     try:
+        end_delay(layout, folder, file)
         _rename(layout, folder, file, "pending", element_name(number, encoded))
     except FileNotFoundError:
         return "gone"

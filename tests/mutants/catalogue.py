@@ -138,18 +138,62 @@ MUTANTS = [
         (
             "stream-not-flushed",
             TRANSFER,
-            "write_all(fd, piece)\n            if durable:\n                flush(fd)\n",
-            "write_all(fd, piece)\n",
+            "write_all(fd, piece)\n            _finish(fd, durable=durable,",
+            "write_all(fd, piece)\n            _finish(fd, durable=False,",
             crash("create | stream:a=1"),
         ),
         (
             "copy-not-flushed",
             TRANSFER,
-            "_copy(self._fd, fd)\n            if durable:\n                flush(fd)\n",
-            "_copy(self._fd, fd)\n",
+            "_copy(self._fd, fd)\n            _finish(fd, durable=durable,",
+            "_copy(self._fd, fd)\n            _finish(fd, durable=False,",
             crash("create | file:a=1"),
         ),
-        ("moved-file-not-flushed", TRANSFER, "flush(self._fd)", "pass", crash("create | move:a=1")),
+        (
+            "moved-file-not-flushed",
+            TRANSFER,
+            "_finish(self._fd, durable=durable,",
+            "_finish(self._fd, durable=False,",
+            crash("create | move:a=1"),
+        ),
+        # --- later, and only if none waits
+        (
+            "delay-marked-after-the-flush",
+            FILES,
+            "        if not_before:\n            mark_not_before(fd, not_before)\n        if durable:\n            "
+            "flush(fd)  # before",
+            "        if durable:\n            flush(fd)\n        if not_before:\n            "
+            "mark_not_before(fd, not_before)  # before",
+            "tests/test_later.py -k flushed",
+        ),
+        (
+            "put-off-counts-as-taken",
+            CONSUMER,
+            "self.defer(taken, left / 1e9, counted=False)",
+            "self.defer(taken, left / 1e9, counted=True)",
+            "tests/test_later.py -k counts_no_attempt",
+        ),
+        (
+            "dying-while-it-is-put-off-counts",
+            RECOVERY,
+            "if not_before(status) > self._ownership.now():",
+            "if False:",
+            "tests/test_later.py -k dead_consumer",
+        ),
+        (
+            "keep-does-not-look-at-what-is-deferred",
+            PROTOCOL,
+            "if keep and (waits or is_put_off(layout, encoded)):",
+            "if keep and waits:",
+            "tests/test_later.py -k kept",
+        ),
+        (
+            "keep-does-not-look-at-what-is-being-put-off",
+            PROTOCOL,
+            "    for folder, name in layout.in_flight():\n        if encoded_of(name) == encoded:\n            try:",
+            "    for folder, name in ():\n        if encoded_of(name) == encoded:\n            try:",
+            "tests/test_later.py -k on_its_way",
+        ),
         (
             "btrfs-not-committed",
             FILES,
