@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         AddFailed,
         InboxBusy,
         InboxError,
+        InboxFull,
         InvalidKey,
         InvalidPayload,
         LeaseLost,
@@ -31,6 +32,7 @@ __all__ = [
     "LeaseLost",
     "WrongState",
     "AddFailed",
+    "InboxFull",
     "Reject",
     "TryLater",
 ]

@@ -6,25 +6,22 @@ import os
 
 from .element import Element, Looks
 from .store.adding import Adder
-from .store.codecs import check_codec, encode
+from .store.codecs import check_codec
 from .store.handle import Handle, Looking
-from .store.terms import terms_of
+from .store.producing import Adds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Any, BinaryIO, Self, Unpack
+    from typing import Any, Self
 
     from .consumer.session import Claim, Session
     from .consumer.sleeper import Sleeper
-    from .store.adding import Added
     from .store.index import Index
     from .store.layout import Layout
-    from .store.terms import How
 
 
-class Inbox(Looks):
+class Inbox(Adds, Looks):
     """A keyed, acknowledged FIFO queue in a directory.
 
     Any number of processes and threads may open it and add. One process at a time may take; it becomes the
@@ -113,65 +110,6 @@ class Inbox(Looks):
         """The open index: its steps are run inside the section."""
         self._handle.current()
         return self._handle.index
-
-    # --- adding -------------------------------------------------------------------------------------------
-
-    def add(self, key: str, value: object, **how: Unpack[How]) -> Added:
-        """Queue `value` for `key`. It replaces a waiting value of that key and keeps its place.
-
-        Returns "new"; "replaced" (a waiting value); "behind": the key's element is in flight, and this is
-        queued anew; "kept": with if_waiting="keep", one waits, and this was not added. Raises InvalidKey,
-        InvalidPayload, AddFailed, ValueError.
-
-        durable      whether to return only when a power cut can no longer lose it; None: as the inbox says
-        delay        seconds, or a timedelta, for which it is not handed out ...
-        not_before   ... or until when: a datetime, or seconds since the epoch. A newer value brings its own
-        if_waiting   "replace", or "keep": a value that waits stays, and this one is not added
-        """
-        return self._adder.add(key, encode(self.codec, key, value), terms_of(self.durable, **how))
-
-    def add_bytes(self, key: str, data: bytes, **how: Unpack[How]) -> Added:
-        """The same for a payload that is already encoded: the file's content will be exactly `data`."""
-        return self._adder.add(key, data, terms_of(self.durable, **how))
-
-    def add_file(
-        self, key: str, path: str | os.PathLike[str], *, move: bool = False, **how: Unpack[How]
-    ) -> Added:
-        """Queue the content of the file at `path`, of any size.
-
-        move=True hands the file itself over: a rename, if it lies on the inbox's file system (else a copy,
-        and the original is removed once the element is queued); nobody may write to it afterwards. Otherwise
-        it is copied, by reference where the file system can (Btrfs, XFS). Raises InvalidKey, AddFailed. A
-        file that could not be handed over is where it was; if it was a flush that failed, write it anew: what
-        the system had cached of it may be lost.
-        """
-        from .store.transfer import Source
-
-        with Source(os.fspath(path), move=move) as source:
-            return self._adder.add(key, source, terms_of(self.durable, **how))
-
-    def add_stream(self, key: str, stream: BinaryIO, **how: Unpack[How]) -> Added:
-        """Queue what a binary stream gives, to its end. Raises InvalidKey, AddFailed."""
-        from .store.transfer import Stream
-
-        return self._adder.add(key, Stream(stream), terms_of(self.durable, **how))
-
-    def add_many(
-        self,
-        items: Iterable[tuple[str, object]],
-        *,
-        progress: Callable[[int], object] | None = None,
-        **how: Unpack[How],
-    ) -> dict[Added, int]:
-        """Queue every (key, value), in order, with one flush for many. Returns how many were new, replaced,
-        behind, kept.
-
-        `progress` is called with the number queued so far, after each batch: those are then as durable as
-        asked. If it raises, or an item is invalid, what was queued before stays queued. Raises InvalidKey,
-        InvalidPayload, AddFailed.
-        """
-        encoded = ((key, encode(self.codec, key, value)) for key, value in items)
-        return self._adder.add_many(encoded, terms_of(self.durable, **how), progress)
 
     # --- taking -------------------------------------------------------------------------------------------
 

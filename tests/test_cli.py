@@ -740,7 +740,16 @@ def test_the_quick_path_of_add_reads_a_line_as_click_does(
 
     # Only what would touch the disk is left out: both readers are the real ones.
     monkeypatch.setattr(adding, "add", note)
-    plain = {"move": False, "durable": True, "json": False, "create": False}
+    plain = {
+        "move": False,
+        "durable": True,
+        "json": False,
+        "create": False,
+        "delay": None,
+        "not_before": None,
+        "if_waiting": "replace",
+        "timeout": 0.0,
+    }
     differ = []
     taken = 0
     for words in LINES:

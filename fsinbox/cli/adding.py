@@ -6,7 +6,7 @@ import os
 import sys
 
 from ..inbox import Inbox
-from ..store.errors import AddFailed, InboxError, InvalidPayload, UnusableInbox
+from ..store.errors import AddFailed, InboxError, InboxFull, InvalidPayload, UnusableInbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def _standard_input() -> BinaryIO:
 
 
 def _refused(error: Exception) -> int:
-    from .exits import EXIT_UNUSABLE, EXIT_USAGE
+    from .exits import EXIT_FULL, EXIT_UNUSABLE, EXIT_USAGE
 
     print(f"fsinbox: {error}", file=sys.stderr)
+    if isinstance(error, InboxFull):
+        return EXIT_FULL
     return EXIT_UNUSABLE if isinstance(error, (AddFailed, UnusableInbox)) else EXIT_USAGE

@@ -14,6 +14,7 @@ from .exits import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT
 from .locating import settings_file
 from .options import (
     DURATION,
+    SIZE,
     Failure,
     chosen,
     create_option,
@@ -25,6 +26,7 @@ from .options import (
 )
 
 _ELSEWHERE = {
+    "limit": "limits",
     "failed": "elements",
     "retry": "elements",
     "discard": "elements",
@@ -144,7 +146,16 @@ def cli(inbox: str | None) -> None:
     show_default=True,
     help="Whether several hosts use it; auto: as the file system is.",
 )
-def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
+@click.option("--max-waiting", type=click.IntRange(min=0), metavar="COUNT", help="See `fsinbox limit`.")
+@click.option("--min-free", type=SIZE, metavar="SIZE", help="See `fsinbox limit`.")
+def init(
+    inbox: str | None,
+    json: bool,
+    shared: bool,
+    scope: str,
+    max_waiting: int | None,
+    min_free: int | None,
+) -> None:
     """Create an inbox. Does nothing if it is there."""
     from ..inbox import Inbox
     from .text import say
@@ -152,6 +163,7 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
     path = chosen(inbox)
     new = not os.path.exists(os.path.join(path, "format"))
     with Inbox(path, shared=shared, scope=scope) as made:
+        made.limit(max_waiting=max_waiting, min_free=min_free)
         if json:
             say(path=made.path, created=new)
         else:
@@ -183,6 +195,7 @@ def init(inbox: str | None, json: bool, shared: bool, scope: str) -> None:
     show_default=True,
     help="What becomes of a value of KEY that waits; keep: VALUE is not added.",
 )
+@click.option("--timeout", type=DURATION, default=0.0, metavar="TIME", help="Wait for room if it is full.")
 @key_argument
 @click.argument("value", required=False)
 def add(inbox: str | None, file: str | None, key: str, value: str | None, **how: Any) -> None:

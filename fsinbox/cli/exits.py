@@ -7,6 +7,8 @@ EXIT_UNUSABLE = 3
 EXIT_BUSY = 4
 EXIT_UNKNOWN = 5
 """`wait`: a key is not known."""
+EXIT_FULL = 6
+"""`add`: as many elements wait as may, or too little is free."""
 EXIT_EXPIRED = 124
 """`wait`: the timeout has expired, as of timeout(1)."""
 EXIT_INTERRUPTED = 130

@@ -129,6 +129,25 @@ def _seconds(text: str) -> float:
 DURATION = Duration()
 
 
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """A size: "90", "500MB" (powers of 1000), "2G" or "2GiB" (powers of 1024). Converts to bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from re import IGNORECASE, fullmatch
+
+        match = fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])(i?b)?|b)?", str(value), IGNORECASE)
+        if not match:
+            self.fail(f"invalid size {value!r}: use 1000, 500MB, 2G or 2GiB", param, ctx)
+        number, unit, end = match.groups()
+        base = 1000 if end and end.lower() == "b" else 1024
+        return int(float(number) * base ** (" kmgt".index(unit.lower()) if unit else 0))
+
+
+SIZE = Size()
+
+
 def keys_argument(command: Command) -> Command:
     """Add KEY... to a command; "-" stands for keys on standard input."""
     return click.argument("keys", nargs=-1, metavar="[KEY]... | -", shell_complete=complete_keys)(command)

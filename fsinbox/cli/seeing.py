@@ -98,6 +98,8 @@ def lines(found: Summary) -> list[str]:
         f"deferred  {found.deferred}{aged(found.oldest_deferred)}",
         f"failed    {found.failed}",
     ]
+    if found.max_waiting or found.min_free:
+        text.append(f"bounds    {_bounds(found)}")
     if found.dropped:
         text.append(f"dropped   {found.dropped}  (not ingested yet)")
     if found.held:
@@ -114,6 +116,15 @@ def lines(found: Summary) -> list[str]:
         )
         text += histogram(found.ages)
     return text
+
+
+def _bounds(found: Summary) -> str:
+    most = free = ""
+    if found.max_waiting:
+        most = f"{found.waiting + found.deferred} of {found.max_waiting} may wait"
+    if found.min_free:
+        free = f"{found.min_free} bytes must stay free"
+    return ", ".join(filter(None, (most, free)))
 
 
 def histogram(ages: Ages) -> list[str]:

@@ -11,6 +11,7 @@ from ..store.folders import (
     FILES,
     FOLDERS,
     OPTIONAL,
+    OPTIONAL_FILES,
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     SHARED_FILE,
@@ -54,7 +55,7 @@ class Frame:
         self._mode(".", self._root, SHARED_FOLDER if self.shared else PRIVATE_FOLDER)
 
     def _look_beside(self, ours: list[str]) -> None:
-        known = {*FOLDERS, *FILES, *OPTIONAL}
+        known = {*FOLDERS, *FILES, *OPTIONAL, *OPTIONAL_FILES}
         foreign = [
             name
             for name in self._entries

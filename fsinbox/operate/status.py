@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import time_ns
 
+from ..store.bounds import limits
 from ..store.control import requests
 from ..store.layout import Layout
 from ..store.names import decode_key
@@ -45,6 +46,10 @@ class Summary:
     pace: Pace
     totals: Totals
     """Of all consumers since the inbox was made."""
+    max_waiting: int
+    """How many may wait, those deferred included; 0: no bound."""
+    min_free: int
+    """Bytes that must stay free on its file system; 0: no bound."""
     stuck: str | None
     """Who holds the admission lock, so that all adds wait; None if it is free. (See admission.held_by.)"""
 
@@ -56,6 +61,7 @@ def summary(layout: Layout) -> Summary:
     running = consumers(layout)
     every = read_stats(layout)
     asked = requests(layout)
+    bounds = limits(layout)
     return Summary(
         path=layout.path,
         waiting=found.count["waiting"],
@@ -76,6 +82,8 @@ def summary(layout: Layout) -> Summary:
         ages=ages(found.waiting, now),
         pace=pace(found, every, running, asked),
         totals=sum_of(every),
+        max_waiting=bounds.max_waiting,
+        min_free=bounds.min_free,
         stuck=held_by(layout),
     )
 

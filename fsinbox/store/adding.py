@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from time import monotonic, sleep
 
 from .drops import finished_drop
-from .errors import AddFailed, UnusableInbox
+from .errors import AddFailed, Full, InboxFull, UnusableInbox
 from .files import close_interrupted, discard_interrupted, discard_temporary, flush_all, write_payload
+from .folders import is_there
 from .handle import Handle
-from .index import Index
 from .layout import Layout
 from .names import encode_key
 from .terms import Terms
@@ -48,10 +48,13 @@ _FEW = 3
 class Add:
     """Values on their way into an inbox. `published` tells how far it came, also when it was cut short."""
 
-    def __init__(self, layout: Layout, index: Index, terms: Terms) -> None:
-        self._layout = layout
-        self._index = index
+    def __init__(self, handle: Handle, terms: Terms, *, bounded: bool) -> None:
+        """`bounded`: the inbox has bounds; then one that would exceed them raises Full."""
+        self._handle = handle
+        self._layout = handle.layout
+        self._index = handle.index
         self._terms = terms
+        self._let_in = self._bound if bounded else None
         self._drafts: list[str] = []
         self._published = Published()
 
@@ -96,7 +99,29 @@ class Add:
             raise
         return self._outcomes([encoded for _, encoded, _ in items])
 
+    def _bound(self) -> None:
+        from .bounds import let_in
+
+        let_in(self._layout, self._index)
+
     def _publish(self, keys: list[tuple[str, str]]) -> None:
+        """Publish the next drafts, which are of these keys. Waits for room as long as the terms say."""
+        if self._let_in is None:
+            self._try_to_publish(keys)
+            return
+        begun, until, pause = len(self._published.outcomes), monotonic() + self._terms.timeout, 0.02
+        while True:
+            try:
+                self._try_to_publish(keys[len(self._published.outcomes) - begun :])
+                return
+            except Full:
+                left = until - monotonic()
+                if left <= 0 or self._handle.closed:
+                    raise
+            sleep(min(pause, left))
+            pause = min(2 * pause, 0.5)
+
+    def _try_to_publish(self, keys: list[tuple[str, str]]) -> None:
         done = len(self._published.outcomes)
         drafts = []
         # Over a network one listing is less than a lookup of each key.
@@ -106,7 +131,8 @@ class Add:
                 observer.publishing(self._layout, temporary)
             dropped = finished_drop(self._layout, key) if listed is None or key in listed else None
             drafts.append((temporary, encoded, dropped))
-        self._index.locked(publish, self._layout, self._index, drafts, self._published, self._terms.keep)
+        keep = self._terms.keep
+        self._index.locked(publish, self._layout, self._index, drafts, self._published, keep, self._let_in)
 
     def _outcomes(self, keys: list[str]) -> list[Added]:
         """Flush, and tell what happened to each."""
@@ -129,7 +155,7 @@ class Add:
 
     def _discard(self) -> None:
         """It was cut short: remove what was not published."""
-        for temporary in self._drafts[len(self._published.outcomes) :]:
+        for temporary in {*self._drafts[len(self._published.outcomes) :], *self._published.kept}:
             discard_interrupted(self._layout, temporary)
 
 
@@ -143,6 +169,7 @@ class Adder:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._next_check = 0.0
+        self._bounded = False  # whether the inbox has bounds, as of the last check
 
     def add(self, key: str, payload: Any, terms: Terms) -> Added:
         """Queue one value: bytes, or what writes itself. Raises InvalidKey, AddFailed, WrongState."""
@@ -195,7 +222,7 @@ class Adder:
         try:
             layout = handle.begin(call)
             self._check_place(layout)
-            add = Add(layout, handle.index, terms)
+            add = Add(handle, terms, bounded=self._bounded)
             try:
                 result = step(add)
             except OSError as error:
@@ -207,8 +234,8 @@ class Adder:
             raise
 
     def _check_place(self, layout: Layout) -> None:
-        """Raise UnusableInbox if the path leads elsewhere by now: nobody may ever look at what is added
-        here."""
+        """Once a second: has the inbox bounds? Raises UnusableInbox if the path leads elsewhere by now:
+        nobody may ever look at what is added here."""
         now = monotonic()
         if now >= self._next_check:
             self._next_check = now + 1
@@ -216,12 +243,20 @@ class Adder:
                 raise UnusableInbox(
                     f"inbox {layout.path} {gone}: nothing was added; start anew, on the inbox that is meant"
                 )
+            self._bounded = is_there(layout.root, "limits")
 
     def _failed(self, error: OSError, key: str, *, maybe_added: bool) -> AddFailed:
         if maybe_added:
             outcome = "it may or may not be delivered; add it again to be sure (the newest value wins)"
         else:
             outcome = "it was not added; free what is short or mend what is wrong, then add it again"
+        if isinstance(error, Full):
+            return InboxFull(
+                error.errno,
+                f"inbox {self._handle.path} is full: {error.strerror}: key {key!r} was not added; try again "
+                "later, or raise the bound (fsinbox limit)",
+                maybe_added=maybe_added,
+            )
         return AddFailed(
             error.errno,
             f"cannot add key {key!r} to inbox {self._handle.path}: {error.strerror or error}: {outcome}",

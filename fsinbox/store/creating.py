@@ -14,6 +14,7 @@ from .folders import (
     FOLDERS,
     OPEN_FOLDER,
     OPTIONAL,
+    OPTIONAL_FILES,
     PRIVATE_FILE,
     PRIVATE_FOLDER,
     SHARED_FILE,
@@ -40,7 +41,7 @@ def fill(path: str, fd: int, *, create: bool, shared: bool, scope: str) -> None:
 
     Raises UnusableInbox, if `create` is not set or the directory is not empty; OSError.
     """
-    known = FOLDERS + FILES + OPTIONAL
+    known = FOLDERS + FILES + OPTIONAL + OPTIONAL_FILES
     foreign = [name for name in os.listdir(fd) if name not in known and not name.startswith(".format.")]
     if foreign:
         raise UnusableInbox(

@@ -54,6 +54,15 @@ class AddFailed(InboxError, OSError):
         return str(self.args[1])
 
 
+class InboxFull(AddFailed):
+    """An element was not added: as many wait as may, or too little is free. A value that replaces a waiting
+    one is always added."""
+
+
+class Full(OSError):
+    """Inside: an element may not be added now, for the inbox has bounds. Its text says which."""
+
+
 class Reject(InboxError):
     """Raised by a handler of `fsinbox consume`: no later try can succeed. The element goes to failed/ at
     once."""

@@ -11,11 +11,13 @@
     consumer.lock   locked by the one consumer for its life; its text says who that is
     format      `fsinbox 2 local` or `fsinbox 2 network`: written last, so an inbox without it is unfinished
 
-Made when they are first needed (OPTIONAL); a version of fsinbox that does not know them leaves them alone:
+Made when they are first needed (OPTIONAL, OPTIONAL_FILES); a version of fsinbox that does not know them
+leaves them alone:
 
     control/    what people ask of the consumer: see control
     stats/      what each consumer says of its work: see record
     done/       the last elements that were acknowledged, if the consumer is asked to keep some
+    limits      how many may wait, if that is bounded: see bounds
 
 Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice,
 and a folder that somebody replaces by a symlink is refused when it is opened.
@@ -41,6 +43,7 @@ VERSION = 2
 FOLDERS = ("tmp", "drop", "pending", "inflight", "deferred", "failed", "attempts")
 FILES = ("index", "consumer.lock", "format")
 OPTIONAL = ("control", "stats", "done")
+OPTIONAL_FILES = ("limits",)
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 SHARED_FOLDER, SHARED_FILE = 0o2770, 0o660  # new files belong to the folder's group

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         not_before   ... or the moment until which it is not: a datetime, or seconds since the epoch
         if_waiting   "replace": it takes the place of a value of its key that waits; "keep": that one stays,
                      and this one is not added
+        timeout      seconds to wait for room if the inbox is full (see Inbox.limit)
         """
 
         durable: bool | None
         delay: float | timedelta | None
         not_before: float | datetime | None
         if_waiting: Literal["replace", "keep"]
+        timeout: float
 
 
 LONGEST = 3650 * 86_400
@@ -30,14 +32,17 @@ LONGEST = 3650 * 86_400
 
 
 class Terms:
-    """The same, checked. `not_before` in nanoseconds since the epoch; 0: at once."""
+    """The same, checked. `not_before` in nanoseconds since the epoch; 0: at once. `timeout` in seconds."""
 
-    __slots__ = ("durable", "not_before", "keep")
+    __slots__ = ("durable", "not_before", "keep", "timeout")
 
-    def __init__(self, *, durable: bool = True, not_before: int = 0, keep: bool = False) -> None:
+    def __init__(
+        self, *, durable: bool = True, not_before: int = 0, keep: bool = False, timeout: float = 0.0
+    ) -> None:
         self.durable = durable
         self.not_before = not_before
         self.keep = keep
+        self.timeout = timeout
 
 
 _USUAL = {True: Terms(), False: Terms(durable=False)}
@@ -50,15 +55,19 @@ def terms_of(
     delay: float | timedelta | None = None,
     not_before: float | datetime | None = None,
     if_waiting: str = "replace",
+    timeout: float = 0.0,
 ) -> Terms:
     """Return the terms of an add to an inbox whose adds are durable, or not. Raises ValueError."""
     if durable is None:
         durable = lasting
-    if delay is None and not_before is None and if_waiting == "replace":
+    if delay is None and not_before is None and if_waiting == "replace" and not timeout:
         return _USUAL[bool(durable)]
     if if_waiting not in ("replace", "keep"):
         raise ValueError(f"unknown if_waiting {if_waiting!r}: use 'replace' or 'keep'")
-    return Terms(durable=durable, not_before=_moment(delay, not_before), keep=if_waiting == "keep")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be 0 or more, not {timeout}")
+    moment = _moment(delay, not_before)
+    return Terms(durable=durable, not_before=moment, keep=if_waiting == "keep", timeout=timeout)
 
 
 def _moment(delay: float | timedelta | None, not_before: float | datetime | None) -> int:

@@ -33,6 +33,7 @@ What holds at every moment, and makes the steps right (docs/protocol.md has the 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from time import time_ns
 
 from .files import end_delay, flush_folder, flush_pending, not_before, remove, write_whole
@@ -87,13 +88,15 @@ def publish(
     drafts: list[tuple[str, str, str | None]],
     published: Published,
     keep: bool = False,
+    let_in: Callable[[], object] | None = None,
 ) -> None:
     """Make each file in tmp/ the waiting value of its key, new or in place of the older one. Inside the
     section.
 
     `drafts`: of each (name in tmp/, encoded key, the key's name in drop/ if a finished file lies there). That
     arrived before this add, so it must not be ingested after it: it is moved to the place first. `published`
-    is filled as it goes. `keep`: where a value waits, or is deferred, that one stays.
+    is filled as it goes. `keep`: where a value waits, or is deferred, that one stays. `let_in` is called
+    before each that replaces none, and raises OSError to refuse it.
     """
     for done, (temporary, encoded, dropped) in enumerate(drafts):
         number, waits, others = index.admit(encoded, len(drafts) - done)
@@ -106,6 +109,8 @@ def publish(
             published.kept.add(temporary)
             published.outcomes.append((True, []))
             continue
+        if let_in is not None and not waits:
+            let_in()
         try:
             _rename(layout, "tmp", temporary, "pending", name)
         except FileNotFoundError as error:
