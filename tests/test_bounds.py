@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from fsinbox.store import bounds
 from fsinbox.store.bounds import Limits, limits
 from tests.helpers import run
 from tests.shim import intercepted, refusing
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -279,3 +282,30 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(tmp_path: Path) -> None:
     run("init", cwd=tmp_path)
     assert "invalid size 'much'" in run("limit", "--min-free", "much", cwd=tmp_path, status=2).stderr
+
+
+def test_a_shell_producer_keeps_to_the_bounds_and_counts(inbox: Inbox) -> None:
+    def add(key: str) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "scripts/fsinbox-add"), "--inbox", inbox.path, "--not-durable", key, "1"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert add("a").returncode == 0
+    inbox.limit(max_waiting=3)
+    assert add("b").returncode == add("c").returncode == 0
+    with pytest.raises(InboxFull):
+        inbox.add("d", "1")
+    refused = add("d")
+    assert refused.returncode == 6
+    assert "3 elements wait, and max_waiting is 3" in refused.stderr
+    assert add("a").returncode == 0  # it replaces
+    element = inbox.take()
+    assert element
+    element.ack()
+    assert add("d").returncode == 0  # it counts anew
+    inbox.limit(max_waiting=0, min_free=10**15)
+    assert "bytes are free" in add("e").stderr
+    assert os.listdir(f"{inbox.path}/tmp") == []
+    inbox.limit(min_free=1)
+    assert add("e").returncode == 0
+    Path(inbox.path, "limits").write_text("damaged\n")
+    assert add("f").returncode == 0
