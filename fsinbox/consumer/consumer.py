@@ -182,13 +182,11 @@ class Consumer:
         taken = self._taking.take(name, deferred)
         if taken:
             self.in_flight[taken.encoded] = taken
-            if taken.not_before and self._put_off(taken):
-                return None
-        return taken
+        return None if taken and taken.not_before and self._put_off(taken) else taken
 
     def _put_off(self, taken: Taken) -> bool:
-        """Defer an element that was added for later, if that is not yet; tell whether it was. (After a week,
-        the longest that anything is deferred, it is taken again, and put off again.)"""
+        """Defer an element that was added for later, if that is not yet; tell whether it was. (For more than
+        MAX_DELAY in parts.)"""
         left = taken.not_before - self.ownership.now()
         if left > 0:
             self.defer(taken, left / 1e9, counted=False)
