@@ -446,6 +446,13 @@ def lone_note(patient: Patient) -> None:
     (patient / "attempts" / f"{number(60):019d}-gone").symlink_to("3.12.34.")
 
 
+def odd_in_failed(patient: Patient) -> None:
+    """A dropped directory, as it is set aside."""
+    aside = patient / f"failed/{number(9):019d}-f"
+    aside.mkdir()
+    (patient / f"failed/{aside.name}~reason.txt").touch()
+
+
 Damage = Callable[[Patient], object]
 
 WRONG: list[tuple[str, str, Damage]] = [
@@ -504,6 +511,9 @@ WRONG: list[tuple[str, str, Damage]] = [
     ("no-reason", "", lambda p: (p / f"failed/{number(9):019d}-f").touch()),
     ("reason-alone", "", lambda p: (p / f"failed/{number(9):019d}-f~reason.txt").touch()),
     ("foreign-failed", "", lambda p: (p / "failed/readme").touch()),
+    ("foreign-done", "", lambda p: [(p / "done").mkdir(0o700), (p / "done/readme").touch()]),
+    ("ended-odd", "done", lambda p: (p / f"done/{number(9):019d}-f").mkdir(parents=True)),
+    ("ended-odd", "failed", odd_in_failed),
     ("note-alone", "", lone_note),
     ("note-foreign", "file", lambda p: (p / "attempts/readme").touch()),
     ("note-foreign", "link", lambda p: (p / f"attempts/{p.element('b').name}").symlink_to("many")),
@@ -545,6 +555,7 @@ def test_each_thing_that_can_be_wrong_is_found_and_mended(
     lines = repair(str(patient.path), pause=0.01)
     left = patient.kinds()
     if KINDS[kind].done and KINDS[kind].level != "person":
+        left.pop("ended-odd", None)  # what was set aside stays what it is
         assert left == {}
         assert len(lines) == 1 and KINDS[kind].done in lines[0], lines
     else:
@@ -570,7 +581,7 @@ def test_what_the_dead_left_is_found_and_removed_once_it_is_old(
         assert patient.kinds() == {kind: KINDS[kind].level}
         (line,) = repair(str(patient.path), pause=0)
         assert KINDS[kind].done in line
-        assert patient.kinds() == {}
+        assert patient.kinds().keys() <= {"ended-odd"}
     assert patient.judged() == []
 
 
@@ -1243,7 +1254,7 @@ def test_a_repair_that_cannot_go_on_says_why(patient: Patient) -> None:
     ):
         repair(str(patient.path), pause=0)
     repair(str(patient.path), pause=0)
-    assert patient.kinds() == {}
+    assert patient.kinds() == {"ended-odd": "note"}
 
 
 # --- a file system that does it otherwise -------------------------------------------------------------
@@ -1565,7 +1576,7 @@ def unhealthy(path: Path) -> list[str]:
     return [
         f"still {finding.kind}: {finding.signs}"
         for finding in findings
-        if finding.kind not in ("no-reason", "drop-waits")
+        if finding.kind not in ("no-reason", "drop-waits", "ended-odd")
     ]
 
 

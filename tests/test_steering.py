@@ -248,14 +248,14 @@ def test_what_is_no_regular_file_is_not_brought_back(inbox_dir: Path) -> None:
         with Steering(inbox_dir) as steering:
             row = the_one(steering, "failed")
             assert steering.retry(row) == "foreign"
-            assert steering.discard(row)
+            assert steering.discard(row) == "discarded"
         os.mkdir(inbox_dir / "done")
         os.symlink("/etc/passwd", inbox_dir / "done" / "1234567890123456789-a")
-        with (
-            Steering(inbox_dir) as steering,
-            pytest.raises(UnusableInbox, match=r"cannot change .*done/1234567890123456789-a"),
-        ):
-            steering.replay(the_one(steering, "done"))
+        with Steering(inbox_dir) as steering:
+            row = the_one(steering, "done")
+            assert steering.replay(row) == "foreign"
+            assert steering.discard(row) == "discarded"
+            assert steering.replay(row) == steering.discard(row) == "gone"
         assert names(inbox, "tmp") == []
 
 
@@ -343,7 +343,7 @@ def test_what_vanishes_meanwhile_is_gone(inbox_dir: Path, way: Way) -> None:
             row = the_one(steering, state)
             path_of(inbox, row.folder, "a").unlink()
             assert back(steering, row) == "gone"
-            assert not steering.discard(row)
+            assert steering.discard(row) == "gone"
             assert fsinbox.operate.steering.size_and_time(steering.layout, row) is None
         in_done(inbox, "b")
         with Steering(inbox_dir) as steering:  # between the look and the move
@@ -363,7 +363,7 @@ def test_discard_removes_it_with_all_that_belongs_to_it(inbox_dir: Path, state: 
         else:
             {"failed": in_failed, "deferred": in_deferred, "done": in_done}[state](inbox, "a")
         with Steering(inbox_dir) as steering:
-            assert steering.discard(the_one(steering, state))
+            assert steering.discard(the_one(steering, state)) == "discarded"
         assert not any(
             names(inbox, folder)
             for folder in ("pending", "failed", "deferred", "done")
@@ -383,11 +383,11 @@ def test_discard_leaves_what_is_out_to_its_consumer_and_a_folder_that_holds_some
         with Steering(inbox_dir) as steering:
             with pytest.raises(ValueError, match="in flight"):
                 steering.discard(the_one(steering, "in_flight"))
-            assert steering.discard(the_one(steering, "failed"))
+            assert steering.discard(the_one(steering, "failed")) == "discarded"
             (inbox_dir / "failed" / "1234567890123456789-b").mkdir()
             (inbox_dir / "failed" / "1234567890123456789-b" / "kept").touch()
-            with pytest.raises(UnusableInbox, match="not empty"):
-                steering.discard(the_one(steering, "failed"))
+            assert steering.discard(the_one(steering, "failed")) == "full"
+        assert (inbox_dir / "failed" / "1234567890123456789-b" / "kept").exists()
 
 
 # --- hold and pause ---
@@ -590,6 +590,28 @@ def test_what_cannot_be_kept_is_acknowledged_all_the_same(
             when=lambda name, *_: str(name).endswith("-a"),
         ):
             assert inbox.layout.oldest_first("done") == []
+
+
+def test_what_is_too_many_in_done_and_cannot_be_removed_ends_no_acknowledgement(
+    inbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may write to done/ can put anything there under an element's name."""
+    with opened(inbox_dir, keep_done=1) as inbox:
+        done = inbox_dir / "done"
+        done.mkdir()
+        for number, lay in enumerate((os.mkdir, os.mkdir, os.mkfifo), 1):
+            lay(done / f"{number:019d}-odd")
+        (done / "0000000000000000002-odd/kept").touch()
+        os.symlink("/etc/passwd", done / "0000000000000000004-odd")
+        in_done(inbox, "a")
+        assert sorted(os.listdir(done))[:-1] == ["0000000000000000002-odd"]
+        assert "cannot remove done/0000000000000000002-odd: it is a directory with something" in caplog.text
+        inbox.add("b", "1")
+        element = take(inbox)
+        with refusing(unlink=errno.EROFS, when=lambda name, *_: str(name).endswith("-a")):
+            element.ack()
+        assert "Read-only file system: it is left" in caplog.text
+        assert names(inbox, "inflight") == [] and drain(inbox) == []
 
 
 def test_a_deferred_element_that_was_superseded_or_discarded_is_not_waited_for(inbox_dir: Path) -> None:

@@ -193,9 +193,53 @@ def test_a_directory_in_failed_does_not_keep_the_rest(home: Path, words: list[st
     (directory / "file").touch()
     (home / f"inbox/failed/{number}-1").mkdir()  # an empty one is removed
     told = run(*words, "--yes", cwd=home, status=1)
-    assert "0: left in failed/: it is not a regular file" in told.stdout or "1 left" in told.stderr
+    assert "0: left in failed/: it is a directory with something" in told.stdout or "1 left" in told.stderr
     assert os.listdir(home / "inbox/failed") == [directory.name]
     assert os.listdir(directory) == ["file"]
+
+
+def odd(folder: Path) -> None:
+    """Put what is no element into a folder, under elements' names."""
+    folder.mkdir(exist_ok=True)
+    number = 1
+    for kind, lay in {"dir": os.mkdir, "full": os.mkdir, "fifo": os.mkfifo}.items():
+        lay(folder / f"{number:019d}-{kind}")
+    (folder / f"{number:019d}-full/kept").touch()
+    os.symlink("/etc/passwd", folder / f"{number:019d}-link")
+    (folder / f"{number:019d}-why").touch()
+    (folder / f"{number:019d}-why~reason.txt").mkdir()
+    (folder / f"{number:019d}-why~reason.txt/kept").touch()
+
+
+def test_what_is_no_file_in_failed_or_done_stops_nothing(home: Path) -> None:
+    """Anybody who may drop something can have it set aside in failed/."""
+    for folder in ("failed", "done"):
+        odd(home / "inbox" / folder)
+    checked = run("doctor", cwd=home).stdout
+    assert checked.count("it is not a regular file") == 1 and "done/0000000000000000001-dir" in checked
+    listed = run("failed", "--json", cwd=home).stdout.splitlines()
+    assert {json.loads(line)["key"] for line in listed} >= {"dir", "full", "fifo", "link", "why", "bad/1"}
+    exported = run("export", "x.tar", "--state", "failed", cwd=home, status=1)
+    assert exported.stdout.startswith("exported 3 elements to x.tar; left out: ")
+    told = run("retry", "--all", "--yes", "--json", cwd=home, status=1).stdout
+    foreign = dict.fromkeys(("dir", "full", "fifo", "link"), "foreign")
+    assert outcomes(told) == foreign | dict.fromkeys(("why", "bad/1", "bad/2", "busy"), "queued")
+    told = run("replay", "--all", "--yes", "--json", cwd=home, status=1).stdout
+    assert outcomes(told) == foreign | {"why": "newer", "done": "queued"}
+    assert outcomes(run("retry", "fifo", "--json", cwd=home, status=1).stdout) == {"fifo": "foreign"}
+    (home / "inbox/failed/0000000000000000001-why~reason.txt/kept").unlink()
+    run("consume", "--exec", "true", "--keep-done", "2", "--drain", cwd=home)
+    done = sorted(os.listdir(home / "inbox/done"))
+    assert done[0] == "0000000000000000001-full" and len(done) == 4  # with two kept, and its reason
+    told = json.loads(run("purge", "--yes", "--json", cwd=home, status=1).stdout)
+    assert (told["removed"], told["left"]) == (5, 2) and told["bytes"] < 5000  # not those of what is left
+    assert "2 left" in run("purge", "--yes", cwd=home, status=1).stderr
+    assert run("ls", "--state", "failed", "--state", "done", cwd=home).stdout.count("full") == 2
+
+
+def test_replay_does_what_retry_does_where_nothing_is_done(home: Path) -> None:
+    told = run("replay", "done", "bad/1", "a", "nobody", "--json", cwd=home, status=1).stdout
+    assert outcomes(told) == {"done": "queued", "bad/1": "queued", "a": "waiting", "nobody": "none"}
 
 
 def test_keys_on_standard_input_cannot_be_asked_about(home: Path) -> None:
@@ -396,5 +440,5 @@ def test_what_ends_while_it_is_listed_is_passed_over(home: Path, monkeypatch: py
     monkeypatch.setattr(fsinbox.operate.steering, "size_and_time", lambda layout, row: None)
     assert CliRunner().invoke(cli, ["failed"]).output == ""
     assert CliRunner().invoke(cli, ["purge", "--yes"]).output == "removed 0 elements, 0 bytes\n"
-    monkeypatch.setattr(fsinbox.operate.steering.Steering, "discard", lambda self, row: False)
+    monkeypatch.setattr(fsinbox.operate.steering.Steering, "discard", lambda self, row: "gone")
     assert "bad/1: not there any more" in CliRunner().invoke(cli, ["discard", "--all", "--yes"]).output

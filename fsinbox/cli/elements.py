@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..store.errors import UnusableInbox
 from .choosing import confirm, keys_of, progress, selected, steers
 from .exits import EXIT_FAILED
 from .options import (
@@ -30,6 +29,7 @@ _LEFT = {
     "newer": "left in {folder}/: a newer value of its key is waiting, in flight or deferred",
     "gone": "not there any more",
     "foreign": "left in {folder}/: it is not a regular file",
+    "full": "left in {folder}/: it is a directory with something in it",
     "none": "no such element",
 }
 """Outcome -> what is printed. Exit status 1 if there is one of these."""
@@ -176,8 +176,15 @@ def requeue(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
 @click.command()
 @steers
 def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
-    """Queue again what was acknowledged and is kept in done/ (see `consume --keep-done`)."""
-    _change("Replay", inbox, keys, _of("done"), lambda steering, row: steering.replay(row), **how)
+    """Queue again what was acknowledged and is kept in done/ (see `consume --keep-done`). For a KEY that has
+    none there it does what retry does."""
+    _change("Replay", inbox, keys, _to_replay, _retry, **how)
+
+
+def _to_replay(steering: Steering, keys: list[str] | None) -> list[Row]:
+    found = list(steering.rows(("done",), keys))
+    missing = set(keys or ()) - {row.key for row in found}
+    return found + (_to_retry(steering, sorted(missing)) if missing else [])
 
 
 @click.command()
@@ -193,19 +200,9 @@ def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
 @steers
 def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], **how: bool) -> None:
     """Remove elements for good: failed ones, or those in other states. Asks first."""
-    _change("Discard", inbox, keys, _of(*states), _discard, ask=True, **how)
-
-
-def _discard(steering: Steering, row: Row) -> str:
-    """Remove an element. A directory that somebody has put there, with something in it, is left."""
-    from errno import EEXIST, ENOTEMPTY
-
-    try:
-        return "discarded" if steering.discard(row) else "gone"
-    except UnusableInbox as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (ENOTEMPTY, EEXIST):
-            return "foreign"
-        raise
+    _change(
+        "Discard", inbox, keys, _of(*states), lambda steering, row: steering.discard(row), ask=True, **how
+    )
 
 
 @click.command()
@@ -240,18 +237,19 @@ def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: fl
 
     with Steering(chosen(inbox)) as steering:
         until = time_ns() - int(older_than * 1e9)
-        rows, size = [], 0
+        sizes = {}
         for row in steering.rows(states):
             about = size_and_time(steering.layout, row)
             if about and about[1] <= until:
-                rows.append(row)
-                size += about[0]
-        outcomes = []
-        if rows:
-            confirm(f"Remove {len(rows)} elements ({size:,} bytes) from {steering.layout.path}?", (), yes=yes)
-            with progress(rows, "removing") as bar:
-                outcomes = [_discard(steering, row) for row in bar]
-        removed, left = outcomes.count("discarded"), outcomes.count("foreign")
+                sizes[row] = about[0]
+        outcomes = {}
+        if sizes:
+            what = f"{len(sizes)} elements ({sum(sizes.values()):,} bytes)"
+            confirm(f"Remove {what} from {steering.layout.path}?", (), yes=yes)
+            with progress(list(sizes), "removing") as bar:
+                outcomes = {row: steering.discard(row) for row in bar}
+        removed, left = (list(outcomes.values()).count(outcome) for outcome in ("discarded", "full"))
+        size = sum(sizes[row] for row, outcome in outcomes.items() if outcome == "discarded")
         if json:
             say(removed=removed, bytes=size, left=left)
         else:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ..store import transitions
-from ..store.files import remove
+from ..store.files import remove_any
 from ..store.layout import Layout
 from ..store.names import about, encoded_of
 
@@ -52,8 +52,19 @@ class Done:
         while len(names) > self._most:
             oldest = next(iter(names))
             del names[oldest]
-            remove(self._layout, "done", oldest)
+            self._remove(oldest)
         return True
+
+    def _remove(self, name: str) -> None:
+        """Remove one that is too many. What cannot be removed is left, and said: the element that has just
+        been kept is acknowledged all the same."""
+        try:
+            outcome = remove_any(self._layout, "done", name)
+            why = "it is a directory with something in it" if outcome == "full" else ""
+        except OSError as error:
+            why = error.strerror or str(error)
+        if why:
+            log.warning("cannot remove done/%s: %s: it is left", name, why, extra=about("not_removed", name))
 
     def _list(self) -> dict[str, None]:
         self._layout.make("done")

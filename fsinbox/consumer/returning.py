@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 
 from ..store import transitions
-from ..store.files import remove
+from ..store.files import remove_any
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import REASON, about, encoded_of
@@ -153,7 +153,7 @@ class Returning:
                 self.push_if_there(way.name)
             self._attempts.forget(way.name)
             if way.folder == "failed" and not moved:
-                remove(self._layout, "failed", way.name + REASON)
+                remove_any(self._layout, "failed", way.name + REASON)
 
     def push_if_there(self, name: str) -> bool:
         """Tell whether something waits under the name of what was dropped: then it is ready, for nothing

@@ -275,6 +275,13 @@ KINDS: dict[str, Kind] = {
         "removed",
     ),
     "foreign-failed": Kind("note", "it is neither a failed element nor a reason, and ignored"),
+    "foreign-done": Kind("note", "it is not the name of an element, and ignored"),
+    "ended-odd": Kind(
+        "note",
+        "it is not a regular file (a directory or a link, perhaps): retry, replay and export leave it out",
+        "",
+        "look at it, then `fsinbox discard` it; a directory with something in it is left: remove it yourself",
+    ),
     # The rest
     "note-alone": Kind(
         "note",

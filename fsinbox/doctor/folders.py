@@ -19,7 +19,7 @@ from .signs import HOUR, MINUTE, Signs, kind_of
 _LARGE = 1 << 30
 """Bytes: the default of `consume --max-size`."""
 
-ORDER = ("inflight", "deferred", "failed", "pending", "attempts", "tmp", "drop")
+ORDER = ("inflight", "deferred", "failed", "done", "pending", "attempts", "tmp", "drop")
 """In which the folders are listed: a reason, or a note of attempts, is compared with the elements that were
 seen before."""
 
@@ -125,12 +125,29 @@ class Folders:
         for name in _visible(names):
             if is_element(name):
                 self.count["failed"] += 1
+                self._odd("failed", name)
                 if name + REASON not in here:
                     self._signs.see("no-reason", f"failed/{name}")
             elif not name.endswith(REASON):
                 self._signs.see("foreign-failed", f"failed/{name}")
             elif name.removesuffix(REASON) not in here | self.elements:
                 self._signs.see("reason-alone", f"failed/{name}")
+            else:
+                self._odd("failed", name)
+
+    def _done(self, names: list[str]) -> None:
+        for name in _visible(names):
+            self.count["done"] += 1
+            if is_element(name):
+                self._odd("done", name)
+            else:
+                self._signs.see("foreign-done", f"done/{name}")
+
+    def _odd(self, folder: str, name: str) -> None:
+        """See whether something that was set aside, or put here by hand, is no regular file."""
+        status = self._signs.status(folder, name)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            self._signs.see("ended-odd", f"{folder}/{name}", kind_of(status))
 
     def _attempts(self, names: list[str]) -> None:
         for name in names:

@@ -37,7 +37,7 @@ class Frame:
         self._root = os.fstat(self._layout.root)
         self._status = {
             name: os.lstat(name, dir_fd=self._layout.root)
-            for name in (*FOLDERS, *FILES)
+            for name in (*FOLDERS, *OPTIONAL, *FILES)
             if name in self._entries
         }
         ours = [name for name in FOLDERS if name in self._status and _is_folder(self._status[name])]
@@ -48,7 +48,7 @@ class Frame:
         self._look_beside(ours)
         self.shared = sum(bool(self._status[name].st_mode & 0o020) for name in ours) * 2 > len(ours)
         """Whether it is shared with the group, by most of its folders."""
-        for name in FOLDERS:
+        for name in (*FOLDERS, *(name for name in OPTIONAL if name in self._status)):
             self._look_at_folder(name)
         for name in FILES:
             self._look_at_file(name)

@@ -29,7 +29,7 @@ from ..consumer.settings import Settings
 from ..store import creating, transitions
 from ..store.errors import InboxBusy, UnusableInbox
 from ..store.files import flush, remove
-from ..store.folders import FOLDERS, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER
+from ..store.folders import FOLDERS, OPTIONAL, PRIVATE_FILE, PRIVATE_FOLDER, SHARED_FILE, SHARED_FOLDER
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import REASON, parse_element
@@ -171,7 +171,7 @@ class _Repair:
         status = os.lstat(name, dir_fd=found.root)
         if status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"it belongs to user {status.st_uid}, who must do it")
-        if name in FOLDERS or name == ".":
+        if name in (*FOLDERS, *OPTIONAL, "."):
             mode = SHARED_FOLDER if shared else PRIVATE_FOLDER
         else:
             mode = SHARED_FILE if shared else PRIVATE_FILE

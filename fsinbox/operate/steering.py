@@ -85,6 +85,9 @@ class Steering:
         """Queue a copy of an element in done/. Returns, and raises, as retry does."""
         from .drafts import draft_of
 
+        wrong = self._wrong(row)
+        if wrong:
+            return wrong
         with self._refusals(row):
             try:
                 source = os.fdopen(files.open_for_reading(self.layout, row.folder, row.file), "rb")
@@ -95,26 +98,23 @@ class Steering:
                 draft.published = outcome == "queued"
         return outcome
 
-    def discard(self, row: Row) -> bool:
-        """Remove an element that is waiting, deferred, failed or done; False if it is not there any more.
+    def discard(self, row: Row) -> str:
+        """Remove an element that is waiting, deferred, failed or done, or what has its name there.
 
-        If a newer value has just replaced a waiting element, that value is removed. Raises UnusableInbox;
-        ValueError for an element in flight, which only its consumer may end.
+        Returns "discarded"; "gone" if it is not there any more; "full" for a directory with something in it,
+        which is left. If a newer value has just replaced a waiting element, that value is removed. Raises
+        UnusableInbox; ValueError for an element in flight, which only its consumer may end.
         """
         if row.state == "in_flight":
             raise ValueError("an element in flight can only be ended by its consumer")
-        folder = self.layout.folder(row.folder)
         with self._refusals(row):
-            try:
-                os.unlink(row.file, dir_fd=folder)
-            except FileNotFoundError:
-                return False
-            except IsADirectoryError:
-                os.rmdir(row.file, dir_fd=folder)  # set aside there; only if it is empty
+            outcome = files.remove_any(self.layout, row.folder, row.file)
+        if outcome != "removed":
+            return outcome
         if row.state == "failed":
             self._reasons.append(row.file + REASON)
         self._have_changed(row, rescan=row.state == "deferred")
-        return True
+        return "discarded"
 
     def flush(self) -> None:
         """Make the changes so far survive a power cut. Raises UnusableInbox."""
@@ -129,7 +129,7 @@ class Steering:
             for folder in sorted(changed, key="pending".__ne__):
                 files.flush_folder(self.layout, folder)
             for reason in reasons:  # only now: an element that a power cut returns to failed/ needs it
-                files.remove(self.layout, "failed", reason)
+                files.remove_any(self.layout, "failed", reason)
         except OSError as error:
             raise UnusableInbox(
                 f"cannot flush changes of inbox {self.layout.path}: {error}: they are made, but a power cut "
@@ -137,13 +137,16 @@ class Steering:
             ) from error
 
     def _return(self, row: Row) -> str:
+        return self._wrong(row) or self._bring_back(row, row.folder, row.file)
+
+    def _wrong(self, row: Row) -> str:
+        """Return why it cannot go back: "foreign" or "gone"; "" if it can."""
         with self._refusals(row):
             try:
-                if not stat.S_ISREG(os.lstat(row.file, dir_fd=self.layout.folder(row.folder)).st_mode):
-                    return "foreign"
+                status = os.lstat(row.file, dir_fd=self.layout.folder(row.folder))
             except FileNotFoundError:
                 return "gone"
-        return self._bring_back(row, row.folder, row.file)
+        return "" if stat.S_ISREG(status.st_mode) else "foreign"
 
     def _bring_back(self, row: Row, folder: str, file: str) -> str:
         """Move `file` of a folder to the element's place in pending/. Raises UnusableInbox."""

@@ -276,6 +276,26 @@ def remove(layout: Layout, folder: str, name: str) -> bool:
     return True
 
 
+def remove_any(layout: Layout, folder: str, name: str) -> str:
+    """Remove what has a name, whatever it is: "removed", "gone", or "full" for a directory that is not empty.
+    Nothing is followed. Raises OSError."""
+    fd = layout.folder(folder)
+    try:
+        try:
+            os.unlink(name, dir_fd=fd)
+        except (IsADirectoryError, PermissionError) as error:  # (POSIX has EPERM for a directory)
+            if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                raise error from None
+            os.rmdir(name, dir_fd=fd)
+    except FileNotFoundError:
+        return "gone"
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return "full"
+        raise
+    return "removed"
+
+
 label: Callable[[Layout, str], object] | None = None
 """Called with each file in tmp/ that is about to be published: fsinbox.tracing leaves a producer's trace on
 it."""

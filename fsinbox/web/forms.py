@@ -25,6 +25,9 @@ _OUTCOMES = {
 }
 """Outcome of a retry -> what is said of it."""
 
+_LEFT = {"gone": "not there any more", "full": "skipped (a directory with something in it)"}
+"""The same for a discard that removed nothing."""
+
 
 class Forms:
     """The forms of one inbox."""
@@ -89,9 +92,10 @@ class Forms:
 
     def _discard(self, rows: list[Row]) -> str:
         with Steering(self._path) as steering:
-            removed = [steering.discard(row) for row in rows]
-        gone = removed.count(False)
-        return f"{sum(removed)} discarded{f'; {gone} not there any more' if gone else ''}."
+            outcomes = [steering.discard(row) for row in rows]
+        found = [f"{outcomes.count('discarded')} discarded"]
+        found += [f"{outcomes.count(one)} {text}" for one, text in _LEFT.items() if one in outcomes]
+        return "; ".join(found) + "."
 
     def _done(self, request: Request, to: str, notice: str) -> Response:
         session = self._sessions.of(request)
