@@ -26,7 +26,11 @@ FILES = [
 ]
 VARIABLES = [
     ("FSINBOX_DIR", "The inbox."),
-    ("FSINBOX_<COMMAND>_<OPTION>", "Sets an option of a command, for example FSINBOX_CONSUME_CONCURRENCY=4."),
+    (
+        "FSINBOX_<COMMAND>_<OPTION>",
+        "Sets an option of a command, for example FSINBOX_CONSUME_CONCURRENCY=4. Any other name that begins "
+        "with FSINBOX_ is a warning, and consume refuses it.",
+    ),
     ("FSINBOX_SETTINGS", "A file to read settings from instead of pyproject.toml; empty: none."),
 ]
 STATUSES = [

@@ -10,6 +10,8 @@ import sys
 
 from .locating import settings_file
 
+_USUAL = ("FSINBOX_DIR", "FSINBOX_SETTINGS")
+
 
 def main() -> None:
     """Run the command line of this process; ends it."""
@@ -33,7 +35,8 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
 
     None for anything else, and for every mistake: click reads it, and says what is wrong.
     """
-    if any(name.startswith("FSINBOX_ADD_") for name in os.environ):
+    ours = [name for name in os.environ if name.startswith("FSINBOX_") and name not in _USUAL]
+    if ours and _means_something(ours):
         return None
     found: dict[str, str | None] = {"key": None, "value": None, "file": None, "inbox": None}
     command = False
@@ -60,3 +63,10 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
         return None
     inbox = found["inbox"] or os.environ.get("FSINBOX_DIR") or "inbox"
     return found["key"], found["value"], found["file"], inbox
+
+
+def _means_something(ours: list[str]) -> bool:
+    """Tell whether one of these variables is an option of add, or is to be complained of."""
+    from .variables import unknown
+
+    return any(name.startswith("FSINBOX_ADD_") for name in ours) or bool(unknown())

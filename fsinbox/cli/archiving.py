@@ -13,7 +13,16 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from .exits import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
-from .options import Failure, chosen, create_option, inbox_option, json_option, printable, yes_option
+from .options import (
+    Failure,
+    Renamed,
+    chosen,
+    create_option,
+    inbox_option,
+    json_option,
+    printable,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from ..operate.archive import Member, Written
@@ -31,6 +40,7 @@ _PART = ".part"
 @click.option(
     "--state",
     "states",
+    cls=Renamed,
     multiple=True,
     type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
     default=["in_flight", "waiting", "deferred"],

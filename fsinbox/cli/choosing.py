@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import inbox_option, json_option, keys_argument, yes_option
+from .options import Renamed, inbox_option, json_option, keys_argument, yes_option
 
 if TYPE_CHECKING:
     from ..operate.rows import Row
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MANY = 200
 """From this many elements on, a bar shows the progress."""
 
-all_option = click.option("--all", "everything", is_flag=True, help="All of them; asks first.")
+all_option = click.option("--all", "everything", cls=Renamed, is_flag=True, help="All of them; asks first.")
 
 
 def keys_of(words: tuple[str, ...]) -> list[str]:

@@ -24,6 +24,7 @@ from .options import (
     outranked,
     printable,
 )
+from .variables import complaint, unknown
 
 _ELSEWHERE = {
     "limit": "limits",
@@ -92,6 +93,9 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
+        if name != "consume" and not ctx.resilient_parsing:
+            for stranger in unknown():
+                click.echo(f"fsinbox: warning: {complaint(stranger)}; it is ignored", err=True)
         if ctx.default_map and name and command and not ctx.resilient_parsing:
             ctx.default_map.check(name, command)  # type: ignore[attr-defined]  # Settings
         return name, command, rest
@@ -125,7 +129,11 @@ class Commands(click.Group):
     cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]}
 )
 @inbox_option
-@click.version_option(package_name="fsinbox", message="%(prog)s %(version)s")
+@click.version_option(
+    package_name="fsinbox",
+    message="%(prog)s %(version)s",
+    allow_from_autoenv=False,  # (many set FSINBOX_VERSION, for images for one)
+)
 def cli(inbox: str | None) -> None:
     """A keyed, acknowledged FIFO queue in a directory.
 
@@ -437,6 +445,9 @@ def consume(inbox: str | None, **options: Any) -> None:
     drained, 1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it
     has a consumer (or another one has taken over).
     """
+    strangers = unknown()
+    if strangers:
+        raise Failure("; ".join(map(complaint, strangers)), EXIT_USAGE)
     from .consuming import consume as run_consumer
 
     options |= dict.fromkeys(outranked("handler", "exec"))

@@ -13,6 +13,7 @@ from .exits import EXIT_FAILED
 from .options import (
     DURATION,
     Failure,
+    Renamed,
     chosen,
     inbox_option,
     json_option,
@@ -191,6 +192,7 @@ def _to_replay(steering: Steering, keys: list[str] | None) -> list[Row]:
 @click.option(
     "--state",
     "states",
+    cls=Renamed,
     multiple=True,
     type=click.Choice(["failed", "waiting", "deferred", "done"]),
     default=["failed"],
@@ -211,6 +213,7 @@ def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], *
 @click.option(
     "--state",
     "states",
+    cls=Renamed,
     multiple=True,
     type=click.Choice(["failed", "done", "waiting", "deferred"]),
     default=["failed", "done"],

@@ -3,12 +3,27 @@ printed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import click
 
+from .variables import INBOX
+
 Command = Callable[..., Any]
+
+
+def variable(ctx: click.Context, option: click.Option) -> str:
+    """Return the environment variable of an option: FSINBOX_<COMMAND>_<OPTION>, by its long name."""
+    return f"{ctx.auto_envvar_prefix}_{max(option.opts, key=len)[2:].upper().replace('-', '_')}"
+
+
+class Renamed(click.Option):
+    """An option whose parameter has another name than it: its variable is named as the option is."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        return os.environ.get(variable(ctx, self)) or None
 
 
 class Failure(click.ClickException):
@@ -55,10 +70,10 @@ def inbox_option(command: Command) -> Command:
         "--inbox",
         cls=_Inbox,
         metavar="DIR",
-        envvar="FSINBOX_DIR",
+        envvar=INBOX,
         allow_from_autoenv=False,  # one variable for it, whatever the command
         shell_complete=_directories,
-        help="The inbox.  [default: $FSINBOX_DIR, or ./inbox]",
+        help=f"The inbox.  [default: ${INBOX}, or ./inbox]",
     )(command)
 
 

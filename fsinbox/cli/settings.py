@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from .options import Failure, chosen, inbox_option, json_option, printable
+from .options import Failure, chosen, inbox_option, json_option, printable, variable
+from .variables import INBOX
 
 
 class Settings(dict[str, Any]):
@@ -168,7 +169,7 @@ def _inbox_row(ctx: click.Context, inbox: str | None) -> Row:
     if click.core.ParameterSource.COMMANDLINE in sources:
         where = ("command line", None)
     elif click.core.ParameterSource.ENVIRONMENT in sources:
-        where = ("environment", "$FSINBOX_DIR")
+        where = ("environment", f"${INBOX}")
     elif click.core.ParameterSource.DEFAULT_MAP in sources:
         where = ("file", root.default_map.path)  # type: ignore[union-attr]
     return "inbox", chosen(inbox), *where
@@ -185,14 +186,14 @@ def _rows(root: click.Context, group: click.Group, name: str) -> list[Row]:
         label = f"{name}.{max(option.opts, key=len)[2:]}"
         raw, source = option.consume_value(ctx, {})
         if source == click.core.ParameterSource.ENVIRONMENT:
-            variable = f"{ctx.auto_envvar_prefix}_{str(option.name).upper()}"
+            name = variable(ctx, option)
             try:
-                rows.append((label, _plain(option.type_cast_value(ctx, raw)), "environment", f"${variable}"))
+                rows.append((label, _plain(option.type_cast_value(ctx, raw)), "environment", f"${name}"))
             except click.BadParameter as error:
                 from .exits import EXIT_USAGE
 
                 raise Failure(
-                    f"${variable} is {raw!r}: {error.message} Correct it, or unset it.", EXIT_USAGE
+                    f"${name} is {raw!r}: {error.message} Correct it, or unset it.", EXIT_USAGE
                 ) from error
         elif source == click.core.ParameterSource.DEFAULT_MAP:
             rows.append((label, _plain(raw), "file", root.default_map.path))  # type: ignore[union-attr]

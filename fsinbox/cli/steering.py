@@ -8,7 +8,7 @@ import click
 
 from .choosing import confirm, keys_of, selected, steers
 from .exits import EXIT_EXPIRED, EXIT_FAILED, EXIT_UNKNOWN
-from .options import DURATION, Failure, chosen, inbox_option, json_option, keys_argument, printable
+from .options import DURATION, Failure, Renamed, chosen, inbox_option, json_option, keys_argument, printable
 
 
 @click.command()
@@ -72,6 +72,7 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
 @click.option(
     "--for",
     "length",
+    cls=Renamed,
     type=DURATION,
     metavar="TIME",
     help="Resume after this time: 90, 15m, 2h.  [default: never]",

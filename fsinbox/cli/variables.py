@@ -1,0 +1,69 @@
+"""The environment variables that mean something, so that one with a typo is not silently ignored.
+
+`fsinbox add` asks, too, without importing click: so the names that click would derive from the options are
+written down here (NAMES). A test compares them with the commands.
+"""
+
+import os
+
+PREFIX = "FSINBOX_"
+
+INBOX = "FSINBOX_DIR"
+"""Names the inbox: read by every command, and given to the commands of `consume --exec`."""
+
+GENERAL = frozenset(
+    {INBOX, "FSINBOX_SETTINGS", "FSINBOX_KEY", "FSINBOX_SEQ", "FSINBOX_ATTEMPTS", "FSINBOX_PATH"}
+)
+"""Those of no option; the last four are given to the commands of `consume --exec`."""
+
+NAMES = frozenset(
+    f"{PREFIX}{command}_{option}"
+    for line in """
+ADD CREATE DURABLE FILE JSON MOVE
+CONSUME CODEC CONCURRENCY DRAIN DROP_SETTLE EXEC HANDLER KEEP_DONE LEASE LOG_FORMAT MAX_ATTEMPTS
+CONSUME MAX_RETRY_DELAY MAX_SETTLE MAX_SIZE METRICS METRICS_FILE ONCE POLL_INTERVAL QUIET
+CONSUME RETRY_DELAY SETTLE SHARD SHELL STANDBY TRACE VERBOSE WATCH
+DISCARD ALL JSON STATE YES
+DOCTOR JSON REPAIR
+EXPORT JSON STATE YES
+FAILED JSON TRACEBACK
+HOLD JSON
+IMPORT CREATE JSON MAX_SIZE REPLACE
+INIT JSON SCOPE SHARED
+LS JSON STATE
+MIGRATE BATCH CREATE JSON KEY_COLUMN LOCKED_COLUMN ORDER_BY RESTART TABLE URL VALUE_COLUMN
+PAUSE FOR JSON
+PURGE JSON OLDER_THAN STATE YES
+RELEASE ALL JSON YES
+REPLAY ALL JSON YES
+REQUEUE ALL JSON YES
+RESUME JSON
+RETRY ALL JSON YES
+SETTINGS JSON
+SHOW JSON
+STATUS JSON MAX_AGE MAX_FAILED MAX_PENDING
+TOP INTERVAL MAX_AGE MAX_FAILED MAX_PENDING
+WAIT JSON TIMEOUT
+WEB ALLOW_CHANGES ALLOW_HOST HOST MAX_AGE MAX_FAILED MAX_PENDING PORT PRIVATE
+""".strip().splitlines()
+    for command, *options in [line.split()]
+    for option in options
+)
+"""FSINBOX_<COMMAND>_<OPTION>."""
+
+
+def unknown() -> list[str]:
+    """Return the names in the environment that begin as ours do, and that nothing reads."""
+    ours = [name for name in os.environ if name.startswith(PREFIX)]
+    return sorted(name for name in ours if name not in GENERAL and name not in NAMES)
+
+
+def complaint(name: str) -> str:
+    """Return what is said of such a name, with the one that was meant, as far as that can be told."""
+    from difflib import get_close_matches
+
+    known = sorted(one.removeprefix(PREFIX) for one in GENERAL | NAMES)
+    close = get_close_matches(name.removeprefix(PREFIX), known, 1, 0.7)
+    meant = INBOX if name == f"{PREFIX}INBOX" else f"{PREFIX}{close[0]}" if close else ""
+    shown = name if name.isprintable() else repr(name)
+    return f"environment: {shown} is not a setting: {f'{meant} is one' if meant else 'unset it'}"
