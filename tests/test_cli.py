@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pexpect
 import pytest
 from click.testing import CliRunner, Result
 from helpers import command, contents, environment, json_lines, keys_in, reason, run
@@ -852,6 +853,42 @@ def test_a_command_imports_only_what_it_needs(home: Path, words: list[str], usel
 
 
 # --- what the system refuses --------------------------------------------------------------------------
+
+
+HOSTILE = b"a\x1b]0;owned\x07b\r\xc2\x9b1m\xe2\x80\xae\xff\x00\ttab \xc2\xa0\xc3\xa9\nline\n"
+SHOWN = "a\\x1b]0;owned\\x07b\\r\\x9b1m\\u202e\\xff\\x00\ttab \xa0é\nline\n"
+
+
+def on_a_terminal(cwd: Path, *words: str, **variables: str) -> bytes:
+    """Return what `fsinbox words...` prints on a terminal, byte for byte."""
+    line = [os.fsdecode(word) for word in map(os.fspath, command(*words))]
+    child = pexpect.spawn(line[0], line[1:], cwd=str(cwd), env=environment(**variables), use_poll=True)
+    child.delaybeforesend = None
+    shown = child.read()
+    child.close()
+    return bytes(shown).replace(b"\r\n", b"\n")
+
+
+def test_a_payload_on_a_terminal_is_escaped_and_in_a_pipe_it_is_not(home: Path) -> None:
+    (home / "payload").write_bytes(HOSTILE)
+    run("add", "k", "--file", "payload", cwd=home)
+    utf8 = {"PYTHONUTF8": "1"}
+    assert on_a_terminal(home, "show", "k", **utf8).decode() == SHOWN
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    told = on_a_terminal(home, "show", "k", **ascii_only).decode("ascii")
+    assert told == SHOWN.replace("\xa0", "\\xa0").replace("é", "\\xe9")
+    assert on_a_terminal(home, "show", "--raw", "k").rstrip() == HOSTILE.rstrip()
+    piped = subprocess.run(command("show", "k"), cwd=home, env=environment(), capture_output=True)
+    assert piped.stdout == HOSTILE and piped.stderr == b""
+
+
+def test_the_reason_that_show_prints_is_escaped(home: Path) -> None:
+    with Inbox(home / "inbox") as inbox:
+        inbox.add("k", 1)
+        element = inbox.take()
+        assert element
+        element.fail("why \x1b[2J\nand more")
+    assert "why \\x1b[2J\nand more" in run("show", "k", cwd=home).stderr
 
 
 def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(busy: Path) -> None:

@@ -53,6 +53,19 @@ def work(key, value):
 WORDS = ("--handler", "tasks:work", "--codec", "text", "--metrics", "0")
 
 
+NASTY = 'a"b\\c\n# forged{x="1"} 1\x1b[31m'
+
+
+def test_a_path_is_one_label_whatever_is_in_it(tmp_path: Path) -> None:
+    """The library escapes it."""
+    path = tmp_path / NASTY
+    Inbox(path).close()
+    text = run("--inbox", str(path), "metrics", cwd=tmp_path).stdout
+    families = list(parser.text_string_to_metric_families(text))
+    assert all(family.name.startswith("fsinbox_") for family in families)
+    assert {sample.labels["inbox"] for family in families for sample in family.samples} == {str(path)}
+
+
 class Scrape:
     """What was scraped, parsed as Prometheus parses it."""
 

@@ -7,16 +7,24 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from helpers import Consumer, run, wait_until
 
 from fsinbox import Inbox
+from fsinbox.cli import seeing, top
 from fsinbox.consumer.ownership import WHOLE, Shard
+from fsinbox.operate import report
 from fsinbox.operate import stats as module
 from fsinbox.operate.stats import FAILURES, MINUTES, ConsumerStats, StatsWriter, read_stats
+from fsinbox.operate.status import summary
 from fsinbox.store.layout import Layout
+from fsinbox.web.listing import Glance
+from fsinbox.web.overview import overview
+from fsinbox.worker import metrics
 from tests.shim import refusing
 
 HANDLER = """
@@ -118,6 +126,67 @@ def test_an_odd_file_is_none(inbox_dir: Path, layout: Layout, odd: bytes) -> Non
     assert read_stats(layout) == []
     account(layout).write()
     assert len(read_stats(layout)) == 1
+
+
+NUMBERS = ["since", "at", "pid", "concurrency", "totals.taken", "totals.acknowledged", "totals.handled",
+           "totals.latency", "running.seq", "running.attempts", "running.started", "failures.seq",
+           "failures.at", "minutes.0", "minutes.1", "minutes.3"]  # fmt: skip
+
+FORGED = [float("inf"), float("-inf"), float("nan"), 10**400, -(10**400), 1e300, 2**63, 10**18, -1, -0.5,
+          253402300800, 1e12, True, None, "1", [], {}]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", NUMBERS)
+def test_no_number_that_others_wrote_ends_a_command(
+    inbox_dir: Path, layout: Layout, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may write to the inbox may have written it; json reads Infinity and 400 digits."""
+    first, _, member = where.partition(".")
+    with Inbox(inbox_dir) as inbox:
+        inbox.add("waits", 1)
+        inbox.become_consumer()
+        writer = account(layout)
+        writer.started("k", 1, 1, replaced=False, latency=0.1)
+        writer.ended("k", 1, "failed", "why", 0.1)
+        writer.started("k", 2, 1, replaced=False, latency=None)
+        writer.write()
+        path = inbox_dir / "stats/1of1.json"
+        good = path.read_text()
+        for value in FORGED:
+            raw = json.loads(good)
+            place = raw if not member else raw[first] if first == "totals" else raw[first][0]
+            place[int(member) if member.isdigit() else member or first] = value
+            path.write_text(json.dumps(raw))
+            found = summary(layout)
+            every = read_stats(layout)
+            status_lines = seeing.lines(found)
+            assert report.verdict(found, report.Limits())[1] and status_lines
+            assert json.dumps(asdict(found), allow_nan=False)
+            assert top.head(found, every, report.Limits()) and top.at_work(found, every)
+            assert top.failures(every) and top.bars(top.by_minute(every, 1), "012")
+            assert b"fsinbox_elements" in metrics.once(layout)
+            with closing(Glance(str(inbox_dir))) as glance:
+                assert overview(glance, report.Limits()).rate
+            StatsWriter(layout, WHOLE, "tasks:work", 1).write()  # the next consumer goes on
+
+
+@pytest.mark.parametrize(
+    "shard", ['1/1"} 1\nforged{a="b', "\ud800", "9/9", "1/2", "\u0661/\u0661", "\x1b[31m", ""]
+)
+def test_a_forged_shard_is_no_label(inbox_dir: Path, layout: Layout, shard: str) -> None:
+    account(layout).write()
+    path = inbox_dir / "stats/1of1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shard": shard}))
+    assert read_stats(layout) == []
+    assert "fsinbox_taken" not in metrics.once(layout).decode()
+
+
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 20, "9" * 4000])
+def test_a_pause_without_measure_is_one_without_end_and_no_traceback(tmp_path: Path, digits: str) -> None:
+    Inbox(tmp_path / "inbox").close()
+    (tmp_path / "inbox/control").mkdir()
+    os.symlink(f"{digits}.somebody", tmp_path / "inbox/control/pause")
+    assert "paused    until" in run("status", cwd=tmp_path).stdout
 
 
 def test_members_that_are_not_known_are_ignored(inbox_dir: Path, layout: Layout) -> None:

@@ -592,6 +592,21 @@ def test_what_cannot_be_kept_is_acknowledged_all_the_same(
             assert inbox.layout.oldest_first("done") == []
 
 
+@pytest.mark.parametrize("folder", ["pending", "inflight", "drop"])
+def test_a_name_in_a_log_is_one_line_and_obeyed_by_no_terminal(
+    inbox_dir: Path, caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
+    """The library's log goes where its user sends it: nobody escapes it there."""
+    Inbox(inbox_dir).close()
+    (inbox_dir / folder / "x\n2026-01-01 ERROR forged\x1b[2J").mkdir()
+    with opened(inbox_dir) as inbox:
+        assert drain(inbox) == []
+    assert "forged" in caplog.text
+    assert all(text.isprintable() for text in caplog.messages)
+    (reason,) = (inbox_dir / "failed").glob("*~reason.txt")
+    assert reason.read_text().count("\n") == 1 and "\x1b" not in reason.read_text()
+
+
 def test_what_is_too_many_in_done_and_cannot_be_removed_ends_no_acknowledgement(
     inbox_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -605,7 +620,10 @@ def test_what_is_too_many_in_done_and_cannot_be_removed_ends_no_acknowledgement(
         os.symlink("/etc/passwd", done / "0000000000000000004-odd")
         in_done(inbox, "a")
         assert sorted(os.listdir(done))[:-1] == ["0000000000000000002-odd"]
-        assert "cannot remove done/0000000000000000002-odd: it is a directory with something" in caplog.text
+        assert (
+            "cannot remove '0000000000000000002-odd' of done/: it is a directory with something"
+            in caplog.text
+        )
         inbox.add("b", "1")
         element = take(inbox)
         with refusing(unlink=errno.EROFS, when=lambda name, *_: str(name).endswith("-a")):

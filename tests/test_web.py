@@ -770,12 +770,14 @@ FORGED: list[dict[str, object]] = [
     {"host": 5},
     {"since": -1.0},
     {"minutes": [[1, -5, 2, 3]]},
+    {"minutes": [[float("inf"), 5, 2, 3]]},
+    {"failures": [{"key": "k", "seq": -1, "at": 1.0, "summary": "", "last": False}]},
     {"minutes": [[1, 5, 2, 3]]},
     {"minutes": [[1, 10**400, 2, 3]]},
     {"running": [{"key": "k", "seq": 1, "attempts": 1, "started": 1e300}]},
     {"failures": [{"key": "k", "seq": "1", "at": 1.0, "summary": "", "last": True}]},
     {"failures": [{"key": "", "seq": 1, "at": 1.0, "summary": "HERE <b>\x1b", "last": True}]},
-    {"failures": [{"key": "/k\udcff", "seq": -1, "at": 1.0, "summary": "HERE <b>\x1b", "last": False}]},
+    {"failures": [{"key": "/k\udcff", "seq": 1, "at": 1.0, "summary": "HERE <b>\x1b", "last": False}]},
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..store.errors import AddFailed, InboxBusy, InboxError, LeaseLost, UnusableInbox
-from .exits import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
+from .exits import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
 from .locating import settings_file
 from .options import (
     DURATION,
@@ -41,6 +41,7 @@ _ELSEWHERE = {
     "wait": "steering",
     "export": "archiving",
     "import": "archiving",
+    "show": "seeing",
     "status": "seeing",
     "metrics": "seeing",
     "top": "top",
@@ -248,57 +249,6 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
             say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=due)
         else:
             click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
-
-
-@cli.command()
-@inbox_option
-@json_option
-@key_argument
-def show(inbox: str | None, json: bool, key: str) -> None:
-    """Print the payload of KEY: the one that waits, else the one in flight, deferred or failed."""
-    import base64
-
-    from ..operate.rows import find, reason
-    from ..operate.units import when
-    from ..store.files import open_for_reading
-    from ..store.layout import Layout
-    from .text import say
-
-    layout = Layout(chosen(inbox), create=False)
-    row = find(layout, key)
-    if row is None:
-        raise Failure(
-            f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED
-        )
-    try:
-        with open(open_for_reading(layout, row.folder, row.file), "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise Failure(f"cannot read {row.folder}/{row.file}: {error.strerror}", EXIT_FAILED) from error
-    except MemoryError as error:
-        path = f"{layout.path}/{row.folder}/{row.file}"
-        raise Failure(f"{path} is too large for the memory: look at it there", EXIT_FAILED) from error
-    why = reason(layout, row) if row.state == "failed" else None
-    if not json:
-        if why:
-            click.echo(why, err=True)
-        sys.stdout.buffer.write(data)
-        return
-    members: dict[str, object] = {
-        "key": row.key,
-        "state": row.state,
-        "seq": row.seq,
-        "added_at": when(row.seq),
-        "path": f"{layout.path}/{row.folder}/{row.file}",
-        "size": len(data),
-    }
-    try:
-        members["text"] = data.decode("utf-8")
-    except UnicodeDecodeError:
-        members["base64"] = base64.b64encode(data).decode("ascii")
-    if why:
-        members["reason"] = why
-    say(**members)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ import os
 import sys
 from datetime import UTC, datetime
 
+from ..store.printing import escaped
 from .options import Failure
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName"}
@@ -77,10 +78,10 @@ class Text(logging.Formatter):
         super().__init__(form)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _shown(super().formatMessage(record)).replace("\n", "\n    ")
+        return escaped(super().formatMessage(record)).replace("\n", "\n    ")
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:
-        return _shown("    " + super().formatException(ei).replace("\n", "\n    "))
+        return escaped("    " + super().formatException(ei).replace("\n", "\n    "))
 
 
 class Journal(Text):
@@ -108,10 +109,3 @@ def _member(value: object) -> object:
     except (TypeError, ValueError, RecursionError):
         return repr(value)
     return value
-
-
-def _shown(text: str) -> str:
-    """Escape what plays tricks on a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)

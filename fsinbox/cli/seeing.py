@@ -1,11 +1,11 @@
 """`fsinbox status` and `fsinbox metrics`: how an inbox stands, for people, for programs and for what watches
-over them."""
+over them; and `fsinbox show`: one element."""
 
 from __future__ import annotations
 
 import click
 
-from .options import DURATION, chosen, inbox_option, json_option, printable
+from .options import DURATION, chosen, inbox_option, json_option, key_argument, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,6 +144,68 @@ def histogram(ages: Ages) -> list[str]:
         )
 
     return [line("ages", heads), *(line(name, values) for name, values in cells.items())]
+
+
+@click.command()
+@inbox_option
+@json_option
+@click.option("--raw", is_flag=True, help="Print the bytes as they are on a terminal, too.")
+@key_argument
+def show(inbox: str | None, json: bool, raw: bool, key: str) -> None:
+    """Print the payload of KEY: the one that waits, else the one in flight, deferred or failed.
+
+    On a terminal, characters that it would obey are printed as escapes (\\x1b), unless --raw is given.
+    """
+    import base64
+    import sys
+
+    from ..operate.rows import find, reason
+    from ..operate.units import when
+    from ..store.files import open_for_reading
+    from ..store.layout import Layout
+    from ..store.printing import escaped
+    from .exits import EXIT_FAILED
+    from .options import Failure
+    from .text import say
+
+    layout = Layout(chosen(inbox), create=False)
+    row = find(layout, key)
+    if row is None:
+        raise Failure(
+            f"no element of key {key!r} in {layout.path}: `fsinbox ls` shows what there is", EXIT_FAILED
+        )
+    try:
+        with open(open_for_reading(layout, row.folder, row.file), "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise Failure(f"cannot read {row.folder}/{row.file}: {error.strerror}", EXIT_FAILED) from error
+    except MemoryError as error:
+        path = f"{layout.path}/{row.folder}/{row.file}"
+        raise Failure(f"{path} is too large for the memory: look at it there", EXIT_FAILED) from error
+    why = reason(layout, row) if row.state == "failed" else None
+    if not json:
+        if why:
+            click.echo(escaped(why), err=True)
+        if sys.stdout.isatty() and not raw:
+            text = escaped(data.decode("utf-8", "surrogateescape"))
+            data = text.encode(sys.stdout.encoding, "backslashreplace")
+        sys.stdout.buffer.write(data)
+        return
+    members: dict[str, object] = {
+        "key": row.key,
+        "state": row.state,
+        "seq": row.seq,
+        "added_at": when(row.seq),
+        "path": f"{layout.path}/{row.folder}/{row.file}",
+        "size": len(data),
+    }
+    try:
+        members["text"] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        members["base64"] = base64.b64encode(data).decode("ascii")
+    if why:
+        members["reason"] = why
+    say(**members)
 
 
 @click.command()

@@ -86,7 +86,7 @@ class Attempts:
             os.rename(self._draft, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
             log.warning(
-                "cannot note the attempts at %s on disk: %s: a restart will not know of them",
+                "cannot note the attempts at %r on disk: %s: a restart will not know of them",
                 name,
                 error.strerror,
                 extra=about("not_noted", name),

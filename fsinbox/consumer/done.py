@@ -41,7 +41,7 @@ class Done:
                 return False
         except OSError as error:
             log.warning(
-                "cannot keep %s in done/: %s: it is acknowledged, and removed",
+                "cannot keep %r in done/: %s: it is acknowledged, and removed",
                 name,
                 error.strerror,
                 extra=about("not_kept", name),
@@ -64,7 +64,8 @@ class Done:
         except OSError as error:
             why = error.strerror or str(error)
         if why:
-            log.warning("cannot remove done/%s: %s: it is left", name, why, extra=about("not_removed", name))
+            said = about("not_removed", name)
+            log.warning("cannot remove %r of done/: %s: it is left", name, why, extra=said)
 
     def _list(self) -> dict[str, None]:
         self._layout.make("done")

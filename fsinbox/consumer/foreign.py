@@ -52,24 +52,22 @@ class Foreign:
         """Move it to failed/, with the reason beside it."""
         try:
             aside = transitions.set_aside(
-                self._layout, folder, name, f"{folder}/{name} was set aside: {reason}\n"
+                self._layout, folder, name, f"{f'{folder}/{name}'!r} was set aside: {reason}\n"
             )
         except OSError as error:
             log.warning(
-                "%s/%s is no element (%s) and cannot be moved: %s",
-                folder,
-                name,
+                "%r is no element (%s) and cannot be moved: %s",
+                f"{folder}/{name}",
                 reason,
                 error.strerror,
                 extra=about("not_set_aside", name),
             )
         else:
             log.warning(
-                "set aside %s/%s: %s (it is now failed/%s)",
-                folder,
-                name,
+                "set aside %r: %s (it is now %r)",
+                f"{folder}/{name}",
                 reason,
-                aside,
+                f"failed/{aside}",
                 extra=about("set_aside", name)
                 | {"folder": folder, "file": name, "reason": reason, "aside": aside},
             )

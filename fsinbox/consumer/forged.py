@@ -48,14 +48,14 @@ class Forged:
                 self._foreign.set_aside("pending", name, PROPER_WAITS)
                 return False
             log.warning(
-                "pending/%s has a number that was never given out: it is queued as if it came now",
+                "%r in pending/ has a number that was never given out: it is queued as if it came now",
                 name,
                 extra=about("renumbered", name) | {"seq": number},
             )
             return transitions.move_drop(self._layout, name, element_name(number, parsed[1]), "pending")
         except OSError as error:
             log.warning(
-                "cannot queue pending/%s: %s: it is tried again",
+                "cannot queue %r of pending/: %s: it is tried again",
                 name,
                 error.strerror,
                 extra=about("not_renumbered", name),

@@ -182,7 +182,7 @@ class Returning:
                 self._ownership.verify()
                 if not said:
                     log.error(
-                        "cannot move inflight/%s to %s/: %s: it stays there, and is tried again",
+                        "cannot move %r of inflight/ to %s/: %s: it stays there, and is tried again",
                         way.name,
                         way.folder,
                         error.strerror,

@@ -117,7 +117,7 @@ class _Repair:
 
     def _set_aside(self, layout: Layout, sign: Sign) -> None:
         folder, _, name = sign.where.rpartition("/")
-        reason = f"{sign.where} was set aside by the doctor: {KINDS[sign.kind].means}\n"
+        reason = f"{sign.where!r} was set aside by the doctor: {KINDS[sign.kind].means}\n"
         transitions.set_aside(layout, folder or ".", name, reason)
 
     # --- 1. the frame ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from time import time
 from typing import Any, TypeVar
 
-from ..consumer.ownership import Shard
+from ..consumer.ownership import Shard, parse_shard
 from ..store.files import write_whole
 from ..store.layout import Layout
 
@@ -29,7 +29,13 @@ FAILURES = 20
 _LARGEST = 1 << 20
 
 _HIGHEST = 10**19
-"""No number of ours reaches it. (NaN is not below it either.)"""
+"""No number of ours reaches it, nor is one below 0. (NaN is neither.)"""
+
+_TIMES = {"since": 25e10, "at": 25e10, "started": 25e10}
+"""Member -> the same for times, in seconds since the epoch: the year 9892, which a calendar still has."""
+
+_LAST_MINUTE = 4 * 10**9
+"""The same for minutes."""
 
 
 @dataclass(slots=True)
@@ -184,26 +190,34 @@ def _read(layout: Layout, name: str) -> ConsumerStats | None:
             name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=layout.folder("stats")
         )
         with open(fd, "rb") as file:
-            return _parse(json.loads(file.read(_LARGEST)))
+            stats = _parse(json.loads(file.read(_LARGEST)))
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
+    return stats if name == f"{stats.shard.replace('/', 'of')}.json" else None
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 def _parse(raw: Any) -> ConsumerStats:
     """Raises TypeError, ValueError, LookupError for anything that we would not write."""
     stats = _typed(ConsumerStats, raw)
+    if str(parse_shard(stats.shard)) != stats.shard:
+        raise ValueError("no name of a shard")
     stats.totals = _typed(Totals, raw["totals"])
     stats.running = [_typed(Running, one) for one in raw["running"]]
     stats.failures = [_typed(Failure, one) for one in raw["failures"]]
-    stats.minutes = [[int(number) for number in minute] for minute in raw["minutes"] if len(minute) == 4]
+    stats.minutes = [minute for minute in raw["minutes"] if len(minute) == 4]
+    for minute, *counts in stats.minutes:
+        _check("minute", minute, (int,), _LAST_MINUTE)
+        for count in counts:
+            _check("count", count, (int,), _HIGHEST)
     return stats
 
 
 def _typed(kind: type[Made], raw: Any) -> Made:
-    """Make a dataclass of ours from the members that it knows. Raises TypeError if one has another type."""
+    """Make a dataclass of ours from the members that it knows. Raises TypeError, ValueError if one has
+    another type, or is out of range."""
     if not isinstance(raw, dict):
         raise TypeError("not an object")
     values: dict[str, Any] = {}
@@ -211,9 +225,13 @@ def _typed(kind: type[Made], raw: Any) -> Made:
         expected = _TYPES.get(str(member.type))
         if expected and member.name in raw:
             value: Any = raw[member.name]
-            if not isinstance(value, expected) or (
-                isinstance(value, (int, float)) and not abs(value) < _HIGHEST
-            ):
-                raise TypeError(f"{member.name} has another type, or is out of range")
+            _check(member.name, value, expected, _TIMES.get(member.name, _HIGHEST))
             values[member.name] = value
     return kind(**values)
+
+
+def _check(name: str, value: Any, expected: tuple[type, ...], highest: float) -> None:
+    if type(value) not in expected:
+        raise TypeError(f"{name} has another type")
+    if isinstance(value, (int, float)) and not 0 <= value < highest:
+        raise ValueError(f"{name} is out of range")

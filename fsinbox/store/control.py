@@ -19,7 +19,7 @@ from time import time_ns
 
 from .files import flush_folder, unused_temporary
 from .layout import Layout
-from .names import decode_key
+from .names import DIGITS, decode_key
 from .printing import clean
 
 _PAUSE = "pause"
@@ -109,7 +109,8 @@ def _read(layout: Layout, name: str) -> tuple[int, str]:
         digits, _, who = os.readlink(name, dir_fd=layout.folder("control")).partition(".")
     except OSError:
         return 0, ""
-    return (int(digits) if digits.isdecimal() and digits.isascii() else 0), clean(os.fsencode(who))
+    is_time = digits.isdecimal() and digits.isascii() and len(digits) <= DIGITS
+    return (int(digits) if is_time else 0), clean(os.fsencode(who))
 
 
 def _write(layout: Layout, name: str, when: int, *, durable: bool = True) -> None:

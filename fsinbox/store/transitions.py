@@ -50,6 +50,10 @@ from .names import (
     label_for,
     parse_element,
 )
+from .printing import cut
+
+_LONGEST_REASON = 128 * 1024
+"""Characters of a reason that are kept: more than fsinbox itself says."""
 
 
 class Unsure(OSError):
@@ -389,9 +393,10 @@ def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
 
 def write_reason(layout: Layout, name: str, reason: str) -> None:
     """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being
-    moved."""
+    moved. Of a very long reason the middle is left out."""
     try:
-        write_whole(layout, "failed", name + REASON, reason.encode("utf-8", "backslashreplace"))
+        text = cut(reason, _LONGEST_REASON)
+        write_whole(layout, "failed", name + REASON, text.encode("utf-8", "backslashreplace"))
     except OSError:
         pass
 

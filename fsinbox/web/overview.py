@@ -20,8 +20,6 @@ from .listing import Glance
 
 _FAILURES = 8
 _RUNNING = 20
-_LARGEST = 1e11
-"""Statistics with a larger number of anything, seconds since the epoch included, are not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class Figures:
 def overview(layout: Glance, limits: Limits) -> Figures:
     """Return the figures of an inbox. Raises OSError."""
     found = summary(layout)
-    every = [stats for stats in read_stats(layout) if _plausible(stats)]
+    every = read_stats(layout)
     now = time()
     current = {
         str(one["shard"]): stats
@@ -156,14 +154,6 @@ def _columns(ages: Ages) -> list[Column]:
 def _minutes(number: int) -> str:
     hours, rest = divmod(number, 60)
     return f"{rest} m" if not hours else f"{hours} h {rest} m" if rest else f"{hours} h"
-
-
-def _plausible(stats: ConsumerStats) -> bool:
-    """Tell whether these statistics can be shown. Anybody who may write to the inbox may have written
-    them."""
-    numbers = [stats.since, *(number for minute in stats.minutes for number in minute)]
-    numbers += [running.started for running in stats.running] + [failure.at for failure in stats.failures]
-    return all(0 <= number <= _LARGEST for number in numbers)
 
 
 def _running(one: Running, now: float) -> Happening:

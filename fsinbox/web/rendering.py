@@ -12,9 +12,10 @@ from starlette.responses import HTMLResponse, Response
 
 from ..operate.rows import label
 from ..operate.units import clock, moment, seconds, when
+from ..store.printing import escaped
 from . import listing
 from .auth import LOCKED, Sessions
-from .escaping import coded, marked, plain
+from .escaping import coded, marked
 from .listing import Glance, ago
 
 
@@ -28,7 +29,7 @@ class Renderer:
             loader=FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
-            finalize=lambda value: plain(value) if type(value) is str else value,
+            finalize=lambda value: escaped(value) if type(value) is str else value,
             trim_blocks=True,
             lstrip_blocks=True,
         )

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..element import Element
 from ..store.errors import InvalidPayload, Reject, TryLater
+from .describing import describe
 from .outcome import DONE, HandlerError, Outcome
 
 _FORMS = {1: ("element",), 2: ("key", "value")}
@@ -139,16 +140,14 @@ async def _raised_by(awaitable: Any) -> BaseException | None:
 
 def _judge(error: BaseException) -> Outcome:
     """Return what becomes of an element whose handler raised `error`."""
-    detail = "".join(traceback.format_exception(error))
-    name, colon, text = "".join(traceback.format_exception_only(error)).strip().partition(": ")
-    text = text if colon else ""
+    name, text, detail = describe(error)
     if isinstance(error, Reject):
         return Outcome("reject", f"rejected: {text}", detail)
     if isinstance(error, TryLater):
         return Outcome("later", f"not now: {text}", detail)
     if isinstance(error, InvalidPayload):  # func(element) that asked for element.value
         return Outcome("reject", text, detail)
-    return Outcome("retry", f"{name}{colon}{text}".splitlines()[-1], detail)
+    return Outcome("retry", f"{name}: {text}".splitlines()[-1] if text else name, detail)
 
 
 def _end_if_forked(process: int, error: BaseException | None) -> None:
@@ -166,7 +165,7 @@ def _end_child(error: BaseException | None) -> NoReturn:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)  # noqa: T201 - as Python does
     elif error:
-        traceback.print_exception(error)
+        sys.stderr.write(describe(error).full)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

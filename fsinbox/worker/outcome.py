@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..element import Element
+from ..store.printing import cut
 
 _LONGEST_SUMMARY = 1000
 _LONGEST_DETAIL = 96 * 1024
@@ -22,15 +23,8 @@ class Outcome:
     """All of it (traceback, output), for failed/."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "summary", _cut(self.summary, _LONGEST_SUMMARY))
-        object.__setattr__(self, "detail", _cut(self.detail, _LONGEST_DETAIL))
-
-
-def _cut(text: str, most: int) -> str:
-    if len(text) <= most:
-        return text
-    kept = most // 2
-    return f"{text[:kept]} ... ({len(text) - 2 * kept:,} characters left out) ... {text[-kept:]}"
+        object.__setattr__(self, "summary", cut(self.summary, _LONGEST_SUMMARY))
+        object.__setattr__(self, "detail", cut(self.detail, _LONGEST_DETAIL))
 
 
 DONE = Outcome("done")
