@@ -6,9 +6,12 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
 from helpers import PATIENCE, Consumer, run, wait_until
@@ -132,7 +135,7 @@ def test_failed_elements_are_retried_and_discarded_by_hand(
     with consumer_of(app), Site("--allow-changes", cwd=app) as site:
         page = open_page()
         page.goto(f"{site.address}?token={site.token}")
-        assert page.url == site.address
+        assert page.url.startswith(site.address) and site.token not in page.url
         expect(page.locator("#count-failed")).to_have_text("3")
         (app / "broken").unlink()
         page.get_by_role("navigation", name="Pages").get_by_role("link", name="Failed").click()
@@ -153,6 +156,100 @@ def test_failed_elements_are_retried_and_discarded_by_hand(
         expect(page.locator("#verdict")).to_contain_text("paused until resumed")
         page.get_by_role("button", name="Resume consumers").click()
         expect(page.locator("#verdict")).to_contain_text("OK")
+
+
+class Thief:
+    """A server of another user on this host, on another port: notes what browsers send it, and answers as it
+    is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.headers: dict[str, str] = {}
+        self.page = "<h1>Bait</h1>"
+        thief = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                thief.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+                self.send_response(302 if "Location" in thief.headers else 200)
+                for name, value in {"Content-Type": "text/html", **thief.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(thief.page.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}/"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_server_on_another_port_gets_no_session_and_cannot_use_it(
+    app: Path, browser: sync_api.Browser
+) -> None:
+    """Cookies know no port: a click on a link to another user's server used to hand over the session."""
+    run("add", "key", "1", cwd=app)
+    with Site("--allow-changes", cwd=app) as site, Thief() as thief:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(f"{site.address}?token={site.token}")
+        home = page.url.removeprefix(site.address).strip("/")
+        (cookie,) = context.cookies()
+        # One click, from the very page that has the session; and an address that somebody types.
+        page.evaluate(
+            "there => { const link = document.createElement('a'); link.href = there; link.id = 'bait';"
+            "link.textContent = 'bait'; document.querySelector('main').prepend(link); }",
+            thief.address,
+        )
+        page.locator("#bait").click()
+        expect(page.get_by_role("heading", name="Bait")).to_be_visible()
+        page.goto(f"{thief.address}elements/failed")
+        # Its page asks itself, and us, in each way that a page can.
+        page.evaluate(
+            """async there => {
+                for (const from of ["", "live", "unlock", "elements/failed"]) {
+                    for (const mode of ["no-cors", "cors"]) {
+                        await fetch(there + from, {mode, credentials: "include"}).catch(() => {});
+                        await fetch("/" + from, {credentials: "include"}).catch(() => {});
+                    }
+                }
+                document.cookie = "fsinbox=1; path=/";
+            }""",
+            site.address,
+        )
+        # It leads the browser through our site, and back to itself.
+        page.evaluate(
+            """there => {
+                const form = document.createElement("form");
+                form.method = "post"; form.action = there + "pause";
+                document.body.append(form); form.submit();
+            }""",
+            site.address,
+        )
+        expect(page.get_by_role("heading", level=1)).to_have_text("Refused")
+        thief.headers = {"Location": site.address}
+        page.goto(thief.address)
+        assert page.url == site.address
+        expect(page.get_by_role("link", name="locked")).to_be_visible()
+        assert len(thief.asked) > 8
+        for path, headers in thief.asked:
+            text = path + json.dumps(headers)
+            assert cookie["value"] not in text and cookie["name"] not in text and home not in text, text
+            assert site.token not in text
+        # The visitor's own session is as it was.
+        page.goto(f"{site.address}{home}/")
+        page.get_by_role("button", name="Pause consumers").click()
+        expect(page.locator("#verdict")).to_contain_text("paused until resumed")
+        context.close()
 
 
 def test_it_works_without_javascript(app: Path, open_page: Callable[..., sync_api.Page]) -> None:
@@ -235,7 +332,7 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
     with Site("--allow-changes", cwd=app) as site:
         page = open_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
         page.goto(f"{site.address}?token={site.token}")
-        addresses = [site.address, f"{site.address}elements/failed"]
+        addresses = [page.url, f"{page.url}elements/failed"]
         page.goto(addresses[1])
         addresses += [str(link.evaluate("link => link.href")) for link in page.locator("a.key").all()]
         assert len(addresses) == 2 + len(keys)

@@ -74,7 +74,7 @@ def web(
     listener = _listen(host, port)
     where, port = listener.getsockname()[:2]
     everywhere = ip_address(where).is_unspecified
-    names = {name.lower().strip("[]") for name in (*allow_host, *(() if everywhere else (host, where)))}
+    names = {_named(name) for name in (*allow_host, *(() if everywhere else (host, where)))}
     rules = Rules(LOOPBACK | names, changes=allow_changes, private=private)
     shown = ("::1" if ":" in where else "127.0.0.1") if everywhere else where
     shown = f"[{shown}]" if ":" in shown else shown
@@ -88,7 +88,13 @@ def web(
             )
         click.echo(f"fsinbox: showing {printable(path)} at {address}", err=True)
 
-    serve(make_app(path, rules, Limits(max_age, max_pending, max_failed), port), listener, say_where)
+    serve(make_app(path, rules, Limits(max_age, max_pending, max_failed)), listener, say_where)
+
+
+def _named(host: str) -> str:
+    """Return a name or an address as a request says it: an IPv6 address in brackets."""
+    bare = host.lower().strip("[]")
+    return f"[{bare}]" if ":" in bare else bare
 
 
 def _listen(host: str, port: int) -> socket.socket:

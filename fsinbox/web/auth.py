@@ -1,10 +1,12 @@
 """Who may look, and who may change something: what is checked for each request.
 
-The site has no users. Whoever brings the token that was printed at the start gets a session, which a cookie
-names. Changes need a session; with --private, so does looking. The rest keeps pages of other sites from
-acting through the browser of somebody who has a session: the Host must be a name of this site (else another
-name could be made to point here), the Origin of a change must be this site, each form carries a secret of its
-session, and no page may be framed or load anything from elsewhere.
+The site has no users. Whoever brings the token that was printed at the start gets a session: starlette's
+SessionMiddleware keeps it in a signed cookie. Cookies know no port, so the browser would send it to another
+user's server on another port of this host, too: it is for paths below an unguessable one (Access.home), which
+only this site's own pages name. Changes need a session; with --private, so does looking.
+
+What starlette has nothing for is here: the token; that the Origin of a change must be this site; the secret
+of a session in each form; and the headers by which no page may be framed or load anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 if TYPE_CHECKING:
@@ -24,12 +27,11 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""Names by which a request may call this host. (An IPv6 address has its brackets.)"""
 
 _LARGEST_FORM = 1 << 20
 """Bytes of a form: some thousand file names."""
-
-_MOST_SESSIONS = 100
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -60,62 +62,29 @@ class Rules:
         return self.changes or self.private
 
 
-@dataclass(slots=True)
-class Session:
-    """A visitor with the token. `secret` is in each form; `notice` is shown on the next page."""
+class Access:
+    """What a request may do."""
 
-    secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    notice: str = ""
-
-
-class Guard:
-    """Wraps the site (ASGI): adds the headers, and gives the answer of `gate` to a request that has one."""
-
-    def __init__(self, app: ASGIApp, gate: Callable[[Request], Response | None]) -> None:
-        self._app = app
-        self._gate = gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await (self._gate(Request(scope)) or self._app)(scope, receive, send_with_headers)
-
-
-class Sessions:
-    """The sessions of this site. They end with the process."""
-
-    def __init__(self, rules: Rules, port: int) -> None:
+    def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        # (Cookies belong to a host, whatever the port: the site of another inbox has its own.)
-        self._cookie = f"fsinbox-{port}"
-        self._sessions: dict[str, Session] = {}
+        self.home = f"/{secrets.token_urlsafe(16)}"
+        """The path below which those who have a session see the site: the cookie is sent nowhere else, and
+        no page without a session names it."""
 
-    def of(self, request: Request) -> Session | None:
-        """Return the session of a request, or None."""
-        return self._sessions.get(request.cookies.get(self._cookie, ""))
+    def of(self, request: Request) -> dict[str, str] | None:
+        """Return the session of a request, or None. `secret` is in each form; `notice` is shown once."""
+        return request.session if "secret" in request.session else None
 
-    def admit(self, response: Response, token: str) -> bool:
-        """Start a session with this response if the token is right; tell whether it is."""
-        if not secrets.compare_digest(token.encode(errors="replace"), self.rules.token.encode()):
+    def base(self, request: Request) -> str:
+        """Return what the links of the answer begin with: "" or `home`."""
+        return self.home if f"{request.url.path}/".startswith(f"{self.home}/") else ""
+
+    def admit(self, request: Request, token: str) -> bool:
+        """Start a session if the token is right; tell whether it is."""
+        if not _same(token, self.rules.token):
             return False
-        name = secrets.token_urlsafe(32)
-        self._sessions[name] = Session()
-        while len(self._sessions) > _MOST_SESSIONS:
-            del self._sessions[next(iter(self._sessions))]
-        response.set_cookie(self._cookie, name, httponly=True, samesite="strict")
+        request.session["secret"] = secrets.token_urlsafe(32)
         return True
-
-    def knows(self, host: str) -> bool:
-        """Tell whether `host`, a request's Host with or without a port, is a name of this site."""
-        try:
-            return (urlsplit(f"//{host}").hostname or "") in self.rules.hosts
-        except ValueError:
-            return False
 
     def check_origin(self, request: Request) -> None:
         """Raise HTTPException if a page of another site sent this request."""
@@ -134,14 +103,67 @@ class Sessions:
         if session is None:
             raise HTTPException(403, LOCKED)
         fields = await form(request)
-        if not secrets.compare_digest(
-            dict(fields).get("secret", "").encode(errors="replace"), session.secret.encode()
-        ):
+        if not _same(dict(fields).get("secret", ""), session["secret"]):
             raise HTTPException(
                 403,
                 "This form is not of your session, so nothing was changed: reload the page and try again",
             )
         return fields
+
+
+def _same(text: str, secret: str) -> bool:
+    return secrets.compare_digest(text.encode(errors="replace"), secret.encode())
+
+
+class Headers:
+    """Middleware: adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class Gate:
+    """Middleware: gives the answer of `answer` to a request that has one, and that of `stranger` to one that
+    calls the site by a name that is not of `hosts`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: frozenset[str],
+        stranger: Callable[[Request], Response],
+        answer: Callable[[Request], Response | None],
+    ) -> None:
+        self._app = app
+        self._names = TrustedHostMiddleware(_trust, sorted(hosts), www_redirect=False)
+        self._stranger = stranger
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._names(scope, receive, _ignore)  # (its own answer does not say how a name is added)
+        request = Request(scope)
+        response = self._answer(request) if scope.get(_TRUSTED) else self._stranger(request)
+        await (response or self._app)(scope, receive, send)
+
+
+_TRUSTED = "fsinbox.trusted"
+
+
+async def _trust(scope: Scope, receive: Receive, send: Send) -> None:
+    scope[_TRUSTED] = True
+
+
+async def _ignore(message: Message) -> None:
+    pass
 
 
 LOCKED = (

@@ -14,7 +14,7 @@ from ..operate.rows import Row, row_of
 from ..operate.steering import Steering
 from ..store import control
 from ..store.layout import Layout
-from .auth import WRONG_TOKEN, Sessions, form
+from .auth import WRONG_TOKEN, Access, form
 from .rendering import Renderer
 
 _OUTCOMES = {
@@ -32,26 +32,24 @@ _LEFT = {"gone": "not there any more", "full": "skipped (a directory with someth
 class Forms:
     """The forms of one inbox."""
 
-    def __init__(self, path: str, renderer: Renderer, sessions: Sessions) -> None:
+    def __init__(self, path: str, renderer: Renderer, access: Access) -> None:
         self._path = path
         self._renderer = renderer
-        self._sessions = sessions
+        self._access = access
 
     async def unlock(self, request: Request) -> Response:
         """Take the token."""
         if request.method == "POST":
-            self._sessions.check_origin(request)
+            self._access.check_origin(request)
             fields = dict(await form(request))
-            response: Response = RedirectResponse("/", 303)
-            token = fields.get("token", "").strip()
-            if self._sessions.rules.asks and self._sessions.admit(response, token):
-                return response
+            if self._access.rules.asks and self._access.admit(request, fields.get("token", "").strip()):
+                return RedirectResponse(f"{self._access.home}/", 303)
             raise HTTPException(403, WRONG_TOKEN)
         return self._renderer.page(request, "unlock.html", None)
 
     async def change_failed(self, request: Request) -> Response:
         """Retry or discard failed elements: those that are ticked, or all that were shown."""
-        fields = await self._sessions.change(request)
+        fields = await self._access.change(request)
         values = dict(fields)
         wanted = "shown" if values.get("all") else "file"
         rows = [row for name, file in fields if name == wanted and (row := row_of("failed", "failed", file))]
@@ -69,14 +67,14 @@ class Forms:
 
     async def pause(self, request: Request) -> Response:
         """Pause the consumers."""
-        await self._sessions.change(request)
+        await self._access.change(request)
         await run_in_threadpool(self._with_layout, control.pause)
         text = "Paused. Consumers take nothing until they are resumed; elements in flight are finished."
         return self._done(request, "/", text)
 
     async def resume(self, request: Request) -> Response:
         """Resume the consumers."""
-        await self._sessions.change(request)
+        await self._access.change(request)
         await run_in_threadpool(self._with_layout, control.resume)
         return self._done(request, "/", "Resumed.")
 
@@ -98,7 +96,5 @@ class Forms:
         return "; ".join(found) + "."
 
     def _done(self, request: Request, to: str, notice: str) -> Response:
-        session = self._sessions.of(request)
-        assert session is not None
-        session.notice = notice
-        return RedirectResponse(to, 303)
+        request.session["notice"] = notice
+        return RedirectResponse(self._access.base(request) + to, 303)

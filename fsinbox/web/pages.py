@@ -130,14 +130,14 @@ def _located(request: Request, layout: Glance) -> Row:
     state, file = _state(layout, request), request.path_params["file"]
     row = listing.locate(layout, state, file)
     if row is None:
-        raise _gone(layout, state, file)
+        raise _gone(layout, state, file, request.scope["root_path"])
     return row
 
 
-def _gone(layout: Glance, state: str, file: str) -> HTTPException:
+def _gone(layout: Glance, state: str, file: str, base: str) -> HTTPException:
     there = listing.moved_to(layout, state, file)
     if there:
-        return HTTPException(303, headers={"Location": f"/elements/{there.state}/{quoted(there.file)}"})
+        return HTTPException(303, headers={"Location": f"{base}/elements/{there.state}/{quoted(there.file)}"})
     return HTTPException(
         404, "This element is not here any more: it was acknowledged, discarded or replaced, or never existed"
     )

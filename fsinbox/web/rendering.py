@@ -14,7 +14,7 @@ from ..operate.rows import label
 from ..operate.units import clock, moment, seconds, when
 from ..store.printing import escaped
 from . import listing
-from .auth import LOCKED, Sessions
+from .auth import LOCKED, Access
 from .escaping import coded, marked
 from .listing import Glance, ago
 
@@ -22,9 +22,9 @@ from .listing import Glance, ago
 class Renderer:
     """Renders the pages of one site."""
 
-    def __init__(self, path: str, sessions: Sessions) -> None:
+    def __init__(self, path: str, access: Access) -> None:
         self._path = path
-        self._sessions = sessions
+        self._access = access
         self._pages = Environment(
             loader=FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
@@ -44,11 +44,10 @@ class Renderer:
         self, request: Request, template: str, layout: Glance | None, status: int = 200, **values: Any
     ) -> Response:
         """Return a page; `values` are for its template. A session's notice is shown once."""
-        rules = self._sessions.rules
-        session = self._sessions.of(request)
-        notice = ""
-        if session and template != "live.html":
-            notice, session.notice = session.notice, ""
+        rules = self._access.rules
+        session = self._access.of(request)
+        base = self._access.base(request)
+        notice = session.pop("notice", "") if session and template != "live.html" else ""
         text = self._pages.get_template(template).render(
             path="" if status == 421 or (rules.private and session is None) else self._path,
             most=listing.MOST,
@@ -57,7 +56,8 @@ class Renderer:
             session=session,
             notice=notice,
             may_change=rules.changes and session is not None,
-            here=request.url.path,
+            base=base,
+            here=request.url.path.removeprefix(base),
             **values,
         )
         return HTMLResponse(text, status)

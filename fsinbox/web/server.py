@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 if TYPE_CHECKING:
-    from .auth import Guard
+    from starlette.types import ASGIApp
 
 _GRACE = 3
 """Seconds for answers that are being sent to finish after a signal."""
 
 
-def serve(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
+def serve(app: ASGIApp, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; a second one cuts off answers that are being sent. `ready` is called
     once signals are handled."""
     server = uvicorn.Server(
