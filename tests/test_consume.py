@@ -852,6 +852,14 @@ def test_what_is_no_element_is_set_aside_and_stops_nothing(place: Place) -> None
         assert word in done.stderr
 
 
+def test_what_is_set_aside_counts_whatever_becomes_of_the_log(place: Place) -> None:
+    (place.inbox / "drop/a directory").mkdir()
+    (place.path / "hushed.py").write_text(
+        "import logging\nlogging.disable(logging.CRITICAL)\ndef work(key, value):\n    pass\n"
+    )
+    run("consume", "--handler", "hushed:work", "--drain", cwd=place.path, status=1)
+
+
 def test_once_with_something_set_aside_ends_with_1(place: Place) -> None:
     (place.inbox / "drop/folder").mkdir()
     place.jobs("def job(key, value): pass")

@@ -590,6 +590,12 @@ def test_every_kind_of_wrong_is_made_by_some_test() -> None:
     assert [kind for kind in KINDS if f'"{kind}"' not in here] == []
 
 
+def test_what_others_have_written_is_escaped(patient: Patient) -> None:
+    (patient / "attempts/readme").symlink_to("\x1b]0;owned\x07")
+    told = run("--inbox", str(patient.path), "doctor", cwd=patient.path.parent).stdout
+    assert "\x1b" not in told and "owned" in told
+
+
 def test_a_healthy_inbox_has_nothing_wrong(patient: Patient) -> None:
     report = examine(str(patient.path))
     assert report.healthy and report.findings == ()

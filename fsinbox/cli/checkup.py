@@ -11,6 +11,7 @@ from ..doctor.findings import Finding
 from ..doctor.report import Line, unwritable
 from ..store.errors import UnusableInbox
 from .exits import EXIT_FAILED
+from .options import printable
 from .text import say
 
 _MOST = 100
@@ -97,7 +98,7 @@ def tell_people(
 def show(finding: Finding) -> None:
     """Print a finding as text."""
     seen = {sign.seen for sign in finding.signs}
-    detail = f" ({seen.pop()})" if len(seen) == 1 and any(seen) else ""
+    detail = f" ({printable(seen.pop())})" if len(seen) == 1 and any(seen) else ""
     click.echo(f"  {finding.level:<7} {finding.places}: {finding.means}{detail}")
     if finding.itself:
         click.echo(f"            by itself: {finding.itself}")

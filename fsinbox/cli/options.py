@@ -40,7 +40,9 @@ class Failure(click.ClickException):
         if Failure.log:
             Failure.log(self.message)
         else:
-            click.echo(f"fsinbox: {self.message}", err=True)
+            from ..store.printing import escaped
+
+            click.echo(f"fsinbox: {escaped(self.message)}", err=True)
 
 
 def _directories(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:

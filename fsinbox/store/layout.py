@@ -22,6 +22,9 @@ class Layout(Folders):
     commits: bool | None = None
     """Whether names last by a commit of the file system (Btrfs); None: not asked yet."""
 
+    set_aside = 0
+    """How many things that are no element were moved to failed/ by way of this (transitions.set_aside)."""
+
     def __init__(self, root: str, *, create: bool = True, shared: bool = False, scope: str = "") -> None:
         """Open the inbox at `root`, creating it durably first if `create` and it is not there.
 

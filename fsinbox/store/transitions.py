@@ -387,6 +387,7 @@ def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
     while layout.exists("failed", aside):
         aside = element_name(time_ns(), label_for(name))
     os.rename(name, aside, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("failed"))
+    layout.set_aside += 1
     write_reason(layout, aside, reason)
     return aside
 

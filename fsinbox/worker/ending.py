@@ -41,18 +41,6 @@ class Tally:
         )
 
 
-class SetAside(logging.Filter):
-    """Counts what the consumer sets aside: it says so in its log. Lets every record pass."""
-
-    def __init__(self, tally: Tally) -> None:
-        super().__init__()
-        self._tally = tally
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        self._tally.set_aside += getattr(record, "event", "") == "set_aside"
-        return True
-
-
 class Ending:
     """Ends elements as their outcomes say, and counts them."""
 

@@ -20,7 +20,7 @@ from ..element import Element
 from ..inbox import Inbox
 from ..store.errors import InboxBusy, LeaseLost, WrongState
 from .backoff import Backoff
-from .ending import Ending, SetAside, Tally, about
+from .ending import Ending, Tally, about
 from .observer import Audience, Observer
 from .outcome import Handler, Outcome
 from .wakeups import wake_at_signals
@@ -76,8 +76,7 @@ class Runner:
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
-        aside = SetAside(self.tally)
-        log.addFilter(aside)
+        layout = self.inbox.layout
         try:
             if self.standby:
                 self._stand_by()
@@ -102,7 +101,7 @@ class Runner:
             self.handler.stop_now()  # its elements are another consumer's now
             raise
         finally:
-            log.removeFilter(aside)
+            self.tally.set_aside = layout.set_aside
             if self._began:
                 self._audience.tell(lambda observer: observer.stopped())
             if not self._signals:  # else a further one must not end us while the inbox is being closed
