@@ -122,7 +122,24 @@ class Element(Waiting):
     @property
     def poison(self) -> bool:
         """Whether a consumer died while this, and nothing else, was in flight."""
-        return self._claim.taken.alone == "died"
+        return self.deaths > 0
+
+    @property
+    def deaths(self) -> int:
+        """How often in a row a consumer died while this, and nothing else, was in flight."""
+        from .consumer.attempts import deaths_alone
+
+        return deaths_alone(self._claim.taken.alone)
+
+    @property
+    def age(self) -> float:
+        """Seconds since this value was queued: since its key joined the queue, or since a newer value has
+        replaced the one that waited. (The file's time tells the latter; one in the future is ignored.)"""
+        from time import time_ns
+
+        now, modified = time_ns(), self._claim.taken.modified
+        since = max(self.seq, modified) if modified <= now else self.seq
+        return max(0, now - since) / 1e9
 
     @property
     def data(self) -> bytes:

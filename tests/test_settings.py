@@ -61,7 +61,7 @@ def test_the_line_comes_before_the_environment_that_before_the_file_and_that_bef
         "environment",
         "$FSINBOX_CONSUME_CONCURRENCY",
     )
-    assert settings(project)["consume.max-attempts"] == (5, "default", None)
+    assert settings(project)["consume.max-attempts"] == (45, "default", None)
     assert settings(project)["inbox"] == (f"{project}/file", "file", str(path))
     assert settings(project, FSINBOX_DIR="env")["inbox"] == ("env", "environment", "$FSINBOX_DIR")
     assert settings(project, "--inbox", "line", FSINBOX_DIR="env")["inbox"] == ("line", "command line", None)

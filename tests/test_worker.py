@@ -21,7 +21,7 @@ import pytest
 from helpers import wait_until
 
 from fsinbox import Element, Inbox, Reject, TryLater
-from fsinbox.worker.backoff import Backoff
+from fsinbox.worker.backoff import Backoff, Retries
 from fsinbox.worker.commands import CommandHandler, shell_syntax
 from fsinbox.worker.ending import Ending, Tally
 from fsinbox.worker.functions import FunctionHandler, load_function
@@ -235,7 +235,7 @@ def test_an_element_that_a_thread_of_the_handler_ends_at_the_last_moment_stays_e
     assert element
     late = Late(element._handle, element._codec, element._claim)
     tally = Tally()
-    assert Ending(tally, 5, Backoff()).end(late, DONE) == "acknowledged"
+    assert Ending(tally, Retries()).end(late, DONE) == "acknowledged"
     assert tally == Tally(acknowledged=1)
     assert os.listdir(f"{inbox.path}/inflight") == []
 
@@ -408,13 +408,14 @@ def test_what_was_reported_before_the_second_signal_is_not_requeued(
     runner = Runner(inbox, FunctionHandler("f", lambda key, value: None))
     element = inbox.take()
     assert element
-    runner._running.add(element)
-    runner._reports.put((element, DONE, 0.0))
+    runner.waker = inbox.sleeper.waker
+    runner._crew.running.add(element)
+    runner._crew.report(element, DONE, 0.0)
     inbox.add("b", 1)
     handled = inbox.take()
     assert handled
     handled.ack()  # its handler did, and has not returned yet
-    runner._running.add(handled)
+    runner._crew.running.add(handled)
     with pytest.raises(Ended):
         runner._requeue_all()
     assert runner.tally.acknowledged == 1

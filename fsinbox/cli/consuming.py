@@ -11,10 +11,11 @@ import click
 from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Inbox
 from ..worker import service
-from ..worker.backoff import Backoff
+from ..worker.backoff import Backoff, Retries
 from ..worker.ending import Tally
 from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler, HandlerError
+from ..worker.pacing import Breaker, Gate, Pacing
 from ..worker.runner import Runner
 from . import logs
 from .exits import EXIT_FAILED
@@ -35,40 +36,11 @@ def consume(path: str, **options: Any) -> int:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     new = not os.path.exists(path)
-    with Inbox(
-        path,
-        codec=options["codec"],
-        max_inflight=options["concurrency"],
-        settle=options["settle"],
-        max_settle=options["max_settle"],
-        drop_settle=options["drop_settle"],
-        max_drop_size=options["max_size"],
-        watch=options["watch"],
-        poll_interval=options["poll_interval"],
-        shard=options["shard"],
-        lease=options["lease"],
-        keep_done=options["keep_done"],
-    ) as inbox:
+    with opened(path, options) as inbox:
         if new:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
-        stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
-        runner = Runner(
-            inbox,
-            handler,
-            concurrency=options["concurrency"],
-            max_attempts=options["max_attempts"],
-            backoff=Backoff(options["retry_delay"], options["max_retry_delay"]),
-            drain=options["drain"],
-            once=options["once"],
-            standby=options["standby"],
-            stop_notice=lambda text: logs.line(form, text, "stopping"),
-            observers=[stats],
-        )
-        runner.observers += service.observers(os.environ)
-        if options["metrics"] or options["metrics_file"]:
-            runner.observers += measured(
-                inbox.path, shard, stats, options["metrics"], options["metrics_file"]
-            )
+        runner = runner_of(inbox, handler, options)
+        runner.observers += observers(inbox, handler, shard, options)
         log.info(
             "consuming %s with %s (pid %d)",
             inbox.path,
@@ -82,6 +54,57 @@ def consume(path: str, **options: Any) -> int:
     if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
+
+
+def opened(path: str, options: dict[str, Any]) -> Inbox:
+    """Open the inbox as the options say. Raises UnusableInbox."""
+    return Inbox(
+        path,
+        codec=options["codec"],
+        max_inflight=options["concurrency"],
+        settle=options["settle"],
+        max_settle=options["max_settle"],
+        drop_settle=options["drop_settle"],
+        max_drop_size=options["max_size"],
+        watch=options["watch"],
+        poll_interval=options["poll_interval"],
+        shard=options["shard"],
+        lease=options["lease"],
+        keep_done=options["keep_done"],
+    )
+
+
+def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner:
+    """Return the runner that the options ask for, without observers."""
+    return Runner(
+        inbox,
+        handler,
+        concurrency=options["concurrency"],
+        retries=Retries(
+            options["max_attempts"],
+            options["give_up_after"] or None,
+            Backoff(options["retry_delay"], options["max_retry_delay"]),
+        ),
+        pacing=Pacing(*gates(options)),
+        drain=options["drain"],
+        once=options["once"],
+        standby=options["standby"],
+        stop_notice=lambda text: logs.line(options["log_format"], text, "stopping"),
+    )
+
+
+def observers(inbox: Inbox, handler: Handler, shard: Shard, options: dict[str, Any]) -> list[Observer]:
+    """Return who is told what the run does. Raises click.UsageError."""
+    stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
+    found: list[Observer] = [stats, *service.observers(os.environ)]
+    if options["metrics"] or options["metrics_file"]:
+        found += measured(inbox.path, shard, stats, options["metrics"], options["metrics_file"])
+    return found
+
+
+def gates(options: dict[str, Any]) -> list[Gate]:
+    """Return what decides when an element may be taken, beside that a handler is free."""
+    return [Breaker(options["breaker"])] if options["breaker"] else []
 
 
 def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:

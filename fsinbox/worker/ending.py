@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..element import Element
 from ..store.errors import WrongState
-from .backoff import Backoff
+from .backoff import Retries
 from .outcome import Outcome
 
 log = logging.getLogger("fsinbox")
@@ -56,10 +56,9 @@ class SetAside(logging.Filter):
 class Ending:
     """Ends elements as their outcomes say, and counts them."""
 
-    def __init__(self, tally: Tally, max_attempts: int, backoff: Backoff) -> None:
+    def __init__(self, tally: Tally, retries: Retries) -> None:
         self._tally = tally
-        self._max_attempts = max_attempts
-        self._backoff = backoff
+        self._retries = retries
 
     def end(self, element: Element, outcome: Outcome) -> str:
         """End it; return what became of it: "acknowledged", "retried", "superseded" or "failed".
@@ -81,17 +80,16 @@ class Ending:
             return self._lost(element, outcome)
         if outcome.kind == "later":
             return self._try_later(element, outcome)
-        if outcome.kind == "reject" or element.attempts >= self._max_attempts:
+        if outcome.kind == "reject" or self._retries.why_no_more(element.attempts, element.age):
             return self._fail(element, outcome)
         return self._retry(element, outcome)
 
     def _retry(self, element: Element, outcome: Outcome) -> str:
-        delay = self._backoff.after(element.attempts)
+        delay = self._retries.backoff.after(element.attempts)
         log.warning(
-            "key %r: attempt %d of %d failed: %s; again in %.1f s",
+            "key %r: attempt %s failed: %s; again in %.1f s",
             element.key,
-            element.attempts,
-            self._max_attempts,
+            self._retries.of(element.attempts),
             outcome.summary,
             delay,
             extra=about(element, "retry", delay=delay, reason=outcome.summary),
@@ -99,7 +97,7 @@ class Ending:
         return "retried" if element.nack(delay) else "superseded"
 
     def _try_later(self, element: Element, outcome: Outcome) -> str:
-        delay = self._backoff.by_age(element.seq / 1e9)
+        delay = self._retries.backoff.by_age(element.seq / 1e9)
         log.info(
             "key %r: %s; again in %.1f s, uncounted",
             element.key,

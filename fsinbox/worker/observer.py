@@ -40,6 +40,10 @@ class Observer:
         """It was handled, in `seconds`, and has become "acknowledged", "retried", "superseded" or
         "failed"."""
 
+    def slowed(self, until: float) -> None:
+        """Many elements in a row have failed: none is taken before this time (seconds since the epoch), then
+        one at a time. 0.0: that is over."""
+
     def due(self) -> float | None:
         """Return when (monotonic seconds) `tick` is to be called next; None if it need not be."""
         return None
@@ -115,6 +119,10 @@ class StatsObserver(Observer):
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
         self.writer.ended(element.key, element.seq, became, outcome.summary, seconds)
+        self._dirty = True
+
+    def slowed(self, until: float) -> None:
+        self.writer.stats.slowed_until = until
         self._dirty = True
 
     def due(self) -> float | None:

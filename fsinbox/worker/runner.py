@@ -9,20 +9,20 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from time import monotonic, time_ns
+from time import time_ns
 from types import FrameType
 
 from ..element import Element
 from ..inbox import Inbox
 from ..store.errors import InboxBusy, LeaseLost, WrongState
-from .backoff import Backoff
-from .ending import Ending, SetAside, Tally, about
+from .backoff import Retries
+from .crew import Crew
+from .ending import Ending, SetAside, Tally
 from .observer import Audience, Observer
 from .outcome import Handler, Outcome
+from .pacing import Pacing
 from .wakeups import wake_at_signals
 
 log = logging.getLogger("fsinbox")
@@ -38,8 +38,9 @@ class Runner:
     inbox: Inbox
     handler: Handler
     concurrency: int = 1
-    max_attempts: int = 5
-    backoff: Backoff = field(default_factory=Backoff)
+    retries: Retries = field(default_factory=Retries)
+    pacing: Pacing = field(default_factory=Pacing)
+    """When the next element may be taken, beside that a handler is free."""
     drain: bool = False
     """Stop when nothing waits, is in flight or deferred."""
     once: bool = False
@@ -55,13 +56,11 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.tally = Tally()
-        self._ending = Ending(self.tally, self.max_attempts, self.backoff)
+        self._ending = Ending(self.tally, self.retries)
         self._audience = Audience(self.observers)
-        self._jobs: SimpleQueue[Element] = SimpleQueue()
-        self._reports: SimpleQueue[tuple[Element, Outcome, float]] = SimpleQueue()
+        self.pacing.tell(lambda until: self._audience.tell(lambda observer: observer.slowed(until)))
+        self._crew = Crew(self.handler, lambda: self.waker.set())
         self._asleep_since: int | None = None
-        self._running: set[Element] = set()
-        self._threads = 0
         self._signals = 0
         self._started = 0
 
@@ -86,18 +85,7 @@ class Runner:
             if not self._signals:
                 self._began = True
                 self._audience.tell(lambda observer: observer.began())
-            while not self._finished():
-                if self._work() or self._finished():
-                    continue
-                if self._wants_more():
-                    with self.inbox.sleeper.listening() as watch:
-                        if not self._work() and not self._finished():
-                            self._asleep_since = time_ns()
-                            watch.sleep(self._audience.until_tick(self.inbox.sleeper.limit()))
-                            self._work()  # at once: leaving the watch takes longer than a take
-                            self._asleep_since = None
-                else:
-                    self.waker.wait(self._audience.until_tick(None))
+            self._work_on()
         except LeaseLost:
             self.handler.stop_now()  # its elements are another consumer's now
             raise
@@ -135,6 +123,22 @@ class Runner:
         """Whether a signal ended the run."""
         return self._signals > 0
 
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def _work_on(self) -> None:
+        while not self._finished():
+            if self._work() or self._finished():
+                continue
+            if self._wants_more():
+                with self.inbox.sleeper.listening() as watch:
+                    if not self._work() and not self._finished():
+                        self._asleep_since = time_ns()
+                        watch.sleep(self._audience.until_tick(self.inbox.sleeper.limit()))
+                        self._work()  # at once: leaving the watch takes longer than a take
+                        self._asleep_since = None
+            else:
+                self.waker.wait(self._audience.until_tick(self._pause()))
+
     def _work(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""
         self.waker.clear()
@@ -146,8 +150,8 @@ class Runner:
         if self._signals > 1:  # after clear(): a signal that comes later wakes
             self._requeue_all()
         busy = False
-        while not self._reports.empty():
-            self._end(*self._reports.get())
+        for report in self._crew.reports():
+            self._end(*report)
             busy = True
             if self._wants_more():
                 # At once: handlers that end together would else all wait until the last one is ended.
@@ -156,13 +160,20 @@ class Runner:
             busy = True
         return busy
 
-    def _wants_more(self) -> bool:
+    def _has_room(self) -> bool:
         if self._signals or (self.once and self._started):
             return False
-        return len(self._running) < self.concurrency
+        return len(self._crew.running) < self.concurrency
+
+    def _pause(self) -> float | None:
+        """Return in how many seconds more may be taken: 0 for now, None for not before something ends."""
+        return self.pacing.wait(len(self._crew.running)) if self._has_room() else None
+
+    def _wants_more(self) -> bool:
+        return self._pause() == 0
 
     def _finished(self) -> bool:
-        if self._running or self._signals > 1:
+        if self._crew.running or self._signals > 1:
             return False
         if self._signals or (self.once and self._started):
             return True
@@ -172,63 +183,46 @@ class Runner:
     _told_stopping = False
     _began = False
 
+    # --- one element --------------------------------------------------------------------------------------
+
     def _start_one(self) -> bool:
         element = self.inbox.take()
         if element is None:
-            self._drained = not self._running and self.inbox.next_look_in() is None
+            self._drained = not self._crew.running and self.inbox.next_look_in() is None
             return False
         self._started += 1
-        if element.poison and element.attempts > self.max_attempts:
-            died = element.attempts - 1
-            reason = (
-                f"a consumer died {died} times while it was in flight, the last time with nothing else in "
-                "flight"
-            )
-            outcome = Outcome("reject", reason, reason)
-            became = self._ending.end(element, outcome)
-            self._audience.tell(lambda observer: observer.ended(element, outcome, became, 0.0))
+        self.pacing.took()
+        if self.retries.is_deadly(element.attempts, element.deaths):
+            self._refuse(element, _deadly(element.attempts - 1))
             return True
         asleep_since, self._asleep_since = self._asleep_since, None
         latency = None
         if asleep_since is not None and element.attempts == 1 and element.seq >= asleep_since:
             latency = max(0, time_ns() - element.seq) / 1e9
         self._audience.tell(lambda observer: observer.started(element, latency))
-        self._running.add(element)
-        if self._threads < len(self._running):
-            self._threads += 1
-            threading.Thread(target=self._handle_jobs, name=f"fsinbox-{self._threads}", daemon=True).start()
-        self._jobs.put(element)
+        self._crew.start(element)
         return True
 
-    def _handle_jobs(self) -> None:
-        while True:
-            element = self._jobs.get()
-            started = monotonic()
-            outcome = self.handler.handle(element)
-            seconds = monotonic() - started
-            if log.isEnabledFor(logging.DEBUG):  # to collect what it would say costs each element time
-                log.debug(
-                    "key %r: %s after %.3f s",
-                    element.key,
-                    outcome.kind,
-                    seconds,
-                    extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
-                )
-            self._reports.put((element, outcome, seconds))
-            self.waker.set()
+    def _refuse(self, element: Element, reason: str) -> None:
+        """Give it up without a try."""
+        outcome = Outcome("reject", reason, reason)
+        became = self._ending.end(element, outcome)
+        self._audience.tell(lambda observer: observer.ended(element, outcome, became, 0.0))
 
     def _end(self, element: Element, outcome: Outcome, seconds: float) -> None:
-        self._running.discard(element)
+        self.pacing.ended(element, outcome)
         became = self._ending.end(element, outcome)
         self._audience.tell(lambda observer: observer.ended(element, outcome, became, seconds))
         if self.progress:
             self.progress(self.tally)
 
+    # --- signals ------------------------------------------------------------------------------------------
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        if self._signals == 1 and self._running:
+        if self._signals == 1 and self._crew.running:
             text = (
-                f"{signal.Signals(number).name}: waiting for {len(self._running)} in flight; "
+                f"{signal.Signals(number).name}: waiting for {len(self._crew.running)} in flight; "
                 "a second signal requeues at once"
             )
             os.write(2, self.stop_notice(text).encode())
@@ -237,17 +231,17 @@ class Runner:
     def _requeue_all(self) -> None:
         """A second signal: end the commands, requeue what is in flight, and exit without waiting for any
         thread."""
-        while not self._reports.empty():
-            self._end(*self._reports.get())  # what is done is done
+        for report in self._crew.reports():
+            self._end(*report)  # what is done is done
         self.handler.stop_now()
-        for element in self._running:
+        for element in self._crew.running:
             try:
                 element.release()
             except WrongState:
                 pass  # its handler has ended it
         self._audience.tell(lambda observer: observer.stopped())
         self.inbox.close()
-        log.warning("requeued %d at the second signal", len(self._running), extra={"event": "requeued"})
+        log.warning("requeued %d at the second signal", len(self._crew.running), extra={"event": "requeued"})
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -255,3 +249,7 @@ class Runner:
             except OSError:
                 pass
         os._exit(0)
+
+
+def _deadly(deaths: int) -> str:
+    return f"a consumer died {deaths} times while it was in flight, the last time with nothing else in flight"
