@@ -340,6 +340,7 @@ class Stuck:
     """A handler that never comes back from `a`, and does `then` once both elements have been handed to it."""
 
     name = "stuck"
+    interruptible = False
 
     def __init__(self, then: Callable[[], None]) -> None:
         self.stopped = False
@@ -355,6 +356,8 @@ class Stuck:
             assert self._a_began.wait(30)
             self._then()
         return DONE
+
+    def interrupt(self, element: Element, *, force: bool) -> None: ...
 
     def stop_now(self) -> None:
         self.stopped = True
@@ -417,7 +420,7 @@ def test_what_was_reported_before_the_second_signal_is_not_requeued(
     handled.ack()  # its handler did, and has not returned yet
     runner._crew.running.add(handled)
     with pytest.raises(Ended):
-        runner._requeue_all()
+        runner._requeue_all("at once")
     assert runner.tally.acknowledged == 1
     assert os.listdir(f"{inbox.path}/pending") == []
 

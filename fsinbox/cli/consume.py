@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import DURATION, chosen, inbox_option, outranked
+from .options import DURATION, SIZE, chosen, inbox_option, outranked
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -69,6 +69,16 @@ def section(title: str, *options: Decorator) -> Decorator:
         default=1,
         show_default=True,
         help="Handlers at once: threads, coroutines or commands.",
+    ),
+)
+@section(
+    "How long it may take",
+    click.option(
+        "--timeout",
+        metavar="DURATION",
+        type=DURATION,
+        help="End what works on an element longer than that (10m), and count a failed attempt. For commands "
+        "and async functions.",
     ),
 )
 @section(
@@ -168,6 +178,27 @@ def section(title: str, *options: Decorator) -> Decorator:
         "--drain", "--burst", "drain", is_flag=True, help="Stop when nothing waits, back-offs included."
     ),
     click.option("--once", is_flag=True, help="Stop after one element."),
+    click.option(
+        "--shutdown-timeout",
+        metavar="DURATION",
+        type=DURATION,
+        help="How long to wait after SIGTERM or SIGINT for what runs; then it is requeued, uncounted.  "
+        "[default: until it is done]",
+    ),
+    click.option(
+        "--max-elements",
+        metavar="N",
+        type=click.IntRange(0),
+        default=0,
+        help="Start anew after N elements, in the same process: for handlers that leak.  [default: never]",
+    ),
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        type=SIZE,
+        default=0,
+        help="Start anew when more memory is in use than that (512M).  [default: never]",
+    ),
 )
 @section(
     "More than one consumer",

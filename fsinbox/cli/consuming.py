@@ -16,6 +16,7 @@ from ..worker.ending import Tally
 from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler, HandlerError
 from ..worker.pacing import Breaker, Gate, Pacing
+from ..worker.renewing import Renewal, Restart, memory_is_known
 from ..worker.runner import Runner
 from . import logs
 from .exits import EXIT_FAILED
@@ -25,10 +26,12 @@ log = logging.getLogger("fsinbox")
 
 def consume(path: str, **options: Any) -> int:
     """Run a consumer; return the exit status. Raises click.UsageError, InboxError."""
+    restart = Restart(os.environ)
     level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
     form = options["log_format"]
     logs.set_up(form, level)
     handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
+    check_limits(handler, options)
     if options["trace"]:
         handler = traced(handler, path)
     try:
@@ -40,6 +43,7 @@ def consume(path: str, **options: Any) -> int:
         if new:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
         runner = runner_of(inbox, handler, options)
+        runner.tally.add(restart.before())
         runner.observers += observers(inbox, handler, shard, options)
         log.info(
             "consuming %s with %s (pid %d)",
@@ -50,10 +54,26 @@ def consume(path: str, **options: Any) -> int:
         )
         with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
+    if runner.to_be_renewed:
+        log.info("starting anew: %s", runner.renewal.reason, extra={"event": "renewed"})
+        restart.now(tally)
     log.info("stopped: %s", tally, extra={"event": "stopped", **asdict(tally)})
     if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
+
+
+def check_limits(handler: Handler, options: dict[str, Any]) -> None:
+    """Raise click.UsageError for a limit that could not be kept."""
+    if options["timeout"] and not handler.interruptible:
+        raise click.UsageError(
+            f"--timeout: {handler.name} runs in a thread, which nothing can end: "
+            "make it an async function, or use --exec"
+        )
+    if options["max_memory"] and not memory_is_known():
+        raise click.UsageError(
+            "--max-memory: this system does not say how much memory a process uses (/proc)"
+        )
 
 
 def opened(path: str, options: dict[str, Any]) -> Inbox:
@@ -86,6 +106,9 @@ def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner
             Backoff(options["retry_delay"], options["max_retry_delay"]),
         ),
         pacing=Pacing(*gates(options)),
+        timeout=options["timeout"] or None,
+        shutdown_timeout=options["shutdown_timeout"],
+        renewal=Renewal(options["max_elements"] or None, options["max_memory"] or None),
         drain=options["drain"],
         once=options["once"],
         standby=options["standby"],

@@ -82,6 +82,8 @@ class _Impatient:
     def __init__(self, handler: Handler) -> None:
         self.name = handler.name
         self.stop_now = handler.stop_now
+        self.interrupt = handler.interrupt
+        self.interruptible = handler.interruptible
         self._handler = handler
         self._put_off: Counter[int] = Counter()
 

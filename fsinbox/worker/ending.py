@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..element import Element
 from ..store.errors import WrongState
@@ -32,6 +32,11 @@ class Tally:
     failed: int = 0
     set_aside: int = 0
     """Files that cannot be elements, moved to failed/."""
+
+    def add(self, other: Tally) -> None:
+        """Count what another run has counted, too."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def __str__(self) -> str:
         aside = f", {self.set_aside} set aside in failed/" if self.set_aside else ""

@@ -76,6 +76,8 @@ class FunctionHandler:
         self._function = function
         _refuse_generator(name, function)
         self._takes_element = _arguments(name, function) == 1
+        self.interruptible = _is_async(function)
+        self._tasks: dict[Element, asyncio.Task[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = threading.Lock()
 
@@ -93,21 +95,27 @@ class FunctionHandler:
             )
             return Outcome("reject", why, why)
         process = os.getpid()
-        raised = self._call(arguments)
+        raised = self._call(element, arguments)
         _end_if_forked(process, raised)
         return DONE if raised is None else _judge(raised)
+
+    def interrupt(self, element: Element, *, force: bool) -> None:
+        task = self._tasks.get(element)
+        if task:
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     def stop_now(self) -> None:
         loop = self._loop
         if loop:
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
 
-    def _call(self, arguments: tuple[Any, ...]) -> BaseException | None:
+    def _call(self, element: Element, arguments: tuple[Any, ...]) -> BaseException | None:
         """Return what it raised: a handler's sys.exit() ends its attempt, not the consumer."""
         try:
             result = self._function(*arguments)
             if inspect.isawaitable(result):
-                return asyncio.run_coroutine_threadsafe(_raised_by(result), self._running_loop()).result()
+                work = self._raised_by(element, result)
+                return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
             if inspect.isgenerator(result) or inspect.isasyncgen(result):
                 return TypeError("it returned a generator, which nobody runs: return when the work is done")
         except BaseException as error:  # noqa: BLE001 - whatever it is
@@ -121,17 +129,20 @@ class FunctionHandler:
                 threading.Thread(target=self._loop.run_forever, name="fsinbox-asyncio", daemon=True).start()
             return self._loop
 
-
-async def _raised_by(awaitable: Any) -> BaseException | None:
-    """Return what it raised: in the event loop, a sys.exit() would end the loop."""
-    process = os.getpid()
-    error = None
-    try:
-        await awaitable
-    except BaseException as raised:  # noqa: BLE001 - whatever it is
-        error = raised
-    _end_if_forked(process, error)
-    return error
+    async def _raised_by(self, element: Element, awaitable: Any) -> BaseException | None:
+        """Return what it raised: in the event loop, a sys.exit() would end the loop."""
+        process = os.getpid()
+        error = None
+        task = asyncio.current_task()
+        assert task
+        self._tasks[element] = task
+        try:
+            await awaitable
+        except BaseException as raised:  # noqa: BLE001 - whatever it is
+            error = raised
+        del self._tasks[element]
+        _end_if_forked(process, error)
+        return error
 
 
 # --- what became of it --------------------------------------------------------------------------------
@@ -186,6 +197,12 @@ def _refuse_generator(name: str, function: Callable[..., Any]) -> None:
                 f"{name} is a generator (it has `yield`), so calling it would not run it: "
                 "return when the work is done"
             )
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether a call of it makes a coroutine."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def _arguments(name: str, function: Callable[..., Any]) -> int:

@@ -11,6 +11,7 @@ from ..consumer.ownership import Shard
 from ..operate.stats import StatsWriter
 from ..store.layout import Layout
 from .outcome import Outcome
+from .sleeping import sooner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,10 @@ class Observer:
     def stopped(self) -> None:
         """The run has come to an end. Not told if it had not begun."""
 
+    def restarting(self) -> None:
+        """The same, and the process starts anew at once."""
+        self.stopped()
+
 
 class Audience:
     """The observers of a run. That one of them fails (a full disk) must not stop the work."""
@@ -92,11 +97,9 @@ class Audience:
 
     def until_tick(self, limit: float | None) -> float | None:
         """Return how many seconds to sleep at most, given another limit: until an observer is due."""
-        times = [due for due in (observer.due() for observer in self._observers) if due is not None]
-        if not times:
-            return limit
-        left = max(0.0, min(times) - monotonic())
-        return left if limit is None else min(limit, left)
+        return sooner(
+            limit, [due for due in (observer.due() for observer in self._observers) if due is not None]
+        )
 
 
 class StatsObserver(Observer):

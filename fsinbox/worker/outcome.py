@@ -44,9 +44,14 @@ class Handler(Protocol):
     """Works on elements, several at once if asked, each in a thread of the worker's."""
 
     name: str
+    interruptible: bool
+    """Whether `interrupt` can end its work."""
 
     def handle(self, element: Element) -> Outcome:
         """Work on the element. Never raises."""
+
+    def interrupt(self, element: Element, *, force: bool) -> None:
+        """End the work on an element from outside: kindly, or by force. Does nothing if there is none."""
 
     def stop_now(self) -> None:
         """Stop what is running, as far as that is possible from outside."""

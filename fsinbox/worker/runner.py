@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import time_ns
+from time import monotonic, time_ns
 from types import FrameType
 
 from ..element import Element
@@ -20,9 +20,12 @@ from ..store.errors import InboxBusy, LeaseLost, WrongState
 from .backoff import Retries
 from .crew import Crew
 from .ending import Ending, SetAside, Tally
+from .limits import Limits
 from .observer import Audience, Observer
 from .outcome import Handler, Outcome
 from .pacing import Pacing
+from .renewing import Renewal
+from .sleeping import sooner
 from .wakeups import wake_at_signals
 
 log = logging.getLogger("fsinbox")
@@ -41,6 +44,12 @@ class Runner:
     retries: Retries = field(default_factory=Retries)
     pacing: Pacing = field(default_factory=Pacing)
     """When the next element may be taken, beside that a handler is free."""
+    timeout: float | None = None
+    """Seconds that work on an element may take; the handler must be interruptible."""
+    shutdown_timeout: float | None = None
+    """Seconds after a signal until what still runs is requeued, as at a second signal."""
+    renewal: Renewal = field(default_factory=Renewal)
+    """When to end, with `renewal.reason` said, to be started anew."""
     drain: bool = False
     """Stop when nothing waits, is in flight or deferred."""
     once: bool = False
@@ -60,7 +69,9 @@ class Runner:
         self._audience = Audience(self.observers)
         self.pacing.tell(lambda until: self._audience.tell(lambda observer: observer.slowed(until)))
         self._crew = Crew(self.handler, lambda: self.waker.set())
+        self._limits = Limits(self.handler, self.timeout)
         self._asleep_since: int | None = None
+        self._stop_at: float | None = None
         self._signals = 0
         self._started = 0
 
@@ -92,7 +103,10 @@ class Runner:
         finally:
             log.removeFilter(aside)
             if self._began:
-                self._audience.tell(lambda observer: observer.stopped())
+                restarts = self.to_be_renewed
+                self._audience.tell(
+                    lambda observer: observer.restarting() if restarts else observer.stopped()
+                )
             if not self._signals:  # else a further one must not end us while the inbox is being closed
                 for number, handler in previous.items():
                     signal.signal(number, handler)
@@ -123,6 +137,12 @@ class Runner:
         """Whether a signal ended the run."""
         return self._signals > 0
 
+    @property
+    def to_be_renewed(self) -> bool:
+        """Whether the run ended only to be started anew."""
+        over = self._signals or self.once or (self.drain and self._drained)
+        return bool(self.renewal.reason) and not over
+
     # --- the loop -----------------------------------------------------------------------------------------
 
     def _work_on(self) -> None:
@@ -133,11 +153,16 @@ class Runner:
                 with self.inbox.sleeper.listening() as watch:
                     if not self._work() and not self._finished():
                         self._asleep_since = time_ns()
-                        watch.sleep(self._audience.until_tick(self.inbox.sleeper.limit()))
+                        watch.sleep(self._until(self.inbox.sleeper.limit()))
                         self._work()  # at once: leaving the watch takes longer than a take
                         self._asleep_since = None
             else:
-                self.waker.wait(self._audience.until_tick(self._pause()))
+                self.waker.wait(self._until(self._pause()))
+
+    def _until(self, limit: float | None) -> float | None:
+        """Return for how many seconds to sleep at most, given another limit."""
+        limit = sooner(limit, [] if self._stop_at is None else [self._stop_at])
+        return self._audience.until_tick(self._limits.until(limit))
 
     def _work(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""
@@ -148,7 +173,10 @@ class Runner:
             self._told_stopping = True
             self._audience.tell(lambda observer: observer.stopping())
         if self._signals > 1:  # after clear(): a signal that comes later wakes
-            self._requeue_all()
+            self._requeue_all("at the second signal")
+        if self._stop_at is not None and monotonic() >= self._stop_at:
+            self._requeue_all("at the end of the shutdown timeout")
+        self._limits.apply()
         busy = False
         for report in self._crew.reports():
             self._end(*report)
@@ -161,7 +189,7 @@ class Runner:
         return busy
 
     def _has_room(self) -> bool:
-        if self._signals or (self.once and self._started):
+        if self._signals or self.renewal.reason or (self.once and self._started):
             return False
         return len(self._crew.running) < self.concurrency
 
@@ -175,7 +203,7 @@ class Runner:
     def _finished(self) -> bool:
         if self._crew.running or self._signals > 1:
             return False
-        if self._signals or (self.once and self._started):
+        if self._signals or self.renewal.reason or (self.once and self._started):
             return True
         return self.drain and self._drained
 
@@ -192,6 +220,7 @@ class Runner:
             return False
         self._started += 1
         self.pacing.took()
+        self.renewal.took()
         if self.retries.is_deadly(element.attempts, element.deaths):
             self._refuse(element, _deadly(element.attempts - 1))
             return True
@@ -200,6 +229,7 @@ class Runner:
         if asleep_since is not None and element.attempts == 1 and element.seq >= asleep_since:
             latency = max(0, time_ns() - element.seq) / 1e9
         self._audience.tell(lambda observer: observer.started(element, latency))
+        self._limits.began(element)
         self._crew.start(element)
         return True
 
@@ -210,9 +240,11 @@ class Runner:
         self._audience.tell(lambda observer: observer.ended(element, outcome, became, 0.0))
 
     def _end(self, element: Element, outcome: Outcome, seconds: float) -> None:
+        outcome = self._limits.ended(element, outcome)
         self.pacing.ended(element, outcome)
         became = self._ending.end(element, outcome)
         self._audience.tell(lambda observer: observer.ended(element, outcome, became, seconds))
+        self.renewal.ended()
         if self.progress:
             self.progress(self.tally)
 
@@ -220,6 +252,8 @@ class Runner:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+        if self._signals == 1 and self.shutdown_timeout is not None:
+            self._stop_at = monotonic() + self.shutdown_timeout
         if self._signals == 1 and self._crew.running:
             text = (
                 f"{signal.Signals(number).name}: waiting for {len(self._crew.running)} in flight; "
@@ -228,9 +262,8 @@ class Runner:
             os.write(2, self.stop_notice(text).encode())
         self.waker.set()
 
-    def _requeue_all(self) -> None:
-        """A second signal: end the commands, requeue what is in flight, and exit without waiting for any
-        thread."""
+    def _requeue_all(self, when: str) -> None:
+        """End the commands, requeue what is in flight, and exit without waiting for any thread."""
         for report in self._crew.reports():
             self._end(*report)  # what is done is done
         self.handler.stop_now()
@@ -241,7 +274,7 @@ class Runner:
                 pass  # its handler has ended it
         self._audience.tell(lambda observer: observer.stopped())
         self.inbox.close()
-        log.warning("requeued %d at the second signal", len(self._crew.running), extra={"event": "requeued"})
+        log.warning("requeued %d %s", len(self._crew.running), when, extra={"event": "requeued"})
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:

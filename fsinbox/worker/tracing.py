@@ -22,6 +22,8 @@ class Traced:
     def __init__(self, handler: Handler, inbox: str) -> None:
         """`inbox`: the path that names it in the spans."""
         self.name = handler.name
+        self.interrupt = handler.interrupt
+        self.interruptible = handler.interruptible
         self._handler = handler
         self._tracer = trace.get_tracer("fsinbox")
         self._attributes = {
