@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .consumer.session import Claim
+    from .consumer.taking import Taken
 
 
 class Waiting:
@@ -149,6 +150,10 @@ class Element(Waiting):
         except OSError:
             self._claim.check_lease()
             raise
+
+    def whereabouts(self) -> tuple[str, Taken]:
+        """Return what another process needs to find it: its folder in the inbox, and what was taken."""
+        return self._folder, self._claim.taken
 
     def superseded(self) -> bool:
         """Tell whether a newer value for the key waits, so that work on this one may stop early."""

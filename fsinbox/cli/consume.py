@@ -70,6 +70,13 @@ def section(title: str, *options: Decorator) -> Decorator:
         show_default=True,
         help="Handlers at once: threads, coroutines or commands.",
     ),
+    click.option(
+        "--processes",
+        metavar="N",
+        type=click.IntRange(0),
+        default=0,
+        help="Call the function in N processes instead of threads: for what computes, crashes or hangs.",
+    ),
 )
 @section(
     "How long it may take",
@@ -77,8 +84,8 @@ def section(title: str, *options: Decorator) -> Decorator:
         "--timeout",
         metavar="DURATION",
         type=DURATION,
-        help="End what works on an element longer than that (10m), and count a failed attempt. For commands "
-        "and async functions.",
+        help="End what works on an element longer than that (10m), and count a failed attempt. For commands, "
+        "async functions and --processes.",
     ),
 )
 @section(
@@ -190,7 +197,8 @@ def section(title: str, *options: Decorator) -> Decorator:
         metavar="N",
         type=click.IntRange(0),
         default=0,
-        help="Start anew after N elements, in the same process: for handlers that leak.  [default: never]",
+        help="Start anew after N elements (each process of --processes does): for handlers that leak.  "
+        "[default: never]",
     ),
     click.option(
         "--max-memory",

@@ -14,12 +14,13 @@ from ..worker import service
 from ..worker.backoff import Backoff, Retries
 from ..worker.ending import Tally
 from ..worker.observer import Observer, StatsObserver
-from ..worker.outcome import Handler, HandlerError
+from ..worker.outcome import Handler
 from ..worker.pacing import Breaker, Gate, Pacing
-from ..worker.renewing import Renewal, Restart, memory_is_known
+from ..worker.renewing import Renewal, Restart
 from ..worker.runner import Runner
 from . import logs
 from .exits import EXIT_FAILED
+from .handling import bounds, handler_for
 
 log = logging.getLogger("fsinbox")
 
@@ -30,10 +31,9 @@ def consume(path: str, **options: Any) -> int:
     level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
     form = options["log_format"]
     logs.set_up(form, level)
-    handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
-    check_limits(handler, options)
-    if options["trace"]:
-        handler = traced(handler, path)
+    handler = handler_for(path, level, options)
+    if options["processes"]:
+        options["concurrency"] = options["processes"]
     try:
         shard = parse_shard(options["shard"])
     except ValueError as error:
@@ -61,19 +61,6 @@ def consume(path: str, **options: Any) -> int:
     if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
-
-
-def check_limits(handler: Handler, options: dict[str, Any]) -> None:
-    """Raise click.UsageError for a limit that could not be kept."""
-    if options["timeout"] and not handler.interruptible:
-        raise click.UsageError(
-            f"--timeout: {handler.name} runs in a thread, which nothing can end: "
-            "make it an async function, or use --exec"
-        )
-    if options["max_memory"] and not memory_is_known():
-        raise click.UsageError(
-            "--max-memory: this system does not say how much memory a process uses (/proc)"
-        )
 
 
 def opened(path: str, options: dict[str, Any]) -> Inbox:
@@ -108,7 +95,7 @@ def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner
         pacing=Pacing(*gates(options)),
         timeout=options["timeout"] or None,
         shutdown_timeout=options["shutdown_timeout"],
-        renewal=Renewal(options["max_elements"] or None, options["max_memory"] or None),
+        renewal=Renewal() if options["processes"] else Renewal(**bounds(options)),
         drain=options["drain"],
         once=options["once"],
         standby=options["standby"],
@@ -128,38 +115,6 @@ def observers(inbox: Inbox, handler: Handler, shard: Shard, options: dict[str, A
 def gates(options: dict[str, Any]) -> list[Gate]:
     """Return what decides when an element may be taken, beside that a handler is free."""
     return [Breaker(options["breaker"])] if options["breaker"] else []
-
-
-def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:
-    """Return the handler that the options name. Raises click.UsageError."""
-    if (function is None) == (command is None):
-        raise click.UsageError("give either --handler MODULE:FUNC or --exec COMMAND")
-    if shell and command is None:
-        raise click.UsageError("--shell needs --exec COMMAND")
-    try:
-        if function is not None:
-            from ..worker.functions import load_function
-
-            return load_function(function)
-        from ..worker.commands import CommandHandler
-
-        assert command is not None
-        return CommandHandler(command, shell=shell)
-    except HandlerError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def traced(handler: Handler, path: str) -> Handler:
-    """Return a handler that does the same, in a span each; what it adds goes on with the trace. Raises
-    click.UsageError."""
-    try:
-        from ..tracing import instrument
-    except ImportError as error:
-        raise click.UsageError(f"--trace: {error}") from error
-    from ..worker.tracing import Traced
-
-    instrument()
-    return Traced(handler, os.path.abspath(path))
 
 
 def measured(
