@@ -164,6 +164,11 @@ class Element(Waiting):
                 return True
             return finished_drop(layout, self.key) is not None
 
+    def newer_waits(self) -> bool:
+        """The same, for the thread that takes: what lies in drop/ counts once it is ingested, which this
+        does. False if it was ended. Raises LeaseLost."""
+        return self._claim.newer_waits()
+
     @property
     def ended(self) -> str:
         """How it was ended: "acknowledged", "requeued" or "given up"; "" while it is in flight."""

@@ -14,7 +14,7 @@ from helpers import json_lines, reason, wait_until
 from test_consume import Place
 
 from fsinbox import Element, Inbox
-from fsinbox.cli import consuming
+from fsinbox.cli import handling
 from fsinbox.worker import limits, renewing
 from fsinbox.worker.backoff import Retries
 from fsinbox.worker.commands import CommandHandler
@@ -121,7 +121,7 @@ def test_what_is_not_at_work_any_more_is_not_interrupted(inbox: Inbox) -> None:
     assert element
     for handler in (CommandHandler("true"), FunctionHandler("handle", handle)):
         handler.handle(element)
-        handler.interrupt(element, force=True)
+        assert not handler.interrupt(element, force=True)
 
 
 class Worker:
@@ -246,7 +246,7 @@ def test_a_limit_of_memory_is_refused_where_it_is_not_known(monkeypatch: pytest.
     monkeypatch.setattr(renewing, "_STATM", "/proc/nothing")
     handler = CommandHandler("true")
     with pytest.raises(click.UsageError, match="how much memory"):
-        consuming.check_limits(handler, {"timeout": None, "max_memory": 1})
+        handling.check_limits(handler, {"timeout": None, "cancel_superseded": False, "max_memory": 1})
 
 
 def test_what_is_not_a_tally_of_ours_is_ignored() -> None:

@@ -357,7 +357,8 @@ class Stuck:
             self._then()
         return DONE
 
-    def interrupt(self, element: Element, *, force: bool) -> None: ...
+    def interrupt(self, element: Element, *, force: bool) -> bool:
+        return False
 
     def stop_now(self) -> None:
         self.stopped = True
@@ -431,7 +432,7 @@ def test_what_was_reported_before_the_second_signal_is_not_requeued(
 def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fsinbox.worker.runner._STANDBY", 0.01)
+    monkeypatch.setattr("fsinbox.worker.comings._STANDBY", 0.01)
     caplog.set_level(logging.INFO, logger="fsinbox")
     active = Inbox(inbox.path)
     active.add("a", 1)

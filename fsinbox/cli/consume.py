@@ -87,6 +87,11 @@ def section(title: str, *options: Decorator) -> Decorator:
         help="End what works on an element longer than that (10m), and count a failed attempt. For commands, "
         "async functions and --processes.",
     ),
+    click.option(
+        "--cancel-superseded",
+        is_flag=True,
+        help="As soon as a newer value of its key waits, end what works on the old one, uncounted. The same.",
+    ),
 )
 @section(
     "When it fails",

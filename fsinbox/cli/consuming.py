@@ -94,6 +94,7 @@ def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner
         ),
         pacing=Pacing(*gates(options)),
         timeout=options["timeout"] or None,
+        cancel_superseded=options["cancel_superseded"],
         shutdown_timeout=options["shutdown_timeout"],
         renewal=Renewal() if options["processes"] else Renewal(**bounds(options)),
         drain=options["drain"],

@@ -33,9 +33,10 @@ def bounds(options: dict[str, Any]) -> dict[str, int | None]:
 
 def check_limits(handler: Handler, options: dict[str, Any]) -> None:
     """Raise click.UsageError for a limit that could not be kept."""
-    if options["timeout"] and not handler.interruptible:
+    asked = [name for name in ("timeout", "cancel_superseded") if options[name]]
+    if asked and not handler.interruptible:
         raise click.UsageError(
-            f"--timeout: {handler.name} runs in a thread, which nothing can end: "
+            f"--{asked[0].replace('_', '-')}: {handler.name} runs in a thread, which nothing can end: "
             "use --processes, make it an async function, or use --exec"
         )
     if options["max_memory"] and not memory_is_known():

@@ -62,6 +62,16 @@ class Claim:
         """Give it up; False if a newer value waits and it was dropped."""
         return self._end("given up", lambda: self._consumer.fail(self.taken, reason))
 
+    def newer_waits(self) -> bool:
+        """Ingest what is finished in drop/; tell whether a newer value waits than this, which is in flight.
+        Raises LeaseLost."""
+        with self.session.alone("ask"):
+            try:
+                return self._consumer.has(self.taken) and self._consumer.newer_waits(self.taken)
+            except OSError:
+                self.session.check(self._consumer)
+                return False  # nothing can be taken now, either
+
     def check_lease(self) -> None:
         """Raise LeaseLost if another consumer has taken over: asked when something is not where it was."""
         self.session.check(self._consumer)

@@ -83,12 +83,13 @@ class CommandHandler:
                 _kill(process, signal.SIGKILL)  # what is left of its group
         return _judge(self.name, status, tail)
 
-    def interrupt(self, element: Element, *, force: bool) -> None:
+    def interrupt(self, element: Element, *, force: bool) -> bool:
         with self._mutex:
             process = self._running.get(element)
             if process:
                 self._interrupted.add(element)
                 _kill(process, signal.SIGKILL if force else signal.SIGTERM)
+        return process is not None
 
     def stop_now(self) -> None:
         with self._mutex:

@@ -83,6 +83,8 @@ class Ending:
             return "acknowledged"
         if not os.path.lexists(element.path) and not element.superseded():
             return self._lost(element, outcome)
+        if outcome.kind == "cancelled":
+            return self._cancelled(element)
         if outcome.kind == "later":
             return self._try_later(element, outcome)
         if outcome.kind == "reject" or self._retries.why_no_more(element.attempts, element.age):
@@ -111,6 +113,14 @@ class Ending:
             extra=about(element, "later", delay=delay, reason=outcome.summary),
         )
         return "retried" if element.release(delay) else "superseded"
+
+    def _cancelled(self, element: Element) -> str:
+        log.info(
+            "key %r: ended the work on it, for a newer value waits",
+            element.key,
+            extra=about(element, "cancelled"),
+        )
+        return "retried" if element.release() else "superseded"
 
     def _fail(self, element: Element, outcome: Outcome) -> str:
         if not element.fail(outcome.detail):

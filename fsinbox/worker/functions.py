@@ -99,10 +99,11 @@ class FunctionHandler:
         _end_if_forked(process, raised)
         return DONE if raised is None else _judge(raised)
 
-    def interrupt(self, element: Element, *, force: bool) -> None:
+    def interrupt(self, element: Element, *, force: bool) -> bool:
         task = self._tasks.get(element)
         if task:
             task.get_loop().call_soon_threadsafe(task.cancel)
+        return task is not None
 
     def stop_now(self) -> None:
         loop = self._loop

@@ -13,9 +13,9 @@ _LONGEST_DETAIL = 96 * 1024
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`done`: acknowledge. `retry`: a failed attempt. `later`: try again, uncounted. `reject`: to failed/ at
-    once."""
+    once. `cancelled`: its work was ended because a newer value waits, uncounted."""
 
-    kind: Literal["done", "retry", "later", "reject"]
+    kind: Literal["done", "retry", "later", "reject", "cancelled"]
     summary: str = ""
     """One line, for the log."""
     detail: str = ""
@@ -50,8 +50,8 @@ class Handler(Protocol):
     def handle(self, element: Element) -> Outcome:
         """Work on the element. Never raises."""
 
-    def interrupt(self, element: Element, *, force: bool) -> None:
-        """End the work on an element from outside: kindly, or by force. Does nothing if there is none."""
+    def interrupt(self, element: Element, *, force: bool) -> bool:
+        """End the work on an element from outside: kindly, or by force. False if there is none (yet)."""
 
     def stop_now(self) -> None:
         """Stop what is running, as far as that is possible from outside."""

@@ -123,12 +123,13 @@ class ProcessHandler:
                 self._idle.append(worker)
         return _as_asked(element, answer)
 
-    def interrupt(self, element: Element, *, force: bool) -> None:
+    def interrupt(self, element: Element, *, force: bool) -> bool:
         with self._mutex:
             worker = self._busy.get(element)
             if worker:
                 worker.interrupted = True
                 worker.kill(signal.SIGKILL if force else signal.SIGTERM)
+        return worker is not None
 
     def stop_now(self) -> None:
         with self._mutex:

@@ -8,7 +8,6 @@ the inbox's waker.
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
@@ -16,8 +15,9 @@ from types import FrameType
 
 from ..element import Element
 from ..inbox import Inbox
-from ..store.errors import InboxBusy, LeaseLost, WrongState
+from ..store.errors import LeaseLost, WrongState
 from .backoff import Retries
+from .comings import leave, standing_by
 from .crew import Crew
 from .ending import Ending, SetAside, Tally
 from .limits import Limits
@@ -30,8 +30,9 @@ from .wakeups import wake_at_signals
 
 log = logging.getLogger("fsinbox")
 
-_STANDBY = 1.0
-"""Seconds between two looks whether another consumer is still there."""
+_FOLLOWED = 1.0
+"""Seconds between two looks at least whether what is in flight is superseded: a file in drop/ may be finished
+without an event."""
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Runner:
     """When the next element may be taken, beside that a handler is free."""
     timeout: float | None = None
     """Seconds that work on an element may take; the handler must be interruptible."""
+    cancel_superseded: bool = False
+    """End the work on an element as soon as a newer value of its key waits; the same."""
     shutdown_timeout: float | None = None
     """Seconds after a signal until what still runs is requeued, as at a second signal."""
     renewal: Renewal = field(default_factory=Renewal)
@@ -69,7 +72,7 @@ class Runner:
         self._audience = Audience(self.observers)
         self.pacing.tell(lambda until: self._audience.tell(lambda observer: observer.slowed(until)))
         self._crew = Crew(self.handler, lambda: self.waker.set())
-        self._limits = Limits(self.handler, self.timeout)
+        self._limits = Limits(self.handler, self.timeout, cancel_superseded=self.cancel_superseded)
         self._asleep_since: int | None = None
         self._stop_at: float | None = None
         self._signals = 0
@@ -115,22 +118,14 @@ class Runner:
 
     def _stand_by(self) -> None:
         """Become the consumer as soon as there is none, or the one there is counts as dead."""
-        said = False
-        while not self._signals:
-            try:
-                self.inbox.become_consumer()
-                return
-            except InboxBusy as error:
-                if not said:
-                    holder = error.holder or "another one"
-                    log.info(
-                        "standing by: %s is the consumer",
-                        holder,
-                        extra={"event": "standing_by", "holder": holder},
-                    )
-                said = True
-                self._audience.tell(lambda observer: observer.standing_by())
-            self.waker.wait(_STANDBY)
+        for holder in standing_by(self.inbox, lambda: self._signals > 0):
+            if holder:
+                log.info(
+                    "standing by: %s is the consumer",
+                    holder,
+                    extra={"event": "standing_by", "holder": holder},
+                )
+            self._audience.tell(lambda observer: observer.standing_by())
 
     @property
     def stopped_by_signal(self) -> bool:
@@ -156,6 +151,10 @@ class Runner:
                         watch.sleep(self._until(self.inbox.sleeper.limit()))
                         self._work()  # at once: leaving the watch takes longer than a take
                         self._asleep_since = None
+            elif self._limits.follow_arrivals:
+                with self.inbox.sleeper.listening() as watch:
+                    if not self._work() and not self._wants_more():
+                        watch.sleep(self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
             else:
                 self.waker.wait(self._until(self._pause()))
 
@@ -275,13 +274,7 @@ class Runner:
         self._audience.tell(lambda observer: observer.stopped())
         self.inbox.close()
         log.warning("requeued %d %s", len(self._crew.running), when, extra={"event": "requeued"})
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                pass
-        os._exit(0)
+        leave()
 
 
 def _deadly(deaths: int) -> str:
