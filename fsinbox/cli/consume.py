@@ -131,6 +131,11 @@ def section(title: str, *options: Decorator) -> Decorator:
         help="When N elements in a row have failed, try one at a time, with pauses of up to a minute, until "
         "one is done. 0: never.",
     ),
+    click.option(
+        "--on-failed",
+        metavar="COMMAND",
+        help="Have a shell run COMMAND when an element moves to failed/; $FSINBOX_KEY, $FSINBOX_REASON.",
+    ),
 )
 @section(
     "What is taken, and when",

@@ -108,6 +108,10 @@ def observers(inbox: Inbox, handler: Handler, shard: Shard, options: dict[str, A
     """Return who is told what the run does. Raises click.UsageError."""
     stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
     found: list[Observer] = [stats, *service.observers(os.environ)]
+    if options["on_failed"]:
+        from ..worker.telling import OnFailed
+
+        found.append(OnFailed(options["on_failed"], inbox.path))
     if options["metrics"] or options["metrics_file"]:
         found += measured(inbox.path, shard, stats, options["metrics"], options["metrics_file"])
     return found
