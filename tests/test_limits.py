@@ -246,7 +246,8 @@ def test_a_limit_of_memory_is_refused_where_it_is_not_known(monkeypatch: pytest.
     monkeypatch.setattr(renewing, "_STATM", "/proc/nothing")
     handler = CommandHandler("true")
     with pytest.raises(click.UsageError, match="how much memory"):
-        handling.check_limits(handler, {"timeout": None, "cancel_superseded": False, "max_memory": 1})
+        asked = {"timeout": None, "cancel_superseded": False, "batch": None, "max_memory": 1}
+        handling.check_limits(handler, asked)
 
 
 def test_what_is_not_a_tally_of_ours_is_ignored() -> None:

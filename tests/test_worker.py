@@ -413,13 +413,13 @@ def test_what_was_reported_before_the_second_signal_is_not_requeued(
     element = inbox.take()
     assert element
     runner.waker = inbox.sleeper.waker
-    runner._crew.running.add(element)
-    runner._crew.report(element, DONE, 0.0)
+    runner._crew.running.append([element])
+    runner._crew.report([element], DONE, 0.0)
     inbox.add("b", 1)
     handled = inbox.take()
     assert handled
     handled.ack()  # its handler did, and has not returned yet
-    runner._crew.running.add(handled)
+    runner._crew.running.append([handled])
     with pytest.raises(Ended):
         runner._requeue_all("at once")
     assert runner.tally.acknowledged == 1

@@ -77,6 +77,20 @@ def section(title: str, *options: Decorator) -> Decorator:
         default=0,
         help="Call the function in N processes instead of threads: for what computes, crashes or hangs.",
     ),
+    click.option(
+        "--batch",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Hand out up to N elements at once: func(elements); for a command {} is all paths, and standard "
+        "input has a JSON object a line.",
+    ),
+    click.option(
+        "--batch-wait",
+        metavar="DURATION",
+        type=DURATION,
+        default=0.0,
+        help="How long to wait for a batch to become full (1s).  [default: hand out what is there]",
+    ),
 )
 @section(
     "How long it may take",

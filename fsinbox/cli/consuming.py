@@ -13,6 +13,7 @@ from ..inbox import Inbox
 from ..worker import service
 from ..worker.backoff import Backoff, Retries
 from ..worker.ending import Tally
+from ..worker.intake import Batching
 from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler
 from ..worker.pacing import Breaker, Gate, Pacing
@@ -68,7 +69,7 @@ def opened(path: str, options: dict[str, Any]) -> Inbox:
     return Inbox(
         path,
         codec=options["codec"],
-        max_inflight=options["concurrency"],
+        max_inflight=options["concurrency"] * (options["batch"] or 1),
         settle=options["settle"],
         max_settle=options["max_settle"],
         drop_settle=options["drop_settle"],
@@ -87,6 +88,7 @@ def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner
         inbox,
         handler,
         concurrency=options["concurrency"],
+        batching=Batching(options["batch"], options["batch_wait"]) if options["batch"] else None,
         retries=Retries(
             options["max_attempts"],
             options["give_up_after"] or None,

@@ -18,7 +18,8 @@ def handler_for(path: str, level: int, options: dict[str, Any]) -> Handler:
     if options["processes"]:
         handler = in_processes(path, level, options)
     else:
-        handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
+        batches = options["batch"] is not None
+        handler = choose_handler(options["handler"], options["exec"], shell=options["shell"], batches=batches)
     check_limits(handler, options)
     return traced(handler, path) if options["trace"] and not options["processes"] else handler
 
@@ -39,14 +40,18 @@ def check_limits(handler: Handler, options: dict[str, Any]) -> None:
             f"--{asked[0].replace('_', '-')}: {handler.name} runs in a thread, which nothing can end: "
             "use --processes, make it an async function, or use --exec"
         )
+    if options["cancel_superseded"] and options["batch"] is not None:
+        raise click.UsageError("--cancel-superseded is about one element: it does not go with --batch")
     if options["max_memory"] and not memory_is_known():
         raise click.UsageError(
             "--max-memory: this system does not say how much memory a process uses (/proc)"
         )
 
 
-def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:
-    """Return the handler that the options name. Raises click.UsageError."""
+def choose_handler(
+    function: str | None, command: str | None, *, shell: bool | None, batches: bool = False
+) -> Handler:
+    """Return the handler that the options name; with `batches`, a BatchHandler. Raises click.UsageError."""
     if (function is None) == (command is None):
         raise click.UsageError("give either --handler MODULE:FUNC or --exec COMMAND")
     if shell and command is None:
@@ -55,10 +60,14 @@ def choose_handler(function: str | None, command: str | None, *, shell: bool | N
         if function is not None:
             from ..worker.functions import load_function
 
-            return load_function(function)
+            return load_function(function, batches=batches)
         from ..worker.commands import CommandHandler
 
         assert command is not None
+        if batches:
+            from ..worker.batches import BatchCommandHandler
+
+            return BatchCommandHandler(command, shell=shell)
         return CommandHandler(command, shell=shell)
     except HandlerError as error:
         raise click.UsageError(str(error)) from error
@@ -84,19 +93,22 @@ def in_processes(path: str, level: int, options: dict[str, Any]) -> Handler:
         raise click.UsageError("--processes needs --handler MODULE:FUNC (a command is a process anyway)")
     from ..worker.processes import ProcessHandler
 
-    make = partial(in_process, function, path, options["log_format"], level, trace=options["trace"])
+    how = {"trace": options["trace"], "batches": options["batch"] is not None}
+    make = partial(in_process, function, path, options["log_format"], level, **how)
     try:
         return ProcessHandler(function, make, os.path.abspath(path), options["codec"], **bounds(options))
     except HandlerError as error:
         raise click.UsageError(str(error)) from error
 
 
-def in_process(function: str, path: str, form: str, level: int, *, trace: bool) -> Handler:
+def in_process(
+    function: str, path: str, form: str, level: int, *, trace: bool, batches: bool = False
+) -> Handler:
     """Return the handler of a worker process: called in it, first of all. Raises HandlerError."""
     from ..worker.functions import load_function
 
     logs.set_up(form, level)
-    handler = load_function(function)
+    handler = load_function(function, batches=batches)
     if not trace:
         return handler
     try:

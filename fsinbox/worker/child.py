@@ -8,13 +8,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..consumer.taking import Taken
 from ..element import Element
 from ..store.errors import InboxError, WrongState
 from ..store.handle import Handle
-from .outcome import Handler, HandlerError, Outcome
+from .outcome import BatchHandler, Handler, HandlerError, Outcome
 from .renewing import memory_in_use, memory_is_known
 
 if TYPE_CHECKING:
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An element, as it is sent to a worker process. `folder`: where it lies, inflight/ or a claim in it."""
+    """Elements, as they are sent to a worker process. `folder`: where they lie: inflight/, or a claim."""
 
     folder: str
-    taken: Taken
+    taken: tuple[Taken, ...]
+    is_batch: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of it."""
+    """What became of them."""
 
     outcome: Outcome
-    asked: tuple[str, tuple[Any, ...]] | None
-    """The method of Element by which the handler has ended it itself, and its arguments."""
+    asked: tuple[tuple[str, tuple[Any, ...]] | None, ...]
+    """For each, the method of Element by which the handler has ended it itself, and its arguments."""
     memory: int
     """Bytes that the process uses; 0 if that is not known."""
 
@@ -110,20 +111,25 @@ def run(connection: Connection, make: Callable[[], Handler], path: str, codec: s
             if handle.layout.inflight != job.folder:
                 handle.layout.enter_claim(os.path.basename(job.folder))
         except (InboxError, OSError) as error:
-            connection.send(Answer(Outcome("retry", str(error), str(error)), None, 0))
+            connection.send(Answer(Outcome("retry", str(error), str(error)), (), 0))
         else:
             connection.send(_answer(handler, handle, codec, job))
 
 
 def _answer(handler: Handler, handle: Handle, codec: str, job: Job) -> Answer:
-    recording = Recording(job.taken)
-    outcome = handler.handle(HandedElement(handle, codec, recording))  # type: ignore[arg-type]
+    recordings = [Recording(taken) for taken in job.taken]
+    elements: list[Element] = [HandedElement(handle, codec, cast(Any, one)) for one in recordings]
+    if job.is_batch:
+        outcome = cast(BatchHandler, handler).handle_batch(elements)
+    else:
+        outcome = handler.handle(elements[0])
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             pass  # nobody reads it
-    return Answer(outcome, recording.asked, memory_in_use() if memory_is_known() else 0)
+    asked = tuple(recording.asked for recording in recordings)
+    return Answer(outcome, asked, memory_in_use() if memory_is_known() else 0)
 
 
 def _die_with(parent: int) -> None:

@@ -1,14 +1,19 @@
-"""How a worker comes to be the consumer, and how it leaves at once."""
+"""How a worker comes to be the consumer, handles signals, and leaves at once."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
+from ..element import Element
 from ..inbox import Inbox
-from ..store.errors import InboxBusy
+from ..store.errors import InboxBusy, WrongState
+from .wakeups import wake_at_signals
 
 _STANDBY = 1.0
 """Seconds between two looks whether another consumer is still there."""
@@ -28,6 +33,33 @@ def standing_by(inbox: Inbox, stopped: Callable[[], bool]) -> Iterator[str]:
             yield "" if said else error.holder or "another one"
             said = True
         inbox.sleeper.waker.wait(_STANDBY)
+
+
+@contextmanager
+def signals_handled(
+    handle: Callable[[int, FrameType | None], None], wake: Callable[[], object], *, keep: Callable[[], bool]
+) -> Iterator[None]:
+    """Have `handle` called at SIGTERM and SIGINT, and `wake` at every signal, while this lasts; SIGTERM and
+    SIGINT stay handled at its end if `keep` says so. For the main thread."""
+    end_wakeups = wake_at_signals(wake)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if not keep():
+            for number, before in previous.items():
+                signal.signal(number, before)
+        end_wakeups()
+
+
+def requeue(elements: Iterable[Element]) -> None:
+    """Requeue elements, uncounted, but those that their handler has ended. Raises LeaseLost,
+    UnusableInbox."""
+    for element in elements:
+        try:
+            element.release()
+        except WrongState:
+            continue
 
 
 def leave() -> None:

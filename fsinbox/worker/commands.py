@@ -66,8 +66,12 @@ class CommandHandler:
         self._mutex = threading.Lock()
 
     def handle(self, element: Element) -> Outcome:
+        return self._run(element, lambda: self._start(element))
+
+    def _run(self, element: Element, start: Callable[[], subprocess.Popen[bytes]]) -> Outcome:
+        """Run a command to its end. `element`: the one by which it can be interrupted."""
         try:
-            process = self._start(element)
+            process = start()
         except OSError as error:
             reason = f"cannot start {self.name!r}: {error}"
             return Outcome("retry", reason, reason)
@@ -119,14 +123,19 @@ class CommandHandler:
             **self.more_environment(),
         }
         with open(element.open(), "rb") as payload:  # not by its path, which may lead elsewhere by now
-            return subprocess.Popen(
-                self._guard + words,
-                stdin=payload,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C is for the consumer, which lets its commands finish
-            )
+            return self._popen(words, payload.fileno(), environment)
+
+    def _popen(
+        self, words: list[str], standard_input: int, environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._guard + words,
+            stdin=standard_input,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is for the consumer, which lets its commands finish
+        )
 
 
 def _words(command: str) -> list[str]:

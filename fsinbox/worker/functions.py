@@ -18,8 +18,10 @@ _FORMS = {1: ("element",), 2: ("key", "value")}
 """Number of arguments -> what they are. A parameter of such a name must stand in such a place."""
 
 
-def load_function(spec: str) -> "FunctionHandler":
+def load_function(spec: str, *, batches: bool = False) -> "FunctionHandler":
     """Import `module:func` (func may be dotted), from the working directory, too. Raises HandlerError.
+
+    `batches`: it is called as func(elements).
 
     A name without a colon is that of an entry point of an installed package, in the group "fsinbox.handlers".
     """
@@ -38,7 +40,7 @@ def load_function(spec: str) -> "FunctionHandler":
             raise HandlerError(f"{module_name!r} has no {path!r}") from error
     if not callable(target):
         raise HandlerError(f"{spec} is {type(target).__name__}, not a function")
-    return FunctionHandler(spec, target)
+    return FunctionHandler(spec, target, batches=batches)
 
 
 def _imported(name: str) -> Any:
@@ -70,12 +72,14 @@ def _installed(name: str) -> str:
 class FunctionHandler:
     """Calls a function for each element. Coroutines run in one event loop, in a thread of its own."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], *, batches: bool = False) -> None:
         """Raises HandlerError for a generator, and where it cannot be told what to call it with."""
         self.name = name
         self._function = function
         _refuse_generator(name, function)
-        self._takes_element = _arguments(name, function) == 1
+        if batches:
+            _check_batches(name, function)
+        self._takes_element = batches or _arguments(name, function) == 1
         self.interruptible = _is_async(function)
         self._tasks: dict[Element, asyncio.Task[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -94,6 +98,12 @@ class FunctionHandler:
                 "from element.open()"
             )
             return Outcome("reject", why, why)
+        return self._outcome(element, arguments)
+
+    def handle_batch(self, elements: list[Element]) -> Outcome:
+        return self._outcome(elements[0], (elements,))
+
+    def _outcome(self, element: Element, arguments: tuple[Any, ...]) -> Outcome:
         process = os.getpid()
         raised = self._call(element, arguments)
         _end_if_forked(process, raised)
@@ -229,6 +239,16 @@ def _arguments(name: str, function: Callable[..., Any]) -> int:
         f"{name}{signature}: it is not clear whether it takes (key, value) or (element): name its parameters "
         f"so, or {_WRAP}"
     )
+
+
+def _check_batches(name: str, function: Callable[..., Any]) -> None:
+    """Raise HandlerError if the function cannot be called as func(elements)."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # the call will tell
+    if not _takes(signature, 1):
+        raise HandlerError(f"{name}{signature} cannot be called as func(elements), as --batch does")
 
 
 _WRAP = "write a function around it, def handle(key, value) or def handle(element)"

@@ -55,3 +55,11 @@ class Handler(Protocol):
 
     def stop_now(self) -> None:
         """Stop what is running, as far as that is possible from outside."""
+
+
+class BatchHandler(Handler, Protocol):
+    """Works on batches of elements, too."""
+
+    def handle_batch(self, elements: list[Element]) -> Outcome:
+        """Work on them all, several batches at once if asked. Never raises. `interrupt` is called with the
+        first one."""

@@ -120,3 +120,26 @@ class Breaker:
             self._pauses = 0
             log.info("no longer slowed down: an element is done", extra={"event": "sped_up"})
             self.tell(0.0)
+
+
+class Rate:
+    """A token bucket: `rate` elements a second, evenly, and at most a second's worth at once (or one)."""
+
+    def __init__(self, rate: float) -> None:
+        self.tell: Callable[[float], object] = lambda until: None
+        self._rate = rate
+        self._most = max(1.0, rate)
+        self._tokens = self._most
+        self._filled = monotonic()
+
+    def wait(self, running: int) -> float | None:
+        now = monotonic()
+        self._tokens = min(self._most, self._tokens + (now - self._filled) * self._rate)
+        self._filled = now
+        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / self._rate
+
+    def took(self) -> None:
+        self._tokens -= 1
+
+    def ended(self, element: Element, outcome: Outcome) -> None:
+        pass  # what counts is that it began

@@ -45,7 +45,7 @@ class Worker:
             raise HandlerError(error)
 
     def handle(self, job: child.Job) -> child.Answer:
-        """Have it handle an element. Raises EOFError or OSError if it has died."""
+        """Have it handle a job. Raises EOFError or OSError if it has died."""
         self._connection.send(job)
         answer: child.Answer = self._connection.recv()
         self.handled += 1
@@ -101,6 +101,13 @@ class ProcessHandler:
         atexit.register(self._end_idle)
 
     def handle(self, element: Element) -> Outcome:
+        return self._handle([element], is_batch=False)
+
+    def handle_batch(self, elements: list[Element]) -> Outcome:
+        return self._handle(elements, is_batch=True)
+
+    def _handle(self, elements: list[Element], *, is_batch: bool) -> Outcome:
+        element = elements[0]
         try:
             worker = self._idle_one() or self._start()
         except (HandlerError, OSError) as error:
@@ -109,7 +116,9 @@ class ProcessHandler:
         with self._mutex:
             self._busy[element] = worker
         try:
-            answer = worker.handle(child.Job(*element.whereabouts()))
+            folder, _ = element.whereabouts()
+            taken = tuple(one.whereabouts()[1] for one in elements)
+            answer = worker.handle(child.Job(folder, taken, is_batch))
         except (EOFError, OSError):
             why = worker.how_it_ended()
             return Outcome("retry", why, why)
@@ -121,7 +130,7 @@ class ProcessHandler:
                 worker.end()
             else:
                 self._idle.append(worker)
-        return _as_asked(element, answer)
+        return _as_asked(elements, answer)
 
     def interrupt(self, element: Element, *, force: bool) -> bool:
         with self._mutex:
@@ -161,12 +170,13 @@ class ProcessHandler:
         return self._max_memory is not None and memory > self._max_memory
 
 
-def _as_asked(element: Element, answer: child.Answer) -> Outcome:
-    """End the element as its handler has asked for, if it has; return its outcome."""
-    if answer.asked:
-        method, arguments = answer.asked
-        try:
-            getattr(element, method)(*arguments)
-        except InboxError as error:
-            return Outcome("retry", str(error), str(error))
+def _as_asked(elements: list[Element], answer: child.Answer) -> Outcome:
+    """End the elements as their handler has asked for, if it has; return their outcome."""
+    for element, asked in zip(elements, answer.asked, strict=False):
+        if asked:
+            method, arguments = asked
+            try:
+                getattr(element, method)(*arguments)
+            except InboxError as error:
+                return Outcome("retry", str(error), str(error))
     return answer.outcome

@@ -1,8 +1,8 @@
 """Takes elements, has them handled, several at once, and ends each as its handler says.
 
-The main thread owns the inbox: it takes, ends and requeues, and handles signals. Each element is handled in
-one of `concurrency` threads, which only report. Reports, arrivals and signals wake the main thread through
-the inbox's waker.
+The main thread owns the inbox: it takes, ends and requeues, and handles signals. Each element, or batch of
+elements, is handled in one of `concurrency` threads, which only report. Reports, arrivals and signals wake
+the main thread through the inbox's waker.
 """
 
 import logging
@@ -12,23 +12,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
 from types import FrameType
+from typing import cast
 
-from ..element import Element
 from ..inbox import Inbox
-from ..store.errors import LeaseLost, WrongState
+from ..store.errors import LeaseLost
 from .backoff import Retries
-from .comings import leave, standing_by
+from .comings import leave, requeue, signals_handled, standing_by
 from .crew import Crew
 from .ending import Ending, SetAside, Tally
+from .intake import Batching, Intake
 from .limits import Limits
 from .observer import Audience, Observer
-from .outcome import Handler, Outcome
+from .outcome import BatchHandler, Handler
 from .pacing import Pacing
 from .renewing import Renewal
+from .settling import Settling
 from .sleeping import sooner
-from .wakeups import wake_at_signals
 
 log = logging.getLogger("fsinbox")
+
+_LONG = 1.0
+"""Seconds of a pause that a drain does not wait for without a look whether anything is left."""
 
 _FOLLOWED = 1.0
 """Seconds between two looks at least whether what is in flight is superseded: a file in drop/ may be finished
@@ -37,16 +41,21 @@ without an event."""
 
 @dataclass
 class Runner:
-    """One run of a consumer. `inbox` must have been opened with max_inflight of at least `concurrency`."""
+    """One run of a consumer. `inbox` must have been opened with max_inflight of at least `concurrency`, times
+    the elements of a batch."""
 
     inbox: Inbox
     handler: Handler
     concurrency: int = 1
+    batching: Batching | None = None
+    """Hand elements out in batches: the handler is a BatchHandler."""
     retries: Retries = field(default_factory=Retries)
     pacing: Pacing = field(default_factory=Pacing)
     """When the next element may be taken, beside that a handler is free."""
+    expire: float | None = None
+    """What was queued more than this many seconds ago fails without a try."""
     timeout: float | None = None
-    """Seconds that work on an element may take; the handler must be interruptible."""
+    """Seconds that work on an element, or a batch, may take; the handler must be interruptible."""
     cancel_superseded: bool = False
     """End the work on an element as soon as a newer value of its key waits; the same."""
     shutdown_timeout: float | None = None
@@ -56,7 +65,7 @@ class Runner:
     drain: bool = False
     """Stop when nothing waits, is in flight or deferred."""
     once: bool = False
-    """Stop after one element."""
+    """Stop after one element, or batch."""
     standby: bool = False
     """While there is another consumer, wait until it ends or is dead."""
     progress: Callable[[Tally], object] | None = None
@@ -68,15 +77,35 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.tally = Tally()
-        self._ending = Ending(self.tally, self.retries)
         self._audience = Audience(self.observers)
         self.pacing.tell(lambda until: self._audience.tell(lambda observer: observer.slowed(until)))
-        self._crew = Crew(self.handler, lambda: self.waker.set())
         self._limits = Limits(self.handler, self.timeout, cancel_superseded=self.cancel_superseded)
+        self._settling = Settling(
+            Ending(self.tally, self.retries),
+            self._audience,
+            self.pacing,
+            self._limits,
+            self.renewal,
+            lambda elements: self._intake.alone.extend(elements),
+            lambda: self.progress and self.progress(self.tally),
+        )
+        self._intake = Intake(
+            self.inbox,
+            self.retries,
+            self.pacing,
+            self.renewal,
+            self.batching or Batching(),
+            self.expire,
+            self._settling.refuse,
+        )
+        work = self.handler.handle
+        self._crew = Crew(
+            cast(BatchHandler, self.handler).handle_batch if self.batching else lambda batch: work(batch[0]),
+            lambda: self.waker.set(),
+        )
         self._asleep_since: int | None = None
         self._stop_at: float | None = None
         self._signals = 0
-        self._started = 0
 
     def run(self) -> Tally:
         """Work until told to stop by SIGTERM or SIGINT, or until drained. Call it in the main thread.
@@ -85,46 +114,35 @@ class Runner:
         once. Raises InboxBusy, LeaseLost, UnusableInbox.
         """
         self.waker = self.inbox.sleeper.waker
-        end_wakeups = wake_at_signals(self.waker.set)
-        previous = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-        }
         aside = SetAside(self.tally)
-        log.addFilter(aside)
-        try:
-            if self.standby:
-                self._stand_by()
-            else:
-                self.inbox.become_consumer()
-            if not self._signals:
-                self._began = True
-                self._audience.tell(lambda observer: observer.began())
-            self._work_on()
-        except LeaseLost:
-            self.handler.stop_now()  # its elements are another consumer's now
-            raise
-        finally:
-            log.removeFilter(aside)
-            if self._began:
-                restarts = self.to_be_renewed
-                self._audience.tell(
-                    lambda observer: observer.restarting() if restarts else observer.stopped()
-                )
-            if not self._signals:  # else a further one must not end us while the inbox is being closed
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
-            end_wakeups()
+        # (While a signal ends the run, a further one must not end us before the inbox is closed.)
+        with signals_handled(self._on_signal, self.waker.set, keep=lambda: self._signals > 0):
+            log.addFilter(aside)
+            try:
+                self._become_consumer()
+                self._work_on()
+            except LeaseLost:
+                self.handler.stop_now()  # its elements are another consumer's now
+                raise
+            finally:
+                log.removeFilter(aside)
+                if self._began:
+                    anew = self.to_be_renewed
+                    self._audience.tell(lambda one: one.restarting() if anew else one.stopped())
         return self.tally
+
+    def _become_consumer(self) -> None:
+        self._stand_by() if self.standby else self.inbox.become_consumer()
+        if not self._signals:
+            self._began = True
+            self._audience.tell(lambda observer: observer.began())
 
     def _stand_by(self) -> None:
         """Become the consumer as soon as there is none, or the one there is counts as dead."""
         for holder in standing_by(self.inbox, lambda: self._signals > 0):
             if holder:
-                log.info(
-                    "standing by: %s is the consumer",
-                    holder,
-                    extra={"event": "standing_by", "holder": holder},
-                )
+                said = {"event": "standing_by", "holder": holder}
+                log.info("standing by: %s is the consumer", holder, extra=said)
             self._audience.tell(lambda observer: observer.standing_by())
 
     @property
@@ -142,25 +160,33 @@ class Runner:
 
     def _work_on(self) -> None:
         while not self._finished():
-            if self._work() or self._finished():
-                continue
-            if self._wants_more():
-                with self.inbox.sleeper.listening() as watch:
-                    if not self._work() and not self._finished():
-                        self._asleep_since = time_ns()
-                        watch.sleep(self._until(self.inbox.sleeper.limit()))
-                        self._work()  # at once: leaving the watch takes longer than a take
-                        self._asleep_since = None
-            elif self._limits.follow_arrivals:
-                with self.inbox.sleeper.listening() as watch:
-                    if not self._work() and not self._wants_more():
-                        watch.sleep(self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
+            if not self._work() and not self._finished():
+                self._sleep()
+        requeue(self._intake.held)
+
+    def _sleep(self) -> None:
+        pause = self._pause()
+        if pause != 0 and not self._limits.follow_arrivals:
+            if self.drain and pause and pause >= _LONG and self._nothing_waits():
+                self._drained = True
             else:
-                self.waker.wait(self._until(self._pause()))
+                self.waker.wait(self._until(pause))
+            return
+        with self.inbox.sleeper.listening() as watch:
+            if self._work() or self._finished():
+                return
+            if pause == 0:
+                self._asleep_since = time_ns()
+                watch.sleep(self._until(self.inbox.sleeper.limit()))
+                self._work()  # at once: leaving the watch takes longer than a take
+                self._asleep_since = None
+            else:
+                watch.sleep(self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
 
     def _until(self, limit: float | None) -> float | None:
         """Return for how many seconds to sleep at most, given another limit."""
-        limit = sooner(limit, [] if self._stop_at is None else [self._stop_at])
+        times = self._intake.due() if self._has_room() else []
+        limit = sooner(limit, times if self._stop_at is None else [*times, self._stop_at])
         return self._audience.until_tick(self._limits.until(limit))
 
     def _work(self) -> bool:
@@ -178,7 +204,7 @@ class Runner:
         self._limits.apply()
         busy = False
         for report in self._crew.reports():
-            self._end(*report)
+            self._settling.end(*report)
             busy = True
             if self._wants_more():
                 # At once: handlers that end together would else all wait until the last one is ended.
@@ -188,13 +214,19 @@ class Runner:
         return busy
 
     def _has_room(self) -> bool:
-        if self._signals or self.renewal.reason or (self.once and self._started):
+        if self._signals or self._is_over():
             return False
         return len(self._crew.running) < self.concurrency
 
+    def _is_over(self) -> bool:
+        """Tell whether nothing more is to be started."""
+        if self._intake.alone:
+            return False
+        return bool(self.renewal.reason and not self._intake.held) or (self.once and self._intake.begun > 0)
+
     def _pause(self) -> float | None:
         """Return in how many seconds more may be taken: 0 for now, None for not before something ends."""
-        return self.pacing.wait(len(self._crew.running)) if self._has_room() else None
+        return self._intake.pause(len(self._crew.elements)) if self._has_room() else None
 
     def _wants_more(self) -> bool:
         return self._pause() == 0
@@ -202,50 +234,34 @@ class Runner:
     def _finished(self) -> bool:
         if self._crew.running or self._signals > 1:
             return False
-        if self._signals or self.renewal.reason or (self.once and self._started):
-            return True
-        return self.drain and self._drained
+        return bool(self._signals) or self._is_over() or (self.drain and self._drained)
+
+    def _nothing_waits(self) -> bool:
+        """Tell whether nothing is left for a drain, without a take. Lists the folders."""
+        return not (self._is_busy() or self.inbox.wait(0) or self.inbox.next_look_in() is not None)
+
+    def _is_busy(self) -> bool:
+        return bool(self._crew.running or self._intake.held)
 
     _drained = False
     _told_stopping = False
     _began = False
 
-    # --- one element --------------------------------------------------------------------------------------
+    # --- an element, or a batch ---------------------------------------------------------------------------
 
     def _start_one(self) -> bool:
-        element = self.inbox.take()
-        if element is None:
-            self._drained = not self._crew.running and self.inbox.next_look_in() is None
+        begun = self._intake.begun
+        batch = self._intake.next()
+        if batch is None:
+            self._drained = not self._is_busy() and self.inbox.next_look_in() is None
             return False
-        self._started += 1
-        self.pacing.took()
-        self.renewal.took()
-        if self.retries.is_deadly(element.attempts, element.deaths):
-            self._refuse(element, _deadly(element.attempts - 1))
-            return True
-        asleep_since, self._asleep_since = self._asleep_since, None
-        latency = None
-        if asleep_since is not None and element.attempts == 1 and element.seq >= asleep_since:
-            latency = max(0, time_ns() - element.seq) / 1e9
-        self._audience.tell(lambda observer: observer.started(element, latency))
-        self._limits.began(element)
-        self._crew.start(element)
+        if self._intake.begun > begun:  # else it is an element of a batch that failed
+            self._settling.begin(batch, self._asleep_since)
+            self._asleep_since = None
+        if batch:
+            self._limits.began(batch[0])
+            self._crew.start(batch)
         return True
-
-    def _refuse(self, element: Element, reason: str) -> None:
-        """Give it up without a try."""
-        outcome = Outcome("reject", reason, reason)
-        became = self._ending.end(element, outcome)
-        self._audience.tell(lambda observer: observer.ended(element, outcome, became, 0.0))
-
-    def _end(self, element: Element, outcome: Outcome, seconds: float) -> None:
-        outcome = self._limits.ended(element, outcome)
-        self.pacing.ended(element, outcome)
-        became = self._ending.end(element, outcome)
-        self._audience.tell(lambda observer: observer.ended(element, outcome, became, seconds))
-        self.renewal.ended()
-        if self.progress:
-            self.progress(self.tally)
 
     # --- signals ------------------------------------------------------------------------------------------
 
@@ -255,7 +271,7 @@ class Runner:
             self._stop_at = monotonic() + self.shutdown_timeout
         if self._signals == 1 and self._crew.running:
             text = (
-                f"{signal.Signals(number).name}: waiting for {len(self._crew.running)} in flight; "
+                f"{signal.Signals(number).name}: waiting for {len(self._crew.elements)} in flight; "
                 "a second signal requeues at once"
             )
             os.write(2, self.stop_notice(text).encode())
@@ -264,18 +280,11 @@ class Runner:
     def _requeue_all(self, when: str) -> None:
         """End the commands, requeue what is in flight, and exit without waiting for any thread."""
         for report in self._crew.reports():
-            self._end(*report)  # what is done is done
+            self._settling.end(*report)  # what is done is done
         self.handler.stop_now()
-        for element in self._crew.running:
-            try:
-                element.release()
-            except WrongState:
-                pass  # its handler has ended it
+        in_flight = self._crew.elements + self._intake.held
+        requeue(in_flight)
         self._audience.tell(lambda observer: observer.stopped())
         self.inbox.close()
-        log.warning("requeued %d %s", len(self._crew.running), when, extra={"event": "requeued"})
+        log.warning("requeued %d %s", len(in_flight), when, extra={"event": "requeued"})
         leave()
-
-
-def _deadly(deaths: int) -> str:
-    return f"a consumer died {deaths} times while it was in flight, the last time with nothing else in flight"
