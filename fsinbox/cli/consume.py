@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import DURATION, SIZE, chosen, inbox_option, outranked
+from .options import DURATION, RATE, SIZE, chosen, inbox_option, outranked
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -153,6 +153,18 @@ def section(title: str, *options: Decorator) -> Decorator:
 )
 @section(
     "What is taken, and when",
+    click.option(
+        "--rate",
+        metavar="N/TIME",
+        type=RATE,
+        help="Take at most so many: 10/s, 100/m, 1000/h, 1/30s; evenly, a second's worth at once.",
+    ),
+    click.option(
+        "--expire",
+        metavar="DURATION",
+        type=DURATION,
+        help="What was queued longer ago (1d) goes to failed/ as expired, without a try.",
+    ),
     click.option(
         "--settle",
         type=click.FloatRange(0),

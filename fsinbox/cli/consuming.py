@@ -16,7 +16,7 @@ from ..worker.ending import Tally
 from ..worker.intake import Batching
 from ..worker.observer import Observer, StatsObserver
 from ..worker.outcome import Handler
-from ..worker.pacing import Breaker, Gate, Pacing
+from ..worker.pacing import Breaker, Gate, Pacing, Rate
 from ..worker.renewing import Renewal, Restart
 from ..worker.runner import Runner
 from . import logs
@@ -95,6 +95,7 @@ def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner
             Backoff(options["retry_delay"], options["max_retry_delay"]),
         ),
         pacing=Pacing(*gates(options)),
+        expire=options["expire"] or None,
         timeout=options["timeout"] or None,
         cancel_superseded=options["cancel_superseded"],
         shutdown_timeout=options["shutdown_timeout"],
@@ -121,7 +122,8 @@ def observers(inbox: Inbox, handler: Handler, shard: Shard, options: dict[str, A
 
 def gates(options: dict[str, Any]) -> list[Gate]:
     """Return what decides when an element may be taken, beside that a handler is free."""
-    return [Breaker(options["breaker"])] if options["breaker"] else []
+    found: list[Gate] = [Breaker(options["breaker"])] if options["breaker"] else []
+    return [*found, Rate(options["rate"])] if options["rate"] else found
 
 
 def measured(
