@@ -135,11 +135,12 @@ class Element(Waiting):
     @property
     def age(self) -> float:
         """Seconds since this value was queued: since its key joined the queue, or since a newer value has
-        replaced the one that waited. (The file's time tells the latter; one in the future is ignored.)"""
+        replaced the one that waited. (The file's time tells the latter; one in the future is ignored.) Of one
+        that was added for later: since it was due."""
         from time import time_ns
 
-        now, modified = time_ns(), self._claim.taken.modified
-        since = max(self.seq, modified) if modified <= now else self.seq
+        now, taken = time_ns(), self._claim.taken
+        since = max(self.seq, taken.not_before, taken.modified if taken.modified <= now else 0)
         return max(0, now - since) / 1e9
 
     @property

@@ -167,3 +167,11 @@ def test_a_killed_consumer_makes_nothing_younger(place: Place) -> None:
     place.drain("--expire", "1", status=1)
     assert place.notes == ["a"]
     assert place.left() == {"failed": ["a"]}
+
+
+def test_what_was_added_for_later_is_as_old_as_it_is_due(place: Place) -> None:
+    with Inbox(place.inbox, durable=False) as inbox:
+        inbox.add("a", 1, delay=3)
+    place.drain("--expire", "2.5")
+    assert len(place.notes) == 1
+    assert place.left() == {}
