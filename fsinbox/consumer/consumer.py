@@ -240,15 +240,6 @@ class Consumer:
         """Tell whether an element of this key may come back."""
         return encoded in self.in_flight or encoded in self.returning or encoded in self.ready.deferred
 
-    def newer_waits(self, taken: Taken) -> bool:
-        """Ingest what is finished in drop/; tell whether a newer value waits than this, which is in flight.
-        Raises OSError."""
-        if not self.controls.paused:
-            self.drops.ingest()
-        return self._index.peek_place(taken.encoded) > taken.number or self._layout.exists(
-            "pending", taken.name
-        )
-
     # --- the ways out -------------------------------------------------------------------------------------
 
     def acknowledge(self, taken: Taken) -> None:

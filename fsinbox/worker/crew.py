@@ -26,6 +26,8 @@ class Crew:
         report."""
         self.running: list[list[Element]] = []
         """Batches that were handed out, and not reported yet."""
+        self.count = 0
+        """Elements in them."""
         self._handle = work
         self._wake = wake
         self._jobs: SimpleQueue[list[Element]] = SimpleQueue()
@@ -40,6 +42,7 @@ class Crew:
     def start(self, batch: list[Element]) -> None:
         """Have a batch handled."""
         self.running.append(batch)
+        self.count += len(batch)
         if self._threads < len(self.running):
             self._threads += 1
             threading.Thread(target=self._work, name=f"fsinbox-{self._threads}", daemon=True).start()
@@ -50,6 +53,7 @@ class Crew:
         while not self._reports.empty():
             report = self._reports.get()
             self.running.remove(report[0])
+            self.count -= len(report[0])
             yield report
 
     def report(self, batch: list[Element], outcome: Outcome, seconds: float) -> None:

@@ -226,7 +226,7 @@ class Runner:
 
     def _pause(self) -> float | None:
         """Return in how many seconds more may be taken: 0 for now, None for not before something ends."""
-        return self._intake.pause(len(self._crew.elements)) if self._has_room() else None
+        return self._intake.pause(self._crew.count) if self._has_room() else None
 
     def _wants_more(self) -> bool:
         return self._pause() == 0
@@ -271,7 +271,7 @@ class Runner:
             self._stop_at = monotonic() + self.shutdown_timeout
         if self._signals == 1 and self._crew.running:
             text = (
-                f"{signal.Signals(number).name}: waiting for {len(self._crew.elements)} in flight; "
+                f"{signal.Signals(number).name}: waiting for {self._crew.count} in flight; "
                 "a second signal requeues at once"
             )
             os.write(2, self.stop_notice(text).encode())
