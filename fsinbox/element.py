@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .consumer.session import Claim
+    from .consumer.taking import Taken
 
 
 class Waiting:
@@ -122,7 +123,25 @@ class Element(Waiting):
     @property
     def poison(self) -> bool:
         """Whether a consumer died while this, and nothing else, was in flight."""
-        return self._claim.taken.alone == "died"
+        return self.deaths > 0
+
+    @property
+    def deaths(self) -> int:
+        """How often in a row a consumer died while this, and nothing else, was in flight."""
+        from .consumer.attempts import deaths_alone
+
+        return deaths_alone(self._claim.taken.alone)
+
+    @property
+    def age(self) -> float:
+        """Seconds since this value was queued: since its key joined the queue, or since a newer value has
+        replaced the one that waited. (The file's time tells the latter; one in the future is ignored.) Of one
+        that was added for later: since it was due."""
+        from time import time_ns
+
+        now, taken = time_ns(), self._claim.taken
+        since = max(self.seq, taken.not_before, taken.modified if taken.modified <= now else 0)
+        return max(0, now - since) / 1e9
 
     @property
     def data(self) -> bytes:
@@ -133,6 +152,10 @@ class Element(Waiting):
             self._claim.check_lease()
             raise
 
+    def whereabouts(self) -> tuple[str, Taken]:
+        """Return what another process needs to find it: its folder in the inbox, and what was taken."""
+        return self._folder, self._claim.taken
+
     def superseded(self) -> bool:
         """Tell whether a newer value for the key waits, so that work on this one may stop early."""
         handle = self._handle
@@ -141,6 +164,11 @@ class Element(Waiting):
             if place > self.seq or layout.exists("pending", self._file):
                 return True
             return finished_drop(layout, self.key) is not None
+
+    def newer_waits(self) -> bool:
+        """The same, for the thread that takes: what lies in drop/ counts once it is ingested, which this
+        does. False if it was ended. Raises LeaseLost."""
+        return self._claim.newer_waits()
 
     @property
     def ended(self) -> str:

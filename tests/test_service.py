@@ -283,12 +283,10 @@ def test_the_units_are_understood_by_systemd(tmp_path: Path) -> None:
 
 
 def test_the_units_name_commands_and_exit_statuses_that_are_so() -> None:
-    from fsinbox.cli.commands import cli
+    from fsinbox.cli.consume import consume
     from fsinbox.cli.exits import EXIT_BUSY, EXIT_USAGE
 
-    known = {option for parameter in cli.commands["consume"].params for option in parameter.opts} | {
-        "--inbox"
-    }
+    known = {option for parameter in consume.params for option in parameter.opts} | {"--inbox"}
     for unit in UNITS.glob("*.service"):
         text = unit.read_text()
         assert set(re.findall(r"^ExecStart=.*?(--[a-z-]+)", text, re.M)) <= known

@@ -3,6 +3,7 @@ of a wrong one."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ def test_the_inbox_of_a_project_is_found_from_any_folder_below_it(project: Path)
     assert run("show", "b", cwd=project / "sub").stdout == "2"
 
 
+def test_durations_rates_and_sizes_are_written_as_on_the_command_line(project: Path) -> None:
+    wanted = {"timeout": "10m", "rate": "90/m", "max-memory": "1M", "batch": 7, "batch-wait": 1.5}
+    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in wanted.items())
+    path = configure(project, f"[tool.fsinbox.consume]\n{lines}")
+    found = settings(project)
+    assert {name: found[f"consume.{name}"] for name in wanted} == {
+        name: (value, "file", str(path)) for name, value in wanted.items()
+    }
+    configure(project, "[tool.fsinbox.consume]\nrate = 10")
+    assert "use 10/s, 100/m, 1000/h or 1/30s" in run("settings", cwd=project, status=2).stderr
+
+
 def test_the_line_comes_before_the_environment_that_before_the_file_and_that_before_the_default(
     project: Path,
 ) -> None:
@@ -61,7 +74,7 @@ def test_the_line_comes_before_the_environment_that_before_the_file_and_that_bef
         "environment",
         "$FSINBOX_CONSUME_CONCURRENCY",
     )
-    assert settings(project)["consume.max-attempts"] == (5, "default", None)
+    assert settings(project)["consume.max-attempts"] == (45, "default", None)
     assert settings(project)["inbox"] == (f"{project}/file", "file", str(path))
     assert settings(project, FSINBOX_DIR="env")["inbox"] == ("env", "environment", "$FSINBOX_DIR")
     assert settings(project, "--inbox", "line", FSINBOX_DIR="env")["inbox"] == ("line", "command line", None)

@@ -21,7 +21,7 @@ import pytest
 from helpers import wait_until
 
 from fsinbox import Element, Inbox, Reject, TryLater
-from fsinbox.worker.backoff import Backoff
+from fsinbox.worker.backoff import Backoff, Retries
 from fsinbox.worker.commands import CommandHandler, shell_syntax
 from fsinbox.worker.ending import Ending, Tally
 from fsinbox.worker.functions import FunctionHandler, load_function
@@ -235,7 +235,7 @@ def test_an_element_that_a_thread_of_the_handler_ends_at_the_last_moment_stays_e
     assert element
     late = Late(element._handle, element._codec, element._claim)
     tally = Tally()
-    assert Ending(tally, 5, Backoff()).end(late, DONE) == "acknowledged"
+    assert Ending(tally, Retries()).end(late, DONE) == "acknowledged"
     assert tally == Tally(acknowledged=1)
     assert os.listdir(f"{inbox.path}/inflight") == []
 
@@ -340,6 +340,7 @@ class Stuck:
     """A handler that never comes back from `a`, and does `then` once both elements have been handed to it."""
 
     name = "stuck"
+    interruptible = False
 
     def __init__(self, then: Callable[[], None]) -> None:
         self.stopped = False
@@ -355,6 +356,9 @@ class Stuck:
             assert self._a_began.wait(30)
             self._then()
         return DONE
+
+    def interrupt(self, element: Element, *, force: bool) -> bool:
+        return False
 
     def stop_now(self) -> None:
         self.stopped = True
@@ -408,15 +412,16 @@ def test_what_was_reported_before_the_second_signal_is_not_requeued(
     runner = Runner(inbox, FunctionHandler("f", lambda key, value: None))
     element = inbox.take()
     assert element
-    runner._running.add(element)
-    runner._reports.put((element, DONE, 0.0))
+    runner.waker = inbox.sleeper.waker
+    runner._crew.running.append([element])
+    runner._crew.report([element], DONE, 0.0)
     inbox.add("b", 1)
     handled = inbox.take()
     assert handled
     handled.ack()  # its handler did, and has not returned yet
-    runner._running.add(handled)
+    runner._crew.running.append([handled])
     with pytest.raises(Ended):
-        runner._requeue_all()
+        runner._requeue_all("at once")
     assert runner.tally.acknowledged == 1
     assert os.listdir(f"{inbox.path}/pending") == []
 
@@ -427,7 +432,7 @@ def test_what_was_reported_before_the_second_signal_is_not_requeued(
 def test_a_standby_takes_over_when_the_consumer_ends_and_says_once_that_it_waits(
     inbox: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fsinbox.worker.runner._STANDBY", 0.01)
+    monkeypatch.setattr("fsinbox.worker.comings._STANDBY", 0.01)
     caplog.set_level(logging.INFO, logger="fsinbox")
     active = Inbox(inbox.path)
     active.add("a", 1)

@@ -21,13 +21,13 @@ from .options import (
     inbox_option,
     json_option,
     key_argument,
-    outranked,
     printable,
 )
 from .variables import complaint, unknown
 
 _ELSEWHERE = {
     "limit": "limits",
+    "consume": "consume",
     "failed": "elements",
     "retry": "elements",
     "discard": "elements",
@@ -249,159 +249,6 @@ def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
             say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=due)
         else:
             click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
-
-
-@cli.command()
-@inbox_option
-@click.option(
-    "--handler", metavar="MODULE:FUNC", help="Call func(key, value) or func(element), plain or async."
-)
-@click.option(
-    "--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell."
-)
-@click.option(
-    "--shell/--no-shell",
-    default=None,
-    help="With --exec: have /bin/sh run COMMAND; or take its shell syntax literally.  [default: refuse it]",
-)
-@click.option(
-    "--codec",
-    type=click.Choice(["json", "text", "bytes"]),
-    default="json",
-    show_default=True,
-    help="What a value is.",
-)
-@click.option(
-    "--concurrency", "-c", type=click.IntRange(1), default=1, show_default=True, help="Handlers at once."
-)
-@click.option(
-    "--drain", "--burst", "drain", is_flag=True, help="Stop when nothing waits, back-offs included."
-)
-@click.option("--once", is_flag=True, help="Stop after one element.")
-@click.option(
-    "--keep-done",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Keep the last N acknowledged in done/, to replay.",
-)
-@click.option(
-    "--max-attempts", type=click.IntRange(1), default=5, show_default=True, help="Then it goes to failed/."
-)
-@click.option(
-    "--retry-delay",
-    type=click.FloatRange(0.001, 604800),
-    default=1.0,
-    show_default=True,
-    help="First back-off, seconds.",
-)
-@click.option(
-    "--max-retry-delay",
-    type=click.FloatRange(0.001, 400000),
-    default=3600.0,
-    show_default=True,
-    help="Longest back-off, seconds.",
-)
-@click.option(
-    "--settle",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Leave a key alone until it is quiet so long, seconds.",
-)
-@click.option(
-    "--max-settle",
-    type=click.FloatRange(0),
-    default=60.0,
-    show_default=True,
-    help="... but never longer than this, seconds.",
-)
-@click.option(
-    "--drop-settle",
-    type=click.FloatRange(0),
-    default=1.0,
-    show_default=True,
-    help="A file in drop/ whose writer may not be done must lie still so long, seconds.",
-)
-@click.option(
-    "--max-size",
-    type=click.IntRange(0),
-    default=1 << 30,
-    show_default=True,
-    help="Largest file ingested from drop/, bytes.",
-)
-@click.option(
-    "--watch",
-    type=click.Choice(["auto", "events", "poll"]),
-    default="auto",
-    show_default=True,
-    help="How to notice arrivals.",
-)
-@click.option(
-    "--poll-interval",
-    type=click.FloatRange(0.01),
-    default=1.0,
-    show_default=True,
-    help="Longest time between polls, seconds.",
-)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    default="1/1",
-    show_default=True,
-    help="Take the I-th of N parts of the keys only.",
-)
-@click.option(
-    "--lease",
-    type=click.FloatRange(1, 86400),
-    default=15.0,
-    show_default=True,
-    help="Shared by several hosts: seconds without a heartbeat after which another consumer may take over.",
-)
-@click.option(
-    "--standby", is_flag=True, help="If there is a consumer, wait until it ends or is dead, then take over."
-)
-@click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong.")
-@click.option("--verbose", "-v", is_flag=True, help="Say what happens to each element.")
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="What the log on stderr is.",
-)
-@click.option(
-    "--metrics",
-    metavar="[HOST:]PORT",
-    help="Serve metrics for Prometheus there; HOST is the loopback unless given.",
-)
-@click.option(
-    "--metrics-file",
-    metavar="FILE",
-    help="Keep metrics in FILE, for node_exporter: every 15 seconds, and at the end.",
-)
-@click.option(
-    "--trace", is_flag=True, help="Make an OpenTelemetry span for each element, in its producer's trace."
-)
-def consume(inbox: str | None, **options: Any) -> None:
-    """Be the consumer: take elements and have them handled, until stopped.
-
-    A handler that returns (a command that exits with 0) acknowledges. One that raises is tried again later,
-    after an exponential back-off, while others go on; after --max-attempts the element goes to failed/ with
-    the traceback. A command may exit with 75 to be tried again uncounted, and with 64, 65 or 78 to go to
-    failed/ at once.
-
-    SIGTERM and SIGINT finish what is running; a second one gives it back at once. Exit status: 0 stopped or
-    drained, 1 something went to failed/ (with --drain or --once), 2 usage or handler, 3 inbox unusable, 4 it
-    has a consumer (or another one has taken over).
-    """
-    strangers = unknown()
-    if strangers:
-        raise Failure("; ".join(map(complaint, strangers)), EXIT_USAGE)
-    from .consuming import consume as run_consumer
-
-    options |= dict.fromkeys(outranked("handler", "exec"))
-    sys.exit(run_consumer(chosen(inbox), **options))
 
 
 @cli.command()

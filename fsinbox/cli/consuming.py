@@ -11,64 +11,41 @@ import click
 from ..consumer.ownership import Shard, parse_shard
 from ..inbox import Inbox
 from ..worker import service
-from ..worker.backoff import Backoff
+from ..worker.backoff import Backoff, Retries
 from ..worker.ending import Tally
+from ..worker.intake import Batching
 from ..worker.observer import Observer, StatsObserver
-from ..worker.outcome import Handler, HandlerError
+from ..worker.outcome import Handler
+from ..worker.pacing import Breaker, Gate, Pacing, Rate
+from ..worker.renewing import Renewal, Restart
 from ..worker.runner import Runner
 from . import logs
 from .exits import EXIT_FAILED
+from .handling import bounds, handler_for
 
 log = logging.getLogger("fsinbox")
 
 
 def consume(path: str, **options: Any) -> int:
     """Run a consumer; return the exit status. Raises click.UsageError, InboxError."""
+    restart = Restart(os.environ)
     level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
     form = options["log_format"]
     logs.set_up(form, level)
-    handler = choose_handler(options["handler"], options["exec"], shell=options["shell"])
-    if options["trace"]:
-        handler = traced(handler, path)
+    handler = handler_for(path, level, options)
+    if options["processes"]:
+        options["concurrency"] = options["processes"]
     try:
         shard = parse_shard(options["shard"])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     new = not os.path.exists(path)
-    with Inbox(
-        path,
-        codec=options["codec"],
-        max_inflight=options["concurrency"],
-        settle=options["settle"],
-        max_settle=options["max_settle"],
-        drop_settle=options["drop_settle"],
-        max_drop_size=options["max_size"],
-        watch=options["watch"],
-        poll_interval=options["poll_interval"],
-        shard=options["shard"],
-        lease=options["lease"],
-        keep_done=options["keep_done"],
-    ) as inbox:
+    with opened(path, options) as inbox:
         if new:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
-        stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
-        runner = Runner(
-            inbox,
-            handler,
-            concurrency=options["concurrency"],
-            max_attempts=options["max_attempts"],
-            backoff=Backoff(options["retry_delay"], options["max_retry_delay"]),
-            drain=options["drain"],
-            once=options["once"],
-            standby=options["standby"],
-            stop_notice=lambda text: logs.line(form, text, "stopping"),
-            observers=[stats],
-        )
-        runner.observers += service.observers(os.environ)
-        if options["metrics"] or options["metrics_file"]:
-            runner.observers += measured(
-                inbox.path, shard, stats, options["metrics"], options["metrics_file"]
-            )
+        runner = runner_of(inbox, handler, options)
+        runner.tally.add(restart.before())
+        runner.observers += observers(inbox, handler, shard, options)
         log.info(
             "consuming %s with %s (pid %d)",
             inbox.path,
@@ -78,42 +55,75 @@ def consume(path: str, **options: Any) -> int:
         )
         with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
+    if runner.to_be_renewed:
+        log.info("starting anew: %s", runner.renewal.reason, extra={"event": "renewed"})
+        restart.now(tally)
     log.info("stopped: %s", tally, extra={"event": "stopped", **asdict(tally)})
     if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
 
 
-def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:
-    """Return the handler that the options name. Raises click.UsageError."""
-    if (function is None) == (command is None):
-        raise click.UsageError("give either --handler MODULE:FUNC or --exec COMMAND")
-    if shell and command is None:
-        raise click.UsageError("--shell needs --exec COMMAND")
-    try:
-        if function is not None:
-            from ..worker.functions import load_function
+def opened(path: str, options: dict[str, Any]) -> Inbox:
+    """Open the inbox as the options say. Raises UnusableInbox."""
+    return Inbox(
+        path,
+        codec=options["codec"],
+        max_inflight=options["concurrency"] * (options["batch"] or 1),
+        settle=options["settle"],
+        max_settle=options["max_settle"],
+        drop_settle=options["drop_settle"],
+        max_drop_size=options["max_size"],
+        watch=options["watch"],
+        poll_interval=options["poll_interval"],
+        shard=options["shard"],
+        lease=options["lease"],
+        keep_done=options["keep_done"],
+    )
 
-            return load_function(function)
-        from ..worker.commands import CommandHandler
 
-        assert command is not None
-        return CommandHandler(command, shell=shell)
-    except HandlerError as error:
-        raise click.UsageError(str(error)) from error
+def runner_of(inbox: Inbox, handler: Handler, options: dict[str, Any]) -> Runner:
+    """Return the runner that the options ask for, without observers."""
+    return Runner(
+        inbox,
+        handler,
+        concurrency=options["concurrency"],
+        batching=Batching(options["batch"], options["batch_wait"]) if options["batch"] else None,
+        retries=Retries(
+            options["max_attempts"],
+            options["give_up_after"] or None,
+            Backoff(options["retry_delay"], options["max_retry_delay"]),
+        ),
+        pacing=Pacing(*gates(options)),
+        expire=options["expire"] or None,
+        timeout=options["timeout"] or None,
+        cancel_superseded=options["cancel_superseded"],
+        shutdown_timeout=options["shutdown_timeout"],
+        renewal=Renewal() if options["processes"] else Renewal(**bounds(options)),
+        drain=options["drain"],
+        once=options["once"],
+        standby=options["standby"],
+        stop_notice=lambda text: logs.line(options["log_format"], text, "stopping"),
+    )
 
 
-def traced(handler: Handler, path: str) -> Handler:
-    """Return a handler that does the same, in a span each; what it adds goes on with the trace. Raises
-    click.UsageError."""
-    try:
-        from ..tracing import instrument
-    except ImportError as error:
-        raise click.UsageError(f"--trace: {error}") from error
-    from ..worker.tracing import Traced
+def observers(inbox: Inbox, handler: Handler, shard: Shard, options: dict[str, Any]) -> list[Observer]:
+    """Return who is told what the run does. Raises click.UsageError."""
+    stats = StatsObserver(inbox.layout, shard, handler.name, options["concurrency"])
+    found: list[Observer] = [stats, *service.observers(os.environ)]
+    if options["on_failed"]:
+        from ..worker.telling import OnFailed
 
-    instrument()
-    return Traced(handler, os.path.abspath(path))
+        found.append(OnFailed(options["on_failed"], inbox.path))
+    if options["metrics"] or options["metrics_file"]:
+        found += measured(inbox.path, shard, stats, options["metrics"], options["metrics_file"])
+    return found
+
+
+def gates(options: dict[str, Any]) -> list[Gate]:
+    """Return what decides when an element may be taken, beside that a handler is free."""
+    found: list[Gate] = [Breaker(options["breaker"])] if options["breaker"] else []
+    return [*found, Rate(options["rate"])] if options["rate"] else found
 
 
 def measured(

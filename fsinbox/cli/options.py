@@ -165,6 +165,25 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 SIZE = Size()
 
 
+class Rate(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """So many in a time: "10/s", "100/m", "1/30s". Converts to a number a second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        count, _, time = str(value).partition("/")
+        seconds = _seconds(time if time[:1].isdigit() else f"1{time}")
+        number = _seconds(count) if count.replace(".", "", 1).isdigit() else -1.0
+        if not (time and number > 0 and 0 < seconds < 1e9):
+            self.fail(f"invalid rate {value!r}: use 10/s, 100/m, 1000/h or 1/30s", param, ctx)
+        return number / seconds
+
+
+RATE = Rate()
+
+
 def keys_argument(command: Command) -> Command:
     """Add KEY... to a command; "-" stands for keys on standard input."""
     return click.argument("keys", nargs=-1, metavar="[KEY]... | -", shell_complete=complete_keys)(command)

@@ -1,6 +1,6 @@
 """attempts/: the consumer's notes of how often an element was taken and not acknowledged.
 
-A note is a symbolic link named like the element, to `<attempts>.<inode>.<mtime ns>.<how>`. It is believed
+A note is a symbolic link named like the element, to `<attempts>.<inode>.<mtime ns>.<alone>`. It is believed
 only for the very file it was written for: a newer value in the same place starts afresh. A consumer that
 finds elements in inflight/ counts the attempt for each. If there was one, it was this one that its consumer
 died of; if there were several, each is a *suspect* and is next taken alone, so that the guilty one is found
@@ -28,8 +28,19 @@ class Note:
     inode: int
     modified: int
     # "" | "suspect": in flight with others when a consumer died | "died": in flight alone when a consumer
-    # died
+    # died | "died2", "died3", ...: that often in a row
     alone: str
+
+
+def deaths_alone(alone: str) -> int:
+    """Return how often in a row a consumer died with nothing else in flight, by `alone` of a note."""
+    return int(alone[len("died") :] or 1) if alone.startswith("died") else 0
+
+
+def died_alone(before: str) -> str:
+    """Return what a note says after one more such death; `before` is what it said."""
+    count = deaths_alone(before) + 1
+    return "died" if count == 1 else f"died{count}"
 
 
 class Attempts:
@@ -50,6 +61,7 @@ class Attempts:
                 continue
             try:
                 attempts, inode, modified, alone = os.readlink(name, dir_fd=folder).split(".")
+                deaths_alone(alone)
                 self._notes[name] = Note(int(attempts), int(inode), int(modified), alone)
             except (OSError, ValueError):
                 continue  # no note of ours

@@ -26,7 +26,7 @@ from ..store.names import (
 )
 from ..store.section import Busy
 from ..store.transitions import DUPLICATE, SUPERSEDED, discard
-from .attempts import Attempts, Note
+from .attempts import Attempts, Note, died_alone
 from .foreign import Foreign
 from .listing import STUCK
 from .ownership import ConsumerLock
@@ -162,7 +162,6 @@ class Recovery:
     def _requeue_orphans(
         self, orphans: list[tuple[int, str]], waiting: dict[str, int], *, died: bool
     ) -> None:
-        alone = "died" if len(orphans) == 1 else "suspect"
         for number, encoded in sorted(orphans):
             name = element_name(number, encoded)
             if waiting.get(encoded, -1) > number:
@@ -174,17 +173,18 @@ class Recovery:
                 )
                 continue
             if died:
-                self._count(name, alone)
+                self._count(name, alone=len(orphans) == 1)
             self._requeue(name, encoded, died=died)
 
-    def _count(self, name: str, alone: str) -> None:
-        """The consumer died with this in flight."""
+    def _count(self, name: str, *, alone: bool) -> None:
+        """The consumer died with this in flight; `alone`: and with nothing else."""
         status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
         if not_before(status) > self._ownership.now():
             return  # nobody had it: it was on its way to deferred/
         note = self._attempts.of(name, status)
         attempts = (note.attempts if note else 0) + 1
-        self._attempts.write(name, Note(attempts, status.st_ino, status.st_mtime_ns, alone))
+        suspicion = died_alone(note.alone if note else "") if alone else "suspect"
+        self._attempts.write(name, Note(attempts, status.st_ino, status.st_mtime_ns, suspicion))
 
     def _requeue(self, name: str, encoded: str, *, died: bool) -> None:
         try:

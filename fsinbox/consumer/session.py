@@ -62,6 +62,19 @@ class Claim:
         """Give it up; False if a newer value waits and it was dropped."""
         return self._end("given up", lambda: self._consumer.fail(self.taken, reason))
 
+    def newer_waits(self) -> bool:
+        """Ingest what is finished in drop/; tell whether a newer value waits than this, which is in flight.
+        Raises LeaseLost."""
+        consumer, taken = self._consumer, self.taken
+        with self.session.alone("ask"):
+            try:
+                if consumer.has(taken) and not consumer.controls.paused:
+                    consumer.drops.ingest()
+                return consumer.has(taken) and self.session.has_newer(taken)
+            except OSError:
+                self.session.check(consumer)
+                return False  # nothing can be taken now, either
+
     def check_lease(self) -> None:
         """Raise LeaseLost if another consumer has taken over: asked when something is not where it was."""
         self.session.check(self._consumer)
@@ -225,6 +238,11 @@ class Session:
                     "with element.ack() or element.nack()"
                 )
             return next(iter(self.claims.values()))
+
+    def has_newer(self, taken: Taken) -> bool:
+        """Tell whether a newer value waits in pending/. Raises OSError."""
+        place = self._handle.index.peek_place(taken.encoded)
+        return place > taken.number or self._handle.layout.exists("pending", taken.name)
 
     def forget(self, claim: Claim) -> None:
         """It was ended."""

@@ -159,7 +159,7 @@ class Folders:
             target = self._target("attempts", name)
             if target is None:
                 continue
-            if not re.fullmatch(r"\d+\.\d+\.\d+\.(|suspect|died)", target) or not is_element(name):
+            if not re.fullmatch(r"\d+\.\d+\.\d+\.(|suspect|died[0-9]*)", target) or not is_element(name):
                 self._signs.see("note-foreign", where, target)
             elif name not in self.elements:
                 self._signs.see("note-alone", where)

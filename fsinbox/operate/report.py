@@ -77,6 +77,9 @@ def _oddities(found: Summary, *, failures: bool) -> list[str]:
     odd += [f"The lease of {one['holder']} has lapsed." for one in found.consumers if one.get("lapsed")]
     if found.paused:
         odd.append(f"Consumers are {pause(found)}.")
+    if found.slowed_until is not None:
+        left = seconds(max(0.0, found.slowed_until - time()))
+        odd.append(f"Slowed down: many elements in a row failed; the next is tried alone in {left}.")
     if found.failed and failures:
         odd.append(f"{_failed(found)}: run `fsinbox failed` to see why.")
     return odd

@@ -96,6 +96,8 @@ class ConsumerStats:
     """When this was written."""
     stopped: bool = False
     """Whether it stopped in an orderly way. (The lock tells whether it runs: see consumers.)"""
+    slowed_until: float = 0.0
+    """When an element is tried next, because many in a row have failed; 0.0: it is not slowed down."""
     totals: Totals = field(default_factory=Totals)
     minutes: list[list[int]] = field(default_factory=list)
     """The last MINUTES in which something happened: [minute since the epoch, acknowledged, failed attempts,

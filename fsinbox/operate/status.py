@@ -12,9 +12,9 @@ from ..store.names import decode_key
 from .admission import held_by
 from .ages import Ages, ages
 from .census import Census, census
-from .consumers import consumers
+from .consumers import consumers, stats_of
 from .pace import Pace, pace
-from .stats import Totals, read_stats, sum_of
+from .stats import ConsumerStats, Totals, read_stats, sum_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,9 @@ class Summary:
     paused_until: float | None
     """When the pause ends by itself, in seconds since the epoch."""
     paused_by: str | None
+    slowed_until: float | None
+    """When a consumer that is slowed down, because many elements in a row have failed, tries the next one, in
+    seconds since the epoch."""
     ages: Ages
     pace: Pace
     totals: Totals
@@ -80,12 +83,19 @@ def summary(layout: Layout) -> Summary:
         paused_until=asked.until / 1e9 if asked.paused and asked.until else None,
         paused_by=asked.by or None if asked.paused else None,
         ages=ages(found.waiting, now),
+        slowed_until=min(_slowed(running, every), default=None),
         pace=pace(found, every, running, asked),
         totals=sum_of(every),
         max_waiting=bounds.max_waiting,
         min_free=bounds.min_free,
         stuck=held_by(layout),
     )
+
+
+def _slowed(running: list[dict[str, object]], every: list[ConsumerStats]) -> list[float]:
+    """Return when the consumers that are slowed down try the next element."""
+    found = [stats_of(one, every) for one in running]
+    return [stats.slowed_until for stats in found if stats and stats.slowed_until]
 
 
 def _age(found: Census, state: str, now: int) -> float | None:

@@ -72,6 +72,7 @@ class Steering:
         Returns "queued"; or, with nothing changed: "newer" if a newer value of its key is waiting, in flight
         or deferred, "foreign" if it is not a regular file, "gone" if it is not there any more.
         """
+        self._renew(row)
         outcome = self._return(row)
         if outcome == "queued":
             self._reasons.append(row.file + REASON)
@@ -135,6 +136,13 @@ class Steering:
                 f"cannot flush changes of inbox {self.layout.path}: {error}: they are made, but a power cut "
                 "may undo them"
             ) from error
+
+    def _renew(self, row: Row) -> None:
+        """Have the value count as queued now: else what was given up for its age would be so again."""
+        try:
+            os.utime(row.file, dir_fd=self.layout.folder(row.folder), follow_symlinks=False)
+        except OSError:
+            pass  # gone, or another user's: it is moved all the same, if it can be
 
     def _return(self, row: Row) -> str:
         return self._wrong(row) or self._bring_back(row, row.folder, row.file)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..element import Element
 from ..inbox import Inbox
-from ..worker.backoff import Backoff
+from ..worker.backoff import Backoff, Retries
 from ..worker.functions import FunctionHandler, load_function
 from ..worker.observer import Observer
 from ..worker.outcome import Handler, Outcome
@@ -60,8 +60,7 @@ def handle_all(
         inbox,
         _Impatient(handler),
         concurrency=concurrency,
-        max_attempts=max_attempts,
-        backoff=Backoff(0, 0),
+        retries=Retries(max_attempts, backoff=Backoff(0, 0)),
         drain=True,
         observers=[notes],
     )
@@ -83,6 +82,8 @@ class _Impatient:
     def __init__(self, handler: Handler) -> None:
         self.name = handler.name
         self.stop_now = handler.stop_now
+        self.interrupt = handler.interrupt
+        self.interruptible = handler.interruptible
         self._handler = handler
         self._put_off: Counter[int] = Counter()
 

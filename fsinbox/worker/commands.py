@@ -36,6 +36,8 @@ _SYNTAX = re.compile(rf"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[|&;<>()\n]|{_EXPANDS}""
 class CommandHandler:
     """Runs a command for each element."""
 
+    interruptible = True
+
     def __init__(self, command: str, *, shell: bool | None = None) -> None:
         """`shell`: whether /bin/sh runs the line; then `{}` becomes the quoted path. None: no, and refuse
         shell syntax. Raises HandlerError."""
@@ -59,27 +61,43 @@ class CommandHandler:
         self._guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         self.more_environment: Callable[[], dict[str, str]] = dict
         """Called for each command, in the thread that handles its element."""
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: dict[Element, subprocess.Popen[bytes]] = {}
+        self._interrupted: set[Element] = set()
         self._mutex = threading.Lock()
 
     def handle(self, element: Element) -> Outcome:
+        return self._run(element, lambda: self._start(element))
+
+    def _run(self, element: Element, start: Callable[[], subprocess.Popen[bytes]]) -> Outcome:
+        """Run a command to its end. `element`: the one by which it can be interrupted."""
         try:
-            process = self._start(element)
+            process = start()
         except OSError as error:
             reason = f"cannot start {self.name!r}: {error}"
             return Outcome("retry", reason, reason)
         with self._mutex:
-            self._running.add(process)
+            self._running[element] = process
         output = _Tail(process)
         status = process.wait()
         tail = output.finish()
         with self._mutex:
-            self._running.discard(process)
+            del self._running[element]
+            if element in self._interrupted:
+                self._interrupted.discard(element)
+                _kill(process, signal.SIGKILL)  # what is left of its group
         return _judge(self.name, status, tail)
+
+    def interrupt(self, element: Element, *, force: bool) -> bool:
+        with self._mutex:
+            process = self._running.get(element)
+            if process:
+                self._interrupted.add(element)
+                _kill(process, signal.SIGKILL if force else signal.SIGTERM)
+        return process is not None
 
     def stop_now(self) -> None:
         with self._mutex:
-            running = list(self._running)
+            running = list(self._running.values())
         for process in running:
             _kill(process, signal.SIGTERM)
         for process in running:
@@ -105,14 +123,19 @@ class CommandHandler:
             **self.more_environment(),
         }
         with open(element.open(), "rb") as payload:  # not by its path, which may lead elsewhere by now
-            return subprocess.Popen(
-                self._guard + words,
-                stdin=payload,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C is for the consumer, which lets its commands finish
-            )
+            return self._popen(words, payload.fileno(), environment)
+
+    def _popen(
+        self, words: list[str], standard_input: int, environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._guard + words,
+            stdin=standard_input,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is for the consumer, which lets its commands finish
+        )
 
 
 def _words(command: str) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..element import Element
 from ..store.errors import WrongState
-from .backoff import Backoff
+from .backoff import Retries
 from .outcome import Outcome
 
 log = logging.getLogger("fsinbox")
@@ -33,6 +33,11 @@ class Tally:
     set_aside: int = 0
     """Files that cannot be elements, moved to failed/."""
 
+    def add(self, other: Tally) -> None:
+        """Count what another run has counted, too."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
     def __str__(self) -> str:
         aside = f", {self.set_aside} set aside in failed/" if self.set_aside else ""
         return (
@@ -44,10 +49,9 @@ class Tally:
 class Ending:
     """Ends elements as their outcomes say, and counts them."""
 
-    def __init__(self, tally: Tally, max_attempts: int, backoff: Backoff) -> None:
+    def __init__(self, tally: Tally, retries: Retries) -> None:
         self._tally = tally
-        self._max_attempts = max_attempts
-        self._backoff = backoff
+        self._retries = retries
 
     def end(self, element: Element, outcome: Outcome) -> str:
         """End it; return what became of it: "acknowledged", "retried", "superseded" or "failed".
@@ -67,19 +71,20 @@ class Ending:
             return "acknowledged"
         if not os.path.lexists(element.path) and not element.superseded():
             return self._lost(element, outcome)
+        if outcome.kind == "cancelled":
+            return self._cancelled(element)
         if outcome.kind == "later":
             return self._try_later(element, outcome)
-        if outcome.kind == "reject" or element.attempts >= self._max_attempts:
+        if outcome.kind == "reject" or self._retries.why_no_more(element.attempts, element.age):
             return self._fail(element, outcome)
         return self._retry(element, outcome)
 
     def _retry(self, element: Element, outcome: Outcome) -> str:
-        delay = self._backoff.after(element.attempts)
+        delay = self._retries.backoff.after(element.attempts)
         log.warning(
-            "key %r: attempt %d of %d failed: %s; again in %.1f s",
+            "key %r: attempt %s failed: %s; again in %.1f s",
             element.key,
-            element.attempts,
-            self._max_attempts,
+            self._retries.of(element.attempts),
             outcome.summary,
             delay,
             extra=about(element, "retry", delay=delay, reason=outcome.summary),
@@ -87,7 +92,7 @@ class Ending:
         return "retried" if element.nack(delay) else "superseded"
 
     def _try_later(self, element: Element, outcome: Outcome) -> str:
-        delay = self._backoff.by_age(element.seq / 1e9)
+        delay = self._retries.backoff.by_age(element.seq / 1e9)
         log.info(
             "key %r: %s; again in %.1f s, uncounted",
             element.key,
@@ -96,6 +101,14 @@ class Ending:
             extra=about(element, "later", delay=delay, reason=outcome.summary),
         )
         return "retried" if element.release(delay) else "superseded"
+
+    def _cancelled(self, element: Element) -> str:
+        log.info(
+            "key %r: ended the work on it, for a newer value waits",
+            element.key,
+            extra=about(element, "cancelled"),
+        )
+        return "retried" if element.release() else "superseded"
 
     def _fail(self, element: Element, outcome: Outcome) -> str:
         if not element.fail(outcome.detail):

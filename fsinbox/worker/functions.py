@@ -19,8 +19,10 @@ _FORMS = {1: ("element",), 2: ("key", "value")}
 """Number of arguments -> what they are. A parameter of such a name must stand in such a place."""
 
 
-def load_function(spec: str) -> "FunctionHandler":
+def load_function(spec: str, *, batches: bool = False) -> "FunctionHandler":
     """Import `module:func` (func may be dotted), from the working directory, too. Raises HandlerError.
+
+    `batches`: it is called as func(elements).
 
     A name without a colon is that of an entry point of an installed package, in the group "fsinbox.handlers".
     """
@@ -39,7 +41,7 @@ def load_function(spec: str) -> "FunctionHandler":
             raise HandlerError(f"{module_name!r} has no {path!r}") from error
     if not callable(target):
         raise HandlerError(f"{spec} is {type(target).__name__}, not a function")
-    return FunctionHandler(spec, target)
+    return FunctionHandler(spec, target, batches=batches)
 
 
 def _imported(name: str) -> Any:
@@ -71,12 +73,16 @@ def _installed(name: str) -> str:
 class FunctionHandler:
     """Calls a function for each element. Coroutines run in one event loop, in a thread of its own."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], *, batches: bool = False) -> None:
         """Raises HandlerError for a generator, and where it cannot be told what to call it with."""
         self.name = name
         self._function = function
         _refuse_generator(name, function)
-        self._takes_element = _arguments(name, function) == 1
+        if batches:
+            _check_batches(name, function)
+        self._takes_element = batches or _arguments(name, function) == 1
+        self.interruptible = _is_async(function)
+        self._tasks: dict[Element, asyncio.Task[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = threading.Lock()
 
@@ -93,22 +99,35 @@ class FunctionHandler:
                 "from element.open()"
             )
             return Outcome("reject", why, why)
+        return self._outcome(element, arguments)
+
+    def handle_batch(self, elements: list[Element]) -> Outcome:
+        return self._outcome(elements[0], (elements,))
+
+    def _outcome(self, element: Element, arguments: tuple[Any, ...]) -> Outcome:
         process = os.getpid()
-        raised = self._call(arguments)
+        raised = self._call(element, arguments)
         _end_if_forked(process, raised)
         return DONE if raised is None else _judge(raised)
+
+    def interrupt(self, element: Element, *, force: bool) -> bool:
+        task = self._tasks.get(element)
+        if task:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        return task is not None
 
     def stop_now(self) -> None:
         loop = self._loop
         if loop:
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
 
-    def _call(self, arguments: tuple[Any, ...]) -> BaseException | None:
+    def _call(self, element: Element, arguments: tuple[Any, ...]) -> BaseException | None:
         """Return what it raised: a handler's sys.exit() ends its attempt, not the consumer."""
         try:
             result = self._function(*arguments)
             if inspect.isawaitable(result):
-                return asyncio.run_coroutine_threadsafe(_raised_by(result), self._running_loop()).result()
+                work = self._raised_by(element, result)
+                return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
             if inspect.isgenerator(result) or inspect.isasyncgen(result):
                 return TypeError("it returned a generator, which nobody runs: return when the work is done")
         except BaseException as error:  # noqa: BLE001 - whatever it is
@@ -122,17 +141,20 @@ class FunctionHandler:
                 threading.Thread(target=self._loop.run_forever, name="fsinbox-asyncio", daemon=True).start()
             return self._loop
 
-
-async def _raised_by(awaitable: Any) -> BaseException | None:
-    """Return what it raised: in the event loop, a sys.exit() would end the loop."""
-    process = os.getpid()
-    error = None
-    try:
-        await awaitable
-    except BaseException as raised:  # noqa: BLE001 - whatever it is
-        error = raised
-    _end_if_forked(process, error)
-    return error
+    async def _raised_by(self, element: Element, awaitable: Any) -> BaseException | None:
+        """Return what it raised: in the event loop, a sys.exit() would end the loop."""
+        process = os.getpid()
+        error = None
+        task = asyncio.current_task()
+        assert task
+        self._tasks[element] = task
+        try:
+            await awaitable
+        except BaseException as raised:  # noqa: BLE001 - whatever it is
+            error = raised
+        del self._tasks[element]
+        _end_if_forked(process, error)
+        return error
 
 
 # --- what became of it --------------------------------------------------------------------------------
@@ -187,6 +209,12 @@ def _refuse_generator(name: str, function: Callable[..., Any]) -> None:
             )
 
 
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether a call of it makes a coroutine."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
 def _arguments(name: str, function: Callable[..., Any]) -> int:
     """Return with how many arguments to call the function: 1 (element) or 2 (key, value).
 
@@ -210,6 +238,16 @@ def _arguments(name: str, function: Callable[..., Any]) -> int:
         f"{name}{signature}: it is not clear whether it takes (key, value) or (element): name its parameters "
         f"so, or {_WRAP}"
     )
+
+
+def _check_batches(name: str, function: Callable[..., Any]) -> None:
+    """Raise HandlerError if the function cannot be called as func(elements)."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # the call will tell
+    if not _takes(signature, 1):
+        raise HandlerError(f"{name}{signature} cannot be called as func(elements), as --batch does")
 
 
 _WRAP = "write a function around it, def handle(key, value) or def handle(element)"

@@ -22,7 +22,7 @@ from ..operate.census import census
 from ..operate.consumers import consumers, stats_of
 from ..operate.pace import last_acknowledged
 from ..operate.rows import STATES
-from ..operate.stats import Totals, read_stats
+from ..operate.stats import ConsumerStats, Totals, read_stats
 from ..store.errors import InboxError
 from ..store.layout import Layout
 from .observer import Observer, StatsObserver
@@ -106,7 +106,13 @@ class Standing:
     last: float | None = None
     """When something was last acknowledged."""
     concurrency: int | None = None
+    slowed: bool | None = None
     folders: Folders | None = None
+
+    def note(self, stats: ConsumerStats) -> None:
+        """Note what its consumer, which is at work, says of itself."""
+        self.since, self.concurrency = stats.since, stats.concurrency
+        self.slowed = bool(stats.slowed_until)
 
 
 @dataclass(slots=True)
@@ -152,6 +158,7 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
             ("consumer_up", "Whether a consumer is at work: 0 while there is none, or it stands by."),
             ("consumer_start_timestamp_seconds", "When the consumer began, since the epoch."),
             ("consumer_concurrency", "How many handlers may run at once."),
+            ("consumer_slowed", "Whether many elements in a row failed, so that it tries one at a time."),
             ("last_success_timestamp_seconds", "When an element was last acknowledged, since the epoch."),
             ("held_keys", "Keys that people have put on hold."),
             ("paused", "Whether people have paused the consumer."),
@@ -170,6 +177,7 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
             "consumer_up": one.up,
             "consumer_start_timestamp_seconds": one.since,
             "consumer_concurrency": one.concurrency,
+            "consumer_slowed": one.slowed,
             "last_success_timestamp_seconds": one.last,
         }
         if one.folders:
@@ -277,7 +285,7 @@ class Metrics(Observer):
             standing.last = self._last
             if standing.up:
                 stats = self._stats.writer.stats
-                standing.since, standing.concurrency = stats.since, stats.concurrency
+                standing.note(stats)
                 standing.folders = self._look()
         return families(self._layout.path, [standing])
 
@@ -389,7 +397,7 @@ def once(layout: Layout) -> bytes:
         standing.folders = look(layout, parse_shard(shard))
         stats = stats_of(one, every)
         if stats:
-            standing.since, standing.concurrency = stats.since, stats.concurrency
+            standing.note(stats)
     for stats in every:
         standings[stats.shard].last = last_acknowledged([stats])
     registry = CollectorRegistry()

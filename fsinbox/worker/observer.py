@@ -11,6 +11,7 @@ from ..consumer.ownership import Shard
 from ..operate.stats import StatsWriter
 from ..store.layout import Layout
 from .outcome import Outcome
+from .sleeping import sooner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,10 @@ class Observer:
         """It was handled, in `seconds`, and has become "acknowledged", "retried", "superseded" or
         "failed"."""
 
+    def slowed(self, until: float) -> None:
+        """Many elements in a row have failed: none is taken before this time (seconds since the epoch), then
+        one at a time. 0.0: that is over."""
+
     def due(self) -> float | None:
         """Return when (monotonic seconds) `tick` is to be called next; None if it need not be."""
         return None
@@ -52,6 +57,10 @@ class Observer:
 
     def stopped(self) -> None:
         """The run has come to an end. Not told if it had not begun."""
+
+    def restarting(self) -> None:
+        """The same, and the process starts anew at once."""
+        self.stopped()
 
 
 class Audience:
@@ -88,11 +97,9 @@ class Audience:
 
     def until_tick(self, limit: float | None) -> float | None:
         """Return how many seconds to sleep at most, given another limit: until an observer is due."""
-        times = [due for due in (observer.due() for observer in self._observers) if due is not None]
-        if not times:
-            return limit
-        left = max(0.0, min(times) - monotonic())
-        return left if limit is None else min(limit, left)
+        return sooner(
+            limit, [due for due in (observer.due() for observer in self._observers) if due is not None]
+        )
 
 
 class StatsObserver(Observer):
@@ -115,6 +122,10 @@ class StatsObserver(Observer):
 
     def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
         self.writer.ended(element.key, element.seq, became, outcome.summary, seconds)
+        self._dirty = True
+
+    def slowed(self, until: float) -> None:
+        self.writer.stats.slowed_until = until
         self._dirty = True
 
     def due(self) -> float | None:

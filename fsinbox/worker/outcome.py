@@ -14,9 +14,9 @@ _LONGEST_DETAIL = 96 * 1024
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`done`: acknowledge. `retry`: a failed attempt. `later`: try again, uncounted. `reject`: to failed/ at
-    once."""
+    once. `cancelled`: its work was ended because a newer value waits, uncounted."""
 
-    kind: Literal["done", "retry", "later", "reject"]
+    kind: Literal["done", "retry", "later", "reject", "cancelled"]
     summary: str = ""
     """One line, for the log."""
     detail: str = ""
@@ -38,9 +38,22 @@ class Handler(Protocol):
     """Works on elements, several at once if asked, each in a thread of the worker's."""
 
     name: str
+    interruptible: bool
+    """Whether `interrupt` can end its work."""
 
     def handle(self, element: Element) -> Outcome:
         """Work on the element. Never raises."""
 
+    def interrupt(self, element: Element, *, force: bool) -> bool:
+        """End the work on an element from outside: kindly, or by force. False if there is none (yet)."""
+
     def stop_now(self) -> None:
         """Stop what is running, as far as that is possible from outside."""
+
+
+class BatchHandler(Handler, Protocol):
+    """Works on batches of elements, too."""
+
+    def handle_batch(self, elements: list[Element]) -> Outcome:
+        """Work on them all, several batches at once if asked. Never raises. `interrupt` is called with the
+        first one."""

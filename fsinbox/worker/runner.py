@@ -1,49 +1,71 @@
 """Takes elements, has them handled, several at once, and ends each as its handler says.
 
-The main thread owns the inbox: it takes, ends and requeues, and handles signals. Each element is handled in
-one of `concurrency` threads, which only report. Reports, arrivals and signals wake the main thread through
-the inbox's waker.
+The main thread owns the inbox: it takes, ends and requeues, and handles signals. Each element, or batch of
+elements, is handled in one of `concurrency` threads, which only report. Reports, arrivals and signals wake
+the main thread through the inbox's waker.
 """
 
 import logging
 import os
 import signal
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from time import monotonic, time_ns
 from types import FrameType
+from typing import cast
 
-from ..element import Element
 from ..inbox import Inbox
-from ..store.errors import InboxBusy, LeaseLost, WrongState
-from .backoff import Backoff
-from .ending import Ending, Tally, about
+from ..store.errors import LeaseLost
+from .backoff import Retries
+from .comings import leave, requeue, signals_handled, standing_by
+from .crew import Crew
+from .ending import Ending, Tally
+from .intake import Batching, Intake
+from .limits import Limits
 from .observer import Audience, Observer
-from .outcome import Handler, Outcome
-from .wakeups import wake_at_signals
+from .outcome import BatchHandler, Handler
+from .pacing import Pacing
+from .renewing import Renewal
+from .settling import Settling
+from .sleeping import sooner
 
 log = logging.getLogger("fsinbox")
 
-_STANDBY = 1.0
-"""Seconds between two looks whether another consumer is still there."""
+_LONG = 1.0
+"""Seconds of a pause that a drain does not wait for without a look whether anything is left."""
+
+_FOLLOWED = 1.0
+"""Seconds between two looks at least whether what is in flight is superseded: a file in drop/ may be finished
+without an event."""
 
 
 @dataclass
 class Runner:
-    """One run of a consumer. `inbox` must have been opened with max_inflight of at least `concurrency`."""
+    """One run of a consumer. `inbox` must have been opened with max_inflight of at least `concurrency`, times
+    the elements of a batch."""
 
     inbox: Inbox
     handler: Handler
     concurrency: int = 1
-    max_attempts: int = 5
-    backoff: Backoff = field(default_factory=Backoff)
+    batching: Batching | None = None
+    """Hand elements out in batches: the handler is a BatchHandler."""
+    retries: Retries = field(default_factory=Retries)
+    pacing: Pacing = field(default_factory=Pacing)
+    """When the next element may be taken, beside that a handler is free."""
+    expire: float | None = None
+    """What was queued more than this many seconds ago fails without a try."""
+    timeout: float | None = None
+    """Seconds that work on an element, or a batch, may take; the handler must be interruptible."""
+    cancel_superseded: bool = False
+    """End the work on an element as soon as a newer value of its key waits; the same."""
+    shutdown_timeout: float | None = None
+    """Seconds after a signal until what still runs is requeued, as at a second signal."""
+    renewal: Renewal = field(default_factory=Renewal)
+    """When to end, with `renewal.reason` said, to be started anew."""
     drain: bool = False
     """Stop when nothing waits, is in flight or deferred."""
     once: bool = False
-    """Stop after one element."""
+    """Stop after one element, or batch."""
     standby: bool = False
     """While there is another consumer, wait until it ends or is dead."""
     progress: Callable[[Tally], object] | None = None
@@ -55,15 +77,35 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.tally = Tally()
-        self._ending = Ending(self.tally, self.max_attempts, self.backoff)
         self._audience = Audience(self.observers)
-        self._jobs: SimpleQueue[Element] = SimpleQueue()
-        self._reports: SimpleQueue[tuple[Element, Outcome, float]] = SimpleQueue()
+        self.pacing.tell(lambda until: self._audience.tell(lambda observer: observer.slowed(until)))
+        self._limits = Limits(self.handler, self.timeout, cancel_superseded=self.cancel_superseded)
+        self._settling = Settling(
+            Ending(self.tally, self.retries),
+            self._audience,
+            self.pacing,
+            self._limits,
+            self.renewal,
+            lambda elements: self._intake.alone.extend(elements),
+            lambda: self.progress and self.progress(self.tally),
+        )
+        self._intake = Intake(
+            self.inbox,
+            self.retries,
+            self.pacing,
+            self.renewal,
+            self.batching or Batching(),
+            self.expire,
+            self._settling.refuse,
+        )
+        work = self.handler.handle
+        self._crew = Crew(
+            cast(BatchHandler, self.handler).handle_batch if self.batching else lambda batch: work(batch[0]),
+            lambda: self.waker.set(),
+        )
         self._asleep_since: int | None = None
-        self._running: set[Element] = set()
-        self._threads = 0
+        self._stop_at: float | None = None
         self._signals = 0
-        self._started = 0
 
     def run(self) -> Tally:
         """Work until told to stop by SIGTERM or SIGINT, or until drained. Call it in the main thread.
@@ -72,67 +114,79 @@ class Runner:
         once. Raises InboxBusy, LeaseLost, UnusableInbox.
         """
         self.waker = self.inbox.sleeper.waker
-        end_wakeups = wake_at_signals(self.waker.set)
-        previous = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-        }
         layout = self.inbox.layout
-        try:
-            if self.standby:
-                self._stand_by()
-            else:
-                self.inbox.become_consumer()
-            if not self._signals:
-                self._began = True
-                self._audience.tell(lambda observer: observer.began())
-            while not self._finished():
-                if self._work() or self._finished():
-                    continue
-                if self._wants_more():
-                    with self.inbox.sleeper.listening() as watch:
-                        if not self._work() and not self._finished():
-                            self._asleep_since = time_ns()
-                            watch.sleep(self._audience.until_tick(self.inbox.sleeper.limit()))
-                            self._work()  # at once: leaving the watch takes longer than a take
-                            self._asleep_since = None
-                else:
-                    self.waker.wait(self._audience.until_tick(None))
-        except LeaseLost:
-            self.handler.stop_now()  # its elements are another consumer's now
-            raise
-        finally:
-            self.tally.set_aside = layout.set_aside
-            if self._began:
-                self._audience.tell(lambda observer: observer.stopped())
-            if not self._signals:  # else a further one must not end us while the inbox is being closed
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
-            end_wakeups()
+        # (While a signal ends the run, a further one must not end us before the inbox is closed.)
+        with signals_handled(self._on_signal, self.waker.set, keep=lambda: self._signals > 0):
+            try:
+                self._become_consumer()
+                self._work_on()
+            except LeaseLost:
+                self.handler.stop_now()  # its elements are another consumer's now
+                raise
+            finally:
+                self.tally.set_aside = layout.set_aside
+                if self._began:
+                    anew = self.to_be_renewed
+                    self._audience.tell(lambda one: one.restarting() if anew else one.stopped())
         return self.tally
+
+    def _become_consumer(self) -> None:
+        self._stand_by() if self.standby else self.inbox.become_consumer()
+        if not self._signals:
+            self._began = True
+            self._audience.tell(lambda observer: observer.began())
 
     def _stand_by(self) -> None:
         """Become the consumer as soon as there is none, or the one there is counts as dead."""
-        said = False
-        while not self._signals:
-            try:
-                self.inbox.become_consumer()
-                return
-            except InboxBusy as error:
-                if not said:
-                    holder = error.holder or "another one"
-                    log.info(
-                        "standing by: %s is the consumer",
-                        holder,
-                        extra={"event": "standing_by", "holder": holder},
-                    )
-                said = True
-                self._audience.tell(lambda observer: observer.standing_by())
-            self.waker.wait(_STANDBY)
+        for holder in standing_by(self.inbox, lambda: self._signals > 0):
+            if holder:
+                said = {"event": "standing_by", "holder": holder}
+                log.info("standing by: %s is the consumer", holder, extra=said)
+            self._audience.tell(lambda observer: observer.standing_by())
 
     @property
     def stopped_by_signal(self) -> bool:
         """Whether a signal ended the run."""
         return self._signals > 0
+
+    @property
+    def to_be_renewed(self) -> bool:
+        """Whether the run ended only to be started anew."""
+        over = self._signals or self.once or (self.drain and self._drained)
+        return bool(self.renewal.reason) and not over
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def _work_on(self) -> None:
+        while not self._finished():
+            if not self._work() and not self._finished():
+                self._sleep()
+        requeue(self._intake.held)
+
+    def _sleep(self) -> None:
+        pause = self._pause()
+        if pause != 0 and not self._limits.follow_arrivals:
+            if self.drain and pause and pause >= _LONG and self._nothing_waits():
+                self._drained = True
+            else:
+                self.waker.wait(self._until(pause))
+            return
+        with self.inbox.sleeper.listening() as watch:
+            if self._work() or self._finished():
+                return
+            if pause == 0:
+                self._asleep_since = time_ns()
+                watch.sleep(self._until(self.inbox.sleeper.limit()))
+                self._work()  # at once: leaving the watch takes longer than a take
+                self._asleep_since = None
+            else:
+                watch.sleep(self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
+
+    def _until(self, limit: float | None) -> float | None:
+        """Return for how many seconds to sleep at most, given another limit."""
+        times = self._intake.due() if self._has_room() else []
+        limit = sooner(limit, times if self._stop_at is None else [*times, self._stop_at])
+        return self._audience.until_tick(self._limits.until(limit))
 
     def _work(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""
@@ -143,10 +197,13 @@ class Runner:
             self._told_stopping = True
             self._audience.tell(lambda observer: observer.stopping())
         if self._signals > 1:  # after clear(): a signal that comes later wakes
-            self._requeue_all()
+            self._requeue_all("at the second signal")
+        if self._stop_at is not None and monotonic() >= self._stop_at:
+            self._requeue_all("at the end of the shutdown timeout")
+        self._limits.apply()
         busy = False
-        while not self._reports.empty():
-            self._end(*self._reports.get())
+        for report in self._crew.reports():
+            self._settling.end(*report)
             busy = True
             if self._wants_more():
                 # At once: handlers that end together would else all wait until the last one is ended.
@@ -155,102 +212,78 @@ class Runner:
             busy = True
         return busy
 
-    def _wants_more(self) -> bool:
-        if self._signals or (self.once and self._started):
+    def _has_room(self) -> bool:
+        if self._signals or self._is_over():
             return False
-        return len(self._running) < self.concurrency
+        return len(self._crew.running) < self.concurrency
+
+    def _is_over(self) -> bool:
+        """Tell whether nothing more is to be started."""
+        if self._intake.alone:
+            return False
+        return bool(self.renewal.reason and not self._intake.held) or (self.once and self._intake.begun > 0)
+
+    def _pause(self) -> float | None:
+        """Return in how many seconds more may be taken: 0 for now, None for not before something ends."""
+        return self._intake.pause(self._crew.count) if self._has_room() else None
+
+    def _wants_more(self) -> bool:
+        return self._pause() == 0
 
     def _finished(self) -> bool:
-        if self._running or self._signals > 1:
+        if self._crew.running or self._signals > 1:
             return False
-        if self._signals or (self.once and self._started):
-            return True
-        return self.drain and self._drained
+        return bool(self._signals) or self._is_over() or (self.drain and self._drained)
+
+    def _nothing_waits(self) -> bool:
+        """Tell whether nothing is left for a drain, without a take. Lists the folders."""
+        return not (self._is_busy() or self.inbox.wait(0) or self.inbox.next_look_in() is not None)
+
+    def _is_busy(self) -> bool:
+        return bool(self._crew.running or self._intake.held)
 
     _drained = False
     _told_stopping = False
     _began = False
 
+    # --- an element, or a batch ---------------------------------------------------------------------------
+
     def _start_one(self) -> bool:
-        element = self.inbox.take()
-        if element is None:
-            self._drained = not self._running and self.inbox.next_look_in() is None
+        begun = self._intake.begun
+        batch = self._intake.next()
+        if batch is None:
+            self._drained = not self._is_busy() and self.inbox.next_look_in() is None
             return False
-        self._started += 1
-        if element.poison and element.attempts > self.max_attempts:
-            died = element.attempts - 1
-            reason = (
-                f"a consumer died {died} times while it was in flight, the last time with nothing else in "
-                "flight"
-            )
-            outcome = Outcome("reject", reason, reason)
-            became = self._ending.end(element, outcome)
-            self._audience.tell(lambda observer: observer.ended(element, outcome, became, 0.0))
-            return True
-        asleep_since, self._asleep_since = self._asleep_since, None
-        latency = None
-        if asleep_since is not None and element.attempts == 1 and element.seq >= asleep_since:
-            latency = max(0, time_ns() - element.seq) / 1e9
-        self._audience.tell(lambda observer: observer.started(element, latency))
-        self._running.add(element)
-        if self._threads < len(self._running):
-            self._threads += 1
-            threading.Thread(target=self._handle_jobs, name=f"fsinbox-{self._threads}", daemon=True).start()
-        self._jobs.put(element)
+        if self._intake.begun > begun:  # else it is an element of a batch that failed
+            self._settling.begin(batch, self._asleep_since)
+            self._asleep_since = None
+        if batch:
+            self._limits.began(batch[0])
+            self._crew.start(batch)
         return True
 
-    def _handle_jobs(self) -> None:
-        while True:
-            element = self._jobs.get()
-            started = monotonic()
-            outcome = self.handler.handle(element)
-            seconds = monotonic() - started
-            if log.isEnabledFor(logging.DEBUG):  # to collect what it would say costs each element time
-                log.debug(
-                    "key %r: %s after %.3f s",
-                    element.key,
-                    outcome.kind,
-                    seconds,
-                    extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
-                )
-            self._reports.put((element, outcome, seconds))
-            self.waker.set()
-
-    def _end(self, element: Element, outcome: Outcome, seconds: float) -> None:
-        self._running.discard(element)
-        became = self._ending.end(element, outcome)
-        self._audience.tell(lambda observer: observer.ended(element, outcome, became, seconds))
-        if self.progress:
-            self.progress(self.tally)
+    # --- signals ------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        if self._signals == 1 and self._running:
+        if self._signals == 1 and self.shutdown_timeout is not None:
+            self._stop_at = monotonic() + self.shutdown_timeout
+        if self._signals == 1 and self._crew.running:
             text = (
-                f"{signal.Signals(number).name}: waiting for {len(self._running)} in flight; "
+                f"{signal.Signals(number).name}: waiting for {self._crew.count} in flight; "
                 "a second signal requeues at once"
             )
             os.write(2, self.stop_notice(text).encode())
         self.waker.set()
 
-    def _requeue_all(self) -> None:
-        """A second signal: end the commands, requeue what is in flight, and exit without waiting for any
-        thread."""
-        while not self._reports.empty():
-            self._end(*self._reports.get())  # what is done is done
+    def _requeue_all(self, when: str) -> None:
+        """End the commands, requeue what is in flight, and exit without waiting for any thread."""
+        for report in self._crew.reports():
+            self._settling.end(*report)  # what is done is done
         self.handler.stop_now()
-        for element in self._running:
-            try:
-                element.release()
-            except WrongState:
-                pass  # its handler has ended it
+        in_flight = self._crew.elements + self._intake.held
+        requeue(in_flight)
         self._audience.tell(lambda observer: observer.stopped())
         self.inbox.close()
-        log.warning("requeued %d at the second signal", len(self._running), extra={"event": "requeued"})
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                pass
-        os._exit(0)
+        log.warning("requeued %d %s", len(in_flight), when, extra={"event": "requeued"})
+        leave()

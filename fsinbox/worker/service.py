@@ -88,6 +88,9 @@ class Service(Observer):
             self.stopping()
         self._socket.close()
 
+    def restarting(self) -> None:
+        self._socket.close()  # the same process says READY=1 again; STOPPING=1 would be believed
+
     def _give_sign(self) -> None:
         if self._every:
             self._next_sign = monotonic() + self._every

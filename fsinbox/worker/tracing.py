@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
@@ -11,7 +13,7 @@ from ..store.errors import InboxError
 from ..store.folders import close_quietly
 from ..tracing import destination, here, producer_of, shown
 from .commands import CommandHandler
-from .outcome import Handler, Outcome
+from .outcome import BatchHandler, Handler, Outcome
 
 _TRACEBACK = "Traceback (most recent call last):\n"
 
@@ -22,6 +24,8 @@ class Traced:
     def __init__(self, handler: Handler, inbox: str) -> None:
         """`inbox`: the path that names it in the spans."""
         self.name = handler.name
+        self.interrupt = handler.interrupt
+        self.interruptible = handler.interruptible
         self._handler = handler
         self._tracer = trace.get_tracer("fsinbox")
         self._attributes = {
@@ -49,6 +53,19 @@ class Traced:
             },
         ) as span:
             outcome = self._handler.handle(element)
+            _note(span, outcome)
+            return outcome
+
+    def handle_batch(self, elements: list[Element]) -> Outcome:
+        producers = [producer for element in elements if (producer := _producer(element))]
+        with self._tracer.start_as_current_span(
+            "fsinbox consume",
+            context=Context(),
+            kind=SpanKind.CONSUMER,
+            links=[Link(trace.get_current_span(producer).get_span_context()) for producer in producers],
+            attributes={**self._attributes, "messaging.batch.message_count": len(elements)},
+        ) as span:
+            outcome = cast(BatchHandler, self._handler).handle_batch(elements)
             _note(span, outcome)
             return outcome
 

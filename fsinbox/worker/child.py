@@ -1,0 +1,143 @@
+"""A worker process of `consume --processes`: what runs in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from ..consumer.taking import Taken
+from ..element import Element
+from ..store.errors import InboxError, WrongState
+from ..store.handle import Handle
+from .outcome import BatchHandler, Handler, HandlerError, Outcome
+from .renewing import memory_in_use, memory_is_known
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Elements, as they are sent to a worker process. `folder`: where they lie: inflight/, or a claim."""
+
+    folder: str
+    taken: tuple[Taken, ...]
+    is_batch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of them."""
+
+    outcome: Outcome
+    asked: tuple[tuple[str, tuple[Any, ...]] | None, ...]
+    """For each, the method of Element by which the handler has ended it itself, and its arguments."""
+    memory: int
+    """Bytes that the process uses; 0 if that is not known."""
+
+
+class Recording:
+    """Stands in for the claim on an element in a process that is not the consumer: what it is asked for is
+    done there."""
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+        self.ended = ""
+        self.asked: tuple[str, tuple[Any, ...]] | None = None
+
+    def acknowledge(self) -> None:
+        self.record("acknowledged", "ack")
+
+    def requeue(self, delay: float = 0.0, *, counted: bool) -> bool:
+        self.record("requeued", "nack" if counted else "release", delay)
+        return True
+
+    def check_lease(self) -> None:
+        pass  # the consumer does, before it acknowledges
+
+    def record(self, how: str, method: str, *arguments: object) -> None:
+        """Note how it is to be ended. Raises WrongState if that was done before."""
+        if self.ended:
+            raise WrongState(
+                f"the element of key {self.taken.key!r} was {self.ended} before: end each element once"
+            )
+        self.ended = how
+        self.asked = (method, arguments)
+
+
+class HandedElement(Element):
+    """An element in a worker process. How its handler ends it takes effect when the handler returns."""
+
+    __slots__ = ()
+
+    _claim: Recording  # type: ignore[assignment]
+
+    def fail(self, reason: str) -> bool:
+        self._claim.record("given up", "fail", reason)
+        return True
+
+
+def run(connection: Connection, make: Callable[[], Handler], path: str, codec: str, parent: int) -> None:
+    """Handle what comes through the connection, until its other end is closed.
+
+    `make` makes the handler, `path` names the inbox, `parent` is the process of the consumer. Answers None
+    once it is ready, or why it cannot be.
+    """
+    os.setsid()  # a Ctrl-C is for the consumer; and what the handler has started can be ended with it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with(parent)
+    try:
+        handler = make()
+    except HandlerError as error:
+        connection.send(str(error))
+        return
+    except Exception:  # noqa: BLE001 - whatever it is
+        connection.send(traceback.format_exc())
+        return
+    connection.send(None)
+    handle = None
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        try:
+            handle = handle or Handle(path, create=False, shared=False, scope="")
+            if handle.layout.inflight != job.folder:
+                handle.layout.enter_claim(os.path.basename(job.folder))
+        except (InboxError, OSError) as error:
+            connection.send(Answer(Outcome("retry", str(error), str(error)), (), 0))
+        else:
+            connection.send(_answer(handler, handle, codec, job))
+
+
+def _answer(handler: Handler, handle: Handle, codec: str, job: Job) -> Answer:
+    recordings = [Recording(taken) for taken in job.taken]
+    elements: list[Element] = [HandedElement(handle, codec, cast(Any, one)) for one in recordings]
+    if job.is_batch:
+        outcome = cast(BatchHandler, handler).handle_batch(elements)
+    else:
+        outcome = handler.handle(elements[0])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass  # nobody reads it
+    asked = tuple(recording.asked for recording in recordings)
+    return Answer(outcome, asked, memory_in_use() if memory_is_known() else 0)
+
+
+def _die_with(parent: int) -> None:
+    """Have the system kill this process when its parent dies: it must not work on beside its successor."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it has died before that
+        os._exit(1)
