@@ -14,7 +14,6 @@ from .exits import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT
 from .locating import settings_file
 from .options import (
     DURATION,
-    SIZE,
     Failure,
     chosen,
     create_option,
@@ -26,6 +25,7 @@ from .options import (
 )
 
 _ELSEWHERE = {
+    "init": "creating",
     "limit": "limits",
     "failed": "elements",
     "retry": "elements",
@@ -133,41 +133,6 @@ def cli(inbox: str | None) -> None:
     (`fsinbox consume --handler module:func`). Each option has an environment variable,
     FSINBOX_<COMMAND>_<OPTION>.
     """
-
-
-@cli.command()
-@inbox_option
-@json_option
-@click.option("--shared", is_flag=True, help="Let the directory's group read and write, not only you.")
-@click.option(
-    "--scope",
-    type=click.Choice(["auto", "local", "network"]),
-    default="auto",
-    show_default=True,
-    help="Whether several hosts use it; auto: as the file system is.",
-)
-@click.option("--max-waiting", type=click.IntRange(min=0), metavar="COUNT", help="See `fsinbox limit`.")
-@click.option("--min-free", type=SIZE, metavar="SIZE", help="See `fsinbox limit`.")
-def init(
-    inbox: str | None,
-    json: bool,
-    shared: bool,
-    scope: str,
-    max_waiting: int | None,
-    min_free: int | None,
-) -> None:
-    """Create an inbox. Does nothing if it is there."""
-    from ..inbox import Inbox
-    from .text import say
-
-    path = chosen(inbox)
-    new = not os.path.exists(os.path.join(path, "format"))
-    with Inbox(path, shared=shared, scope=scope) as made:
-        made.limit(max_waiting=max_waiting, min_free=min_free)
-        if json:
-            say(path=made.path, created=new)
-        else:
-            click.echo(f"{'created inbox' if new else 'there is an inbox at'} {made.path}")
 
 
 @cli.command()
@@ -299,7 +264,9 @@ def show(inbox: str | None, json: bool, key: str) -> None:
     "--handler", metavar="MODULE:FUNC", help="Call func(key, value) or func(element), plain or async."
 )
 @click.option(
-    "--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell."
+    "--exec",
+    metavar="COMMAND",
+    help="Run COMMAND for each; {} becomes the payload's path, {fd} a descriptor of it. No shell.",
 )
 @click.option(
     "--shell/--no-shell",
