@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..consumer.ownership import Shard, parse_shard
+from ..consumer.trust import warn_by_path
 from ..inbox import Inbox
 from ..worker import service
 from ..worker.backoff import Backoff
@@ -69,19 +70,25 @@ def consume(path: str, **options: Any) -> int:
             runner.observers += measured(
                 inbox.path, shard, stats, options["metrics"], options["metrics_file"]
             )
-        log.info(
-            "consuming %s with %s (pid %d)",
-            inbox.path,
-            handler.name,
-            os.getpid(),
-            extra={"event": "consuming", "inbox": inbox.path, "handler": handler.name, "pid": os.getpid()},
-        )
+        announce(inbox, handler, options["exec"] or "")
         with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
     log.info("stopped: %s", tally, extra={"event": "stopped", **asdict(tally)})
     if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
+
+
+def announce(inbox: Inbox, handler: Handler, command: str) -> None:
+    """Log that the consumer starts, and what its user should know of that."""
+    warn_by_path(inbox.layout, command)
+    log.info(
+        "consuming %s with %s (pid %d)",
+        inbox.path,
+        handler.name,
+        os.getpid(),
+        extra={"event": "consuming", "inbox": inbox.path, "handler": handler.name, "pid": os.getpid()},
+    )
 
 
 def choose_handler(function: str | None, command: str | None, *, shell: bool | None) -> Handler:
