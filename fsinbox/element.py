@@ -55,7 +55,10 @@ class Waiting:
         return files.read_payload(self._handle.layout, self._folder, self._file)
 
     def open(self) -> int:
-        """Return a descriptor of its file, open for reading, for the caller to close. Raises OSError."""
+        """Return a descriptor of its file, open for reading, for the caller to close. Raises OSError.
+
+        This is the way to stream a payload: never through a link, and always from this inbox.
+        """
         return files.open_for_reading(self._handle.layout, self._folder, self._file)
 
     @property
@@ -65,7 +68,11 @@ class Waiting:
 
     @property
     def path(self) -> str:
-        """Path of its file, to stream from."""
+        """Path of its file, for programs that need a name.
+
+        It is walked again, by name: whoever may write in the inbox can have another file there by then, or a
+        link to one that only you may read. To read the payload, use `open`.
+        """
         return os.path.join(self._handle.path, self._folder, self._file)
 
     @property

@@ -44,6 +44,7 @@ class Inbox(Adds, Looks):
     lease          seconds without a heartbeat after which another host's consumer takes over
     scope          when creating: "local" or "network", whether several hosts share it; "auto": as the
                    file system is
+    force          with scope="local": only this host uses it, although it lies on a network or FUSE mount
     keep_done      how many acknowledged elements to keep in done/, the last ones
     """
 
@@ -65,13 +66,14 @@ class Inbox(Adds, Looks):
         shard: str = "1/1",
         lease: float = 15.0,
         scope: str = "auto",
+        force: bool = False,
         keep_done: int = 0,
     ) -> None:
         """Open it. Raises UnusableInbox, ValueError."""
         self.codec = check_codec(codec)
         self.durable = durable
         _check(max_inflight, watch, (settle, max_settle, drop_settle, max_drop_size), poll_interval)
-        _check_more(scope, keep_done, lease)
+        _check_more(scope, keep_done, lease, force=force)
         if shard != "1/1":
             from .consumer.ownership import parse_shard
 
@@ -89,9 +91,7 @@ class Inbox(Adds, Looks):
             "keep_done": keep_done,
         }
         self._sessions: dict[int, Session] = {}  # by process: a forked child has its own
-        self._handle = Handle(
-            os.fspath(path), create=create, shared=shared, scope="" if scope == "auto" else scope
-        )
+        self._handle = Handle(os.fspath(path), create=create, shared=shared, scope=scope, force=force)
         self._adder = Adder(self._handle)
 
     @property
@@ -229,9 +229,11 @@ def _check(max_inflight: int, watch: str, sizes: tuple[float, ...], poll_interva
         )
 
 
-def _check_more(scope: str, keep_done: int, lease: float) -> None:
+def _check_more(scope: str, keep_done: int, lease: float, *, force: bool) -> None:
     if scope not in ("auto", "local", "network"):
         raise ValueError(f"unknown scope {scope!r}: use 'auto', 'local' or 'network'")
+    if force and scope != "local":
+        raise ValueError(f"force is for scope 'local', not {scope!r}")
     if keep_done < 0:
         raise ValueError(f"keep_done must be 0 or more, not {keep_done}")
     if not 1 <= lease <= 86400:

@@ -310,3 +310,8 @@ def test_a_batch_is_one_span_with_a_link_to_each_producer(place: Place) -> None:
     place.add("a", "b")
     place.drain("--batch", "5", "--trace")
     assert place.notes == ["2 0"]
+
+
+def test_a_descriptor_of_one_payload_does_not_go_with_a_batch() -> None:
+    with pytest.raises(HandlerError, match=r"\{fd\} is of one payload: leave it out with --batch"):
+        BatchCommandHandler("cat {fd}")

@@ -60,8 +60,8 @@ def test_init_of_an_inbox_that_is_there_changes_nothing_and_succeeds(home: Path)
 def test_init_json_tells_whether_it_was_created(tmp_path: Path) -> None:
     first = json_lines(run("init", "--json", cwd=tmp_path).stdout)
     second = json_lines(run("init", "--json", cwd=tmp_path).stdout)
-    assert first == [{"path": f"{tmp_path}/inbox", "created": True}]
-    assert second == [{"path": f"{tmp_path}/inbox", "created": False}]
+    assert first == [{"path": f"{tmp_path}/inbox", "created": True, "format": "local"}]
+    assert second == [{"path": f"{tmp_path}/inbox", "created": False, "format": "local"}]
 
 
 def test_init_shared_lets_the_group_in(tmp_path: Path) -> None:

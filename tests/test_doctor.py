@@ -586,7 +586,7 @@ def test_what_the_dead_left_is_found_and_removed_once_it_is_old(
 
 
 def test_every_kind_of_wrong_is_made_by_some_test() -> None:
-    here = Path(__file__).read_text()
+    here = Path(__file__).read_text() + Path(__file__).with_name("test_one_host.py").read_text()
     assert [kind for kind in KINDS if f'"{kind}"' not in here] == []
 
 
@@ -614,10 +614,13 @@ as_root = pytest.mark.skipif(
 
 
 def test_an_inbox_that_has_moved_to_a_network_file_system_needs_a_person(patient: Patient) -> None:
-    with mock.patch("fsinbox.store.mounts.is_network", lambda path: True):
+    with (
+        mock.patch("fsinbox.store.host._SHARED_DISKS", ("/",)),
+        mock.patch("fsinbox.store.mounts.mount_of", lambda path: ("nfs4", "rw,hard")),
+    ):
         assert patient.kinds() == {"format-scope": "person"}
-        (line,) = repair(str(patient.path), pause=0)
-    assert "change `local` to `network` in `format`" in line
+        with pytest.raises(UnusableInbox, match="lies on nfs4, where others may use it"):
+            repair(str(patient.path), pause=0)
 
 
 @as_root

@@ -122,7 +122,7 @@ def test_a_host_works_on_a_shared_inbox_as_its_mount_needs_it(
             "without local_lock, nolock",
         ),
         ("cifs", "rw", "not known to be safe", "--scope local"),
-        ("fuse.sshfs", "rw", "not known to be safe", "--scope local"),
+        ("fuse.sshfs", "rw", "not known to be safe", "--scope local --force"),
     ],
 )
 def test_a_mount_on_which_it_would_not_be_right_is_refused(
@@ -188,15 +188,6 @@ def test_nothing_is_made_on_a_mount_that_is_refused(inbox_dir: Path) -> None:
     ):
         Inbox(inbox_dir)
     assert not inbox_dir.exists() or not os.listdir(inbox_dir)
-
-
-def test_an_inbox_for_one_host_can_be_asked_for_anywhere(inbox_dir: Path) -> None:
-    with (
-        mock.patch("fsinbox.store.mounts.mount_of", lambda path: ("fuse.sshfs", "rw")),
-        Inbox(inbox_dir, scope="local") as inbox,
-    ):
-        assert inbox._handle.layout.sharing is None
-    assert (inbox_dir / "format").read_text() == "fsinbox 2 local\n"
 
 
 def test_a_scope_that_is_none_is_refused(inbox_dir: Path) -> None:

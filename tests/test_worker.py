@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -265,6 +267,34 @@ def test_a_command_that_runs_is_ended_from_outside_whether_it_listens_or_not(
     outcome = handling.end()
     assert outcome.kind == "retry"
     assert outcome.summary.endswith(f"was killed by {how}")
+
+
+@pytest.mark.parametrize("shell", [False, True])
+@pytest.mark.parametrize("name", ["inbox", "a {fd} b {} c"])
+def test_a_command_gets_a_descriptor_of_its_element(tmp_path: Path, name: str, *, shell: bool) -> None:
+    """Which is another than its standard input, and of the same open file; and a path with braces is none."""
+    with Inbox(tmp_path / name, codec="text") as inbox:
+        inbox.add("a", "payload")
+        element = inbox.take()
+        assert element
+        show = "print(*sys.argv[1:], os.environ['FSINBOX_FD'], open(sys.argv[1]).read())"
+        program = f"import os, sys; {show}; exit(1)"
+        line = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {{fd}} {{}} x{{fd}}={{}}"
+        before = os.listdir("/proc/self/fd")
+        told = CommandHandler(line, shell=shell).handle(element).detail.splitlines()[-1]
+        fd, rest = told.partition(" ")[::2]
+        assert re.fullmatch(r"/dev/fd/([3-9]|\d\d+)", fd)
+        number = fd.rpartition("/")[2]
+        assert rest == f"{element.path} x{fd}={element.path} {number} payload"
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_command_that_cannot_be_started_leaves_no_descriptor_open(element: Element) -> None:
+    handler = CommandHandler("true {fd}")
+    handler._guard = ["/no/such/program"]
+    before = os.listdir("/proc/self/fd")
+    assert handler.handle(element).kind == "retry"
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_command_of_which_nothing_is_left_needs_no_second_signal(element: Element) -> None:

@@ -17,6 +17,8 @@ chdir $inbox or die "$inbox: $!\n";
 -l || !-d and die "$inbox/$_ is not a directory\n" for qw(tmp drop pending inflight deferred failed);
 my $mode = (lstat 'tmp')[2] & 0666;
 die "$inbox is not an inbox of format 2, for one host\n" if line_of('format') ne 'fsinbox 2 local';
+die "$inbox lies where other hosts may use it, too\n"
+    if !((stat '.')[0] >> 8 & 4095) && qx(stat -f -c %T .) =~ /^(?:nfs|cifs|smb|fuse|v9fs|ceph|lustre|gpfs|ocfs2|gfs)/;
 my $boot = substr line_of('/proc/sys/kernel/random/boot_id'), 0, 8;
 
 # 1. Before the section: write the value, flush it; look at drop/.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from ..operate.archive import Member, Written
     from ..store.layout import Layout
 
-_PART = ".part"
-
-
 # --- export -------------------------------------------------------------------------------------------
 
 
@@ -53,8 +49,8 @@ def export(inbox: str | None, json: bool, states: tuple[str, ...], yes: bool, fi
     """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed.
 
     An export is not an atomic snapshot: what is added, taken or done meanwhile may be missing. FILE appears
-    when it is complete; until then it is FILE.part. What is in other states, or in drop/, is left out: the
-    last line counts it. Exit status 1 if an element could not be read.
+    when it is complete, and only you may read it. What is in other states, or in drop/, is left out: the last
+    line counts it. Exit status 1 if an element could not be read.
     """
     from ..operate import archive
     from ..store.layout import Layout
@@ -87,37 +83,15 @@ def _to_standard_output(layout: Layout, order: tuple[str, ...]) -> Written:
 
 def _to_file(layout: Layout, order: tuple[str, ...], file: str) -> Written:
     from ..operate import archive
+    from ..store.replacing import Replacement
 
-    with _new_part(file + _PART) as part:
-        with _counting("exporting") as advance:
-            written = archive.write(layout, part, order, progress=advance)
-        part.flush()
-        os.fsync(part.fileno())
-        if not os.path.samestat(os.fstat(part.fileno()), os.lstat(file + _PART)):
-            raise Failure(f"{file}{_PART} was replaced, by another export perhaps: try again", EXIT_UNUSABLE)
-        os.rename(file + _PART, file)
-    return written
-
-
-def _new_part(path: str) -> IO[bytes]:
-    """Open a new file, which only its owner may read. What an interrupted export of ours has left there is
-    removed. Raises Failure."""
     try:
-        if os.path.lexists(path):
-            found = os.lstat(path)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
-                why = "it is a link or no file, has several names, or is another user's"
-                raise Failure(
-                    f"{path} is not from an export of yours: {why}: remove it, or name another file",
-                    EXIT_UNUSABLE,
-                )
-            click.echo(f"fsinbox: {printable(path)} was incomplete: starting again", err=True)
-            os.unlink(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.fdopen(os.open(path, flags, 0o600), "r+b")
+        replacement = Replacement(file, 0o600, durable=True)  # which only its owner may read
     except OSError as error:
-        text = f"cannot write {path}: {error.strerror}: check its folder, or name another file"
+        text = f"cannot write {file}: {error.strerror}: check its folder, or name another file"
         raise Failure(text, EXIT_UNUSABLE) from error
+    with replacement as draft, _counting("exporting") as advance:
+        return archive.write(layout, draft, order, progress=advance)
 
 
 def _tell_export(written: Written, file: str, *, json: bool) -> None:

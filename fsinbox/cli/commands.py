@@ -14,7 +14,6 @@ from .exits import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
 from .locating import settings_file
 from .options import (
     DURATION,
-    SIZE,
     Failure,
     chosen,
     create_option,
@@ -26,6 +25,7 @@ from .options import (
 from .variables import complaint, unknown
 
 _ELSEWHERE = {
+    "init": "creating",
     "limit": "limits",
     "consume": "consume",
     "failed": "elements",
@@ -142,41 +142,6 @@ def cli(inbox: str | None) -> None:
     (`fsinbox consume --handler module:func`). Each option has an environment variable,
     FSINBOX_<COMMAND>_<OPTION>.
     """
-
-
-@cli.command()
-@inbox_option
-@json_option
-@click.option("--shared", is_flag=True, help="Let the directory's group read and write, not only you.")
-@click.option(
-    "--scope",
-    type=click.Choice(["auto", "local", "network"]),
-    default="auto",
-    show_default=True,
-    help="Whether several hosts use it; auto: as the file system is.",
-)
-@click.option("--max-waiting", type=click.IntRange(min=0), metavar="COUNT", help="See `fsinbox limit`.")
-@click.option("--min-free", type=SIZE, metavar="SIZE", help="See `fsinbox limit`.")
-def init(
-    inbox: str | None,
-    json: bool,
-    shared: bool,
-    scope: str,
-    max_waiting: int | None,
-    min_free: int | None,
-) -> None:
-    """Create an inbox. Does nothing if it is there."""
-    from ..inbox import Inbox
-    from .text import say
-
-    path = chosen(inbox)
-    new = not os.path.exists(os.path.join(path, "format"))
-    with Inbox(path, shared=shared, scope=scope) as made:
-        made.limit(max_waiting=max_waiting, min_free=min_free)
-        if json:
-            say(path=made.path, created=new)
-        else:
-            click.echo(f"{'created inbox' if new else 'there is an inbox at'} {made.path}")
 
 
 @cli.command()

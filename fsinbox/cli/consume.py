@@ -49,7 +49,9 @@ def section(title: str, *options: Decorator) -> Decorator:
         "--handler", metavar="MODULE:FUNC", help="Call func(key, value) or func(element), plain or async."
     ),
     click.option(
-        "--exec", metavar="COMMAND", help="Run COMMAND for each; {} becomes the payload's path. No shell."
+        "--exec",
+        metavar="COMMAND",
+        help="Run COMMAND for each; {} becomes the payload's path, {fd} a descriptor of it. No shell.",
     ),
     click.option(
         "--shell/--no-shell",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..consumer.ownership import Shard, parse_shard
+from ..consumer.trust import warn_by_path
 from ..inbox import Inbox
 from ..worker import service
 from ..worker.backoff import Backoff, Retries
@@ -46,13 +47,7 @@ def consume(path: str, **options: Any) -> int:
         runner = runner_of(inbox, handler, options)
         runner.tally.add(restart.before())
         runner.observers += observers(inbox, handler, shard, options)
-        log.info(
-            "consuming %s with %s (pid %d)",
-            inbox.path,
-            handler.name,
-            os.getpid(),
-            extra={"event": "consuming", "inbox": inbox.path, "handler": handler.name, "pid": os.getpid()},
-        )
+        announce(inbox, handler, options["exec"] or "")
         with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
     if runner.to_be_renewed:
@@ -62,6 +57,18 @@ def consume(path: str, **options: Any) -> int:
     if (tally.failed or tally.set_aside) and not runner.stopped_by_signal:
         return EXIT_FAILED
     return 0
+
+
+def announce(inbox: Inbox, handler: Handler, command: str) -> None:
+    """Log that the consumer starts, and what its user should know of that."""
+    warn_by_path(inbox.layout, command)
+    log.info(
+        "consuming %s with %s (pid %d)",
+        inbox.path,
+        handler.name,
+        os.getpid(),
+        extra={"event": "consuming", "inbox": inbox.path, "handler": handler.name, "pid": os.getpid()},
+    )
 
 
 def opened(path: str, options: dict[str, Any]) -> Inbox:

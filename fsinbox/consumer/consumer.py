@@ -55,6 +55,7 @@ from .recovery import Recovery
 from .returning import SOON, Ended, Returning, WayBack, requeued
 from .settings import MAX_DELAY, Settings
 from .taking import Taken, Taking
+from .trust import warn_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Consumer:
                 self._foreign,
             )
             self.recovery.recover()
+            warn_root(layout)
         except BaseException:
             self.close()
             raise

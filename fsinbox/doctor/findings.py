@@ -104,9 +104,39 @@ KINDS: dict[str, Kind] = {
     ),
     "format-scope": Kind(
         "person",
-        "the inbox was made on a local file system, and now lies on one that other hosts use too",
+        "the inbox is for one host, and lies on a file system that other hosts use too: it is refused here",
         "",
-        "stop every process that uses it, and change `local` to `network` in `format`",
+        "use it on the host that has it on its disk; or stop every process that uses it, and change `local` "
+        "to `network` in `format`; or, if only this host uses it, `fsinbox init --scope local --force`",
+    ),
+    "forced": Kind(
+        "note",
+        "the inbox lies on a file system that other hosts use too, and was forced to be for one host alone",
+    ),
+    "machine-other": Kind(
+        "person",
+        "the inbox is for one host, and for another machine than this: it is refused here",
+        "",
+        "use it there; or, once no process there uses it, `fsinbox init --scope local --force` here",
+    ),
+    "machine-untold": Kind(
+        "note",
+        "the machine that it is for has no fingerprint (/etc/machine-id): another one would not be refused",
+        "",
+        "make one (systemd-machine-id-setup), then `fsinbox init --scope local --force`",
+    ),
+    "mount-untold": Kind(
+        "note",
+        "it cannot be told whether other hosts use this file system: if they do, two consumers may run one "
+        "element at once",
+        "",
+        "use it from one host only; or make an inbox with `--scope network`",
+    ),
+    "mount-soft": Kind(
+        "person",
+        "this NFS is mounted so that this host gives up on what the server may still do later: it is refused",
+        "",
+        "mount it hard (the default)",
     ),
     "folder-missing": Kind(
         "repair",

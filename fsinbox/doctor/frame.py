@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 from ..consumer.ownership import shard_of_lock
@@ -18,9 +19,13 @@ from ..store.folders import (
     SHARED_FOLDER,
     VERSION,
 )
-from ..store.mounts import mount_of
+from ..store.host import machine, place_of
+from ..store.mounts import mount_of, soft_mount
 from ..store.network.sharing import sharing_of
 from .signs import HOUR, Signs, kind_of
+
+_FORMATS = re.compile("network|local(?: (?:forced|unknown) (?:[0-9a-f]{16}|-))?")
+"""What may stand in `format` behind the version."""
 
 _MOST_OF = 5
 """With so many of the folders a directory is an inbox, whatever else it contains."""
@@ -77,8 +82,9 @@ class Frame:
         is_file = status is not None and stat.S_ISREG(status.st_mode)
         words = self._read_format() if is_file else []
         self._check_version(words)
-        if words[:2] == [b"fsinbox", b"%d" % VERSION] and words[2:] in ([b"local"], [b"network"]):
-            self._scope(words[2].decode())
+        said = b" ".join(words[2:]).decode("ascii", "replace")
+        if words[:2] == [b"fsinbox", b"%d" % VERSION] and _FORMATS.fullmatch(said):
+            self._scope(said)
             return
         if not plain:
             path = self._layout.path
@@ -107,12 +113,29 @@ class Frame:
                 "version, and `fsinbox import` it into a new inbox with this one"
             )
 
-    def _scope(self, scope: str) -> None:
-        if (scope, self._layout.scope) == ("local", "network"):
-            self._signs.see("format-scope", "format")
-        if scope == "network":
+    def _scope(self, said: str) -> None:
+        self.scope, _, host = said.partition(" ")
+        if self.scope == "network":
             self._layout.sharing = sharing_of(self._layout.path, mount_of(self._layout.path))
-        self.scope = scope
+        else:
+            self._one_host(*(host or " ").split(" "))
+
+    def _one_host(self, how: str, owner: str) -> None:
+        """Look whether another host may use an inbox of one host, and what about that cannot be told. `how`
+        and `owner` are what `format` says behind `local`."""
+        where, kind, options = place_of(self._root.st_dev, self._layout.path)
+        if owner == "-":
+            self._signs.see("machine-untold", "format")
+        elif owner not in ("", machine()):
+            self._signs.see("machine-other", "format", owner)
+        if how == "forced":
+            self._signs.see("forced", "format", kind)
+        elif where == "remote":
+            self._signs.see("format-scope", "format", kind)
+        elif where == "unknown":
+            self._signs.see("mount-untold", ".", kind)
+        if soft_mount(kind, options):
+            self._signs.see("mount-soft", ".", kind)
 
     # --- folders and files ----------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from .folders import (
     SHARED_FOLDER,
     VERSION,
 )
+from .host import format_for_one_host
+from .replacing import create_draft
 
 
 def create_root(path: str) -> int:
@@ -36,7 +38,7 @@ def create_root(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def fill(path: str, fd: int, *, create: bool, shared: bool, scope: str) -> None:
+def fill(path: str, fd: int, *, create: bool, shared: bool, scope: str, force: bool) -> None:
     """Make the folders, durably, and `format` last. Another process may be doing the same.
 
     Raises UnusableInbox, if `create` is not set or the directory is not empty; OSError.
@@ -54,10 +56,12 @@ def fill(path: str, fd: int, *, create: bool, shared: bool, scope: str) -> None:
             f"{path} init`"
         )
     scope = scope or ("network" if mounts.is_network(path) else "local")
-    if scope == "network":
+    if scope == "network":  # what cannot be is refused before anything is made
         from .network.sharing import sharing_of
 
-        sharing_of(path, mounts.mount_of(path))  # refused before anything is made
+        sharing_of(path, mounts.mount_of(path))
+    else:
+        scope = format_for_one_host(os.fstat(fd).st_dev, path, "", force=force)
     _flush_parent(fd)  # whoever made the directory may not have got to it
     if shared:
         os.fchmod(fd, SHARED_FOLDER)
@@ -96,17 +100,11 @@ def make_file(root: int, name: str, *, shared: bool) -> None:
 
 
 def write_format(root: int, scope: str, *, shared: bool) -> None:
-    """Write `format`, whole or not at all, durably: from then on it is an inbox. `scope` is "local" or
-    "network"."""
-    draft = f".format.{os.getpid()}.{os.urandom(4).hex()}"  # threads of one process may both be making it
-    file = os.open(
-        draft,
-        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-        PRIVATE_FILE,
-        dir_fd=root,
-    )
+    """Write `format`, whole or not at all, durably: from then on it is an inbox. `scope` is "network",
+    "local", or what host.format_for_one_host says."""
+    # (Threads of one process may both be making it.)
+    draft, file = create_draft(root, SHARED_FILE if shared else PRIVATE_FILE, ".format.")
     try:
-        os.fchmod(file, SHARED_FILE if shared else PRIVATE_FILE)
         line = f"fsinbox {VERSION} {scope}\n".encode()
         if os.write(file, line) != len(line):
             raise OSError(errno.ENOSPC, "only a part could be written", draft)

@@ -27,14 +27,15 @@ class Handle:
     descriptors.
     """
 
-    def __init__(self, path: str, *, create: bool, shared: bool, scope: str) -> None:
+    def __init__(self, path: str, *, create: bool, shared: bool, scope: str, force: bool) -> None:
         """Open the inbox: see Layout. Raises UnusableInbox."""
         self.pid = os.getpid()
         self.closed = False
         self.at_fork: Callable[[], object] | None = None
         """Called in a forked child, as soon as it is: lets go of the consumer's lock."""
         self._calls: set[object] = set()  # that run: the last one to end closes what was closed meanwhile
-        self.layout = Layout(path, create=create, shared=shared, scope=scope)
+        scope = "" if scope == "auto" else scope
+        self.layout = Layout(path, create=create, shared=shared, scope=scope, force=force)
         try:
             self.index = open_index(self.layout)
         except BaseException:

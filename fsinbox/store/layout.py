@@ -9,6 +9,7 @@ from itertools import count
 
 from .errors import UnusableInbox
 from .folders import VERSION, Folders, close_quietly, is_there
+from .host import format_for_one_host
 
 
 class Layout(Folders):
@@ -25,25 +26,37 @@ class Layout(Folders):
     set_aside = 0
     """How many things that are no element were moved to failed/ by way of this (transitions.set_aside)."""
 
-    def __init__(self, root: str, *, create: bool = True, shared: bool = False, scope: str = "") -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        create: bool = True,
+        shared: bool = False,
+        scope: str = "",
+        force: bool = False,
+    ) -> None:
         """Open the inbox at `root`, creating it durably first if `create` and it is not there.
 
         `shared` and `scope` only matter on creation: the group may read and write too; "local", "network", or
-        as the file system is. Raises UnusableInbox.
+        as the file system is. `force`: if it is for one host, it is for this one from now on, wherever it
+        lies. Raises UnusableInbox.
         """
         self._begin(root)
         try:
-            self.root = _open_root(self.path, create=create, shared=shared, scope=scope)
+            self.root = _open_root(self.path, create=create, shared=shared, scope=scope, force=force)
             self._fds["."] = self.root
             status = os.fstat(self.root)
             self.identity = (status.st_dev, status.st_ino)
-            self.scope = _read_format(self.path, self.root)
+            self.format = _read_format(self.path, self.root)
+            self.scope = self.format.partition(" ")[0]
             if self.scope == "network":
                 from . import mounts
                 from .network.sharing import sharing_of
 
                 self.sharing = sharing_of(self.path, mounts.mount_of(self.path))
             self.file_mode = stat.S_IMODE(os.fstat(self.folder("tmp")).st_mode) & 0o666
+            if self.scope == "local":
+                self._keep_to_one_host(force=force)
         except OSError as error:
             self.close()
             raise self._unusable(error) from error
@@ -75,6 +88,15 @@ class Layout(Folders):
         self.token = f"{os.getpid()}.{os.urandom(4).hex()}"
         self.serial = count()
         self.identity = (0, 0)
+
+    def _keep_to_one_host(self, *, force: bool) -> None:
+        """Raise UnusableInbox if another host may use this inbox, too; but have it, if forced."""
+        wanted = format_for_one_host(self.identity[0], self.path, self.format, force=force)
+        if wanted != self.format:
+            from .creating import write_format
+
+            write_format(self.root, wanted, shared=bool(self.file_mode & 0o060))
+            self.format = wanted
 
     def _unusable(self, error: OSError) -> UnusableInbox:
         return UnusableInbox(
@@ -135,7 +157,7 @@ class Layout(Folders):
             os.fsync(self.root)
 
 
-def _open_root(path: str, *, create: bool, shared: bool, scope: str) -> int:
+def _open_root(path: str, *, create: bool, shared: bool, scope: str, force: bool) -> int:
     """Open the directory of an inbox and return its descriptor; make what is missing, if `create`. Raises
     UnusableInbox, OSError."""
     try:
@@ -153,7 +175,7 @@ def _open_root(path: str, *, create: bool, shared: bool, scope: str) -> int:
         if not is_there(fd, "format"):
             from .creating import fill
 
-            fill(path, fd, create=create, shared=shared, scope=scope)
+            fill(path, fd, create=create, shared=shared, scope=scope, force=force)
     except BaseException:
         close_quietly(fd)
         raise
@@ -161,7 +183,8 @@ def _open_root(path: str, *, create: bool, shared: bool, scope: str) -> int:
 
 
 def _read_format(path: str, root: int) -> str:
-    """Check the version and return the scope: "local" or "network". Raises UnusableInbox, OSError."""
+    """Check the version and return what is behind it: "network", "local", or "local" with what host says of
+    it. Raises UnusableInbox, OSError."""
     fd = os.open("format", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
     try:
         words = os.read(fd, 100).split() if stat.S_ISREG(os.fstat(fd).st_mode) else []
@@ -181,4 +204,6 @@ def _read_format(path: str, root: int) -> str:
             "version, "
             "and `fsinbox import` it into a new inbox with this one"
         )
-    return "network" if words[2] == b"network" else "local"
+    if words[2] == b"network":
+        return "network"
+    return " ".join(["local", *(word.decode("ascii", "replace") for word in words[3:5])])

@@ -2,6 +2,8 @@
 
 import os
 
+from .errors import UnusableInbox
+
 NETWORK_FILE_SYSTEMS = frozenset(
     "nfs nfs3 nfs4 cifs smb3 smbfs afs ncpfs 9p virtiofs ceph lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 "
     "glusterfs "
@@ -52,5 +54,26 @@ def file_system_type(path: str) -> str:
 def is_network(path: str) -> bool:
     """Tell whether `path` lies on a file system that other hosts change too, or that sends no events for
     it."""
-    kind = file_system_type(path)
+    return is_network_type(file_system_type(path))
+
+
+def is_network_type(kind: str) -> bool:
+    """The same for a type of file system. (`fuseblk` is a disk.)"""
     return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+def refuse_soft(path: str, kind: str, options: str) -> None:
+    """Raise UnusableInbox for an inbox on NFS whose client gives up on the server, or shows what it
+    remembers while the server is away."""
+    soft = soft_mount(kind, options)
+    if soft:
+        raise UnusableInbox(
+            f"inbox {path} lies on {kind} mounted {soft}: this host gives up on what the server may "
+            "still do later: mount it hard (the default)"
+        )
+
+
+def soft_mount(kind: str, options: str) -> str:
+    """Return the option by which a client of NFS gives up on its server, or ""."""
+    given = options.split(",") if kind in ("nfs", "nfs4", "nfs3") else ()
+    return next((option for option in ("soft", "softerr", "softreval") if option in given), "")

@@ -25,6 +25,8 @@ class BatchCommandHandler(CommandHandler):
     def __init__(self, command: str, *, shell: bool | None = None) -> None:
         """As of CommandHandler; `{}` must be a word of its own, unless a shell runs the line."""
         super().__init__(command, shell=shell)
+        if any("{fd}" in word for word in self._words):
+            raise HandlerError(f"--exec {command!r}: {{fd}} is of one payload: leave it out with --batch")
         if not shell and any("{}" in word and word != "{}" for word in self._words):
             raise HandlerError(
                 f"--exec {command!r}: with --batch, {{}} becomes several words, so it must be one of its own"

@@ -107,7 +107,7 @@ def run(connection: Connection, make: Callable[[], Handler], path: str, codec: s
         except EOFError:
             return
         try:
-            handle = handle or Handle(path, create=False, shared=False, scope="")
+            handle = handle or Handle(path, create=False, shared=False, scope="", force=False)
             if handle.layout.inflight != job.folder:
                 handle.layout.enter_claim(os.path.basename(job.folder))
         except (InboxError, OSError) as error:

@@ -1,10 +1,11 @@
 """Handlers in any language: `--exec 'command {}'`.
 
-The payload is the command's standard input, and `{}` in its words becomes the path of the payload's file. Its
-environment has FSINBOX_KEY, FSINBOX_SEQ, FSINBOX_ATTEMPTS, FSINBOX_PATH and FSINBOX_DIR (the inbox, so that
-`fsinbox add` in a command finds it). Exit status, after sysexits.h: 0 acknowledges; 75 (EX_TEMPFAIL) is tried
-again, uncounted; 64 (EX_USAGE), 65 (EX_DATAERR) and 78 (EX_CONFIG) move the element to failed/ at once; any
-other, or death by a signal, is a failed attempt.
+The payload is the command's standard input. `{fd}` in its words becomes /dev/fd/N, an inherited descriptor of
+the same open file, and `{}` its path. A path is walked again by name: whoever may write in the inbox can have
+another file there by then. The environment has FSINBOX_KEY, FSINBOX_SEQ, FSINBOX_ATTEMPTS, FSINBOX_FD (N),
+FSINBOX_PATH and FSINBOX_DIR (the inbox, so that `fsinbox add` in a command finds it). Exit status, after
+sysexits.h: 0 acknowledges; 75 (EX_TEMPFAIL) is tried again, uncounted; 64 (EX_USAGE), 65 (EX_DATAERR) and 78
+(EX_CONFIG) move the element to failed/ at once; any other, or death by a signal, is a failed attempt.
 """
 
 import os
@@ -26,6 +27,9 @@ PERMANENT = {64, 65, 78}
 TAIL = 64 * 1024
 """The last bytes of a command's output, kept for failed/."""
 
+_PLACE = re.compile(r"\{(fd)?\}")
+"""What is filled in: the payload's path, or a name of its descriptor."""
+
 _EXPANDS = r"`|\$[\w({*@#?!$-]"
 """What a shell expands, within double quotes, too."""
 
@@ -46,7 +50,7 @@ class CommandHandler:
         self._words = [command] if shell else _words(command)
         if not command.strip() or not self._words:
             raise HandlerError("--exec needs a command")
-        if not shell and "{}" not in self._words[0] and not shutil.which(self._words[0]):
+        if not shell and not _PLACE.search(self._words[0]) and not shutil.which(self._words[0]):
             raise HandlerError(
                 f"--exec: there is no command {self._words[0]!r} (add --shell if a shell is to run it)"
             )
@@ -109,28 +113,40 @@ class CommandHandler:
             process.wait()
 
     def _start(self, element: Element) -> subprocess.Popen[bytes]:
+        payload = element.open()  # not by its path, which may lead elsewhere by now
+        try:
+            words = self._line(element.path, payload)
+            return self._popen(words, payload, self._environment(element, payload), (payload,))
+        finally:
+            os.close(payload)
+
+    def _line(self, path: str, payload: int) -> list[str]:
+        """Return the command's words, with `{}` and `{fd}` filled in."""
+        path = shlex.quote(path) if self._shell else path
+        words = [
+            _PLACE.sub(lambda match: f"/dev/fd/{payload}" if match[1] else path, word) for word in self._words
+        ]
+        return ["/bin/sh", "-c", *words] if self._shell else words
+
+    def _environment(self, element: Element, payload: int) -> dict[str, str]:
         path = element.path
-        if self._shell:
-            words = ["/bin/sh", "-c", self._words[0].replace("{}", shlex.quote(path))]
-        else:
-            words = [word.replace("{}", path) for word in self._words]
-        environment = os.environ | {
+        return os.environ | {
             "FSINBOX_KEY": element.key.replace("\0", "\\0"),
             "FSINBOX_SEQ": str(element.seq),
             "FSINBOX_ATTEMPTS": str(element.attempts),
+            "FSINBOX_FD": str(payload),
             "FSINBOX_PATH": path,
             "FSINBOX_DIR": path[: path.rindex("/inflight/")],
             **self.more_environment(),
         }
-        with open(element.open(), "rb") as payload:  # not by its path, which may lead elsewhere by now
-            return self._popen(words, payload.fileno(), environment)
 
     def _popen(
-        self, words: list[str], standard_input: int, environment: dict[str, str]
+        self, words: list[str], standard_input: int, environment: dict[str, str], keep: tuple[int, ...] = ()
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._guard + words,
             stdin=standard_input,
+            pass_fds=keep,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,

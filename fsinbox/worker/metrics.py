@@ -25,6 +25,7 @@ from ..operate.rows import STATES
 from ..operate.stats import ConsumerStats, Totals, read_stats
 from ..store.errors import InboxError
 from ..store.layout import Layout
+from ..store.replacing import Replacement
 from .observer import Observer, StatsObserver
 from .outcome import Outcome
 
@@ -313,20 +314,9 @@ class Metrics(Observer):
 
     def _write_file(self) -> None:
         """Raises OSError."""
-        draft = f"{self._file}.{os.getpid()}.new"
-        try:
-            with open(draft, "wb") as file:
-                file.write(generate_latest(self.registry))
-                os.fchmod(
-                    file.fileno(), 0o644
-                )  # for node_exporter to read, whatever the umask is for the inbox's sake
-            os.rename(draft, self._file)
-        except OSError:
-            try:
-                os.unlink(draft)
-            except OSError:
-                pass
-            raise
+        # For node_exporter to read, whatever the umask is for the inbox's sake.
+        with Replacement(self._file, 0o644) as file:
+            file.write(generate_latest(self.registry))
 
     def _keep_file(self) -> None:
         complained = False

@@ -130,7 +130,7 @@ def as_local() -> Iterator[None]:
     """While this lasts, an inbox that is created says it is `local`, although FUSE may be anything: else its
     boot tag would be `network`, and never change. And syncfs works."""
     with (
-        mock.patch.object(fsinbox.store.mounts, "is_network", lambda path: False),
+        mock.patch.object(fsinbox.store.mounts, "is_network_type", lambda kind: False),
         mock.patch.object(ctypes, "CDLL", _Library),
     ):
         yield

@@ -51,6 +51,11 @@ PROTOCOL = "fsinbox/store/transitions.py"
 SECTIONS = "fsinbox/store/network/sections.py"
 STEERING = "fsinbox/operate/steering.py"
 TRANSFER = "fsinbox/store/transfer.py"
+HOST = "fsinbox/store/host.py"
+MOUNTS = "fsinbox/store/mounts.py"
+REPLACING = "fsinbox/store/replacing.py"
+COMMANDS = "fsinbox/worker/commands.py"
+TRUST = "fsinbox/consumer/trust.py"
 SHELL = "scripts/fsinbox-add"
 
 MUTANTS = [
@@ -229,11 +234,96 @@ MUTANTS = [
             "        pass  # as in",
             "tests/test_btrfs_names.py -k on_btrfs_a",
         ),
+        # --- who may do what
+        (
+            "replacement-not-flushed",
+            REPLACING,
+            "            os.fsync(self._file.fileno())\n",
+            "            pass\n",
+            "tests/test_replacing.py -k flushed",
+        ),
+        (
+            "replacement-left-in-a-buffer",
+            REPLACING,
+            "        self._file.flush()\n",
+            "",
+            "tests/test_replacing.py -k flushed",
+        ),
+        (
+            "draft-through-what-is-there",
+            REPLACING,
+            "os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW",
+            "os.O_CREAT",
+            "tests/test_replacing.py -k draft_s_name",
+        ),
+        (
+            "draft-that-can-be-foreseen",
+            REPLACING,
+            "os.urandom(8).hex()",
+            "bytes(8).hex()",
+            "tests/test_replacing.py -k no_two_drafts",
+        ),
+        (
+            "one-host-anywhere",
+            HOST,
+            'if where == "remote" and how != "forced":',
+            "if False:",
+            "tests/test_one_host.py -k refused_where_others",
+        ),
+        (
+            "forced-for-every-machine",
+            HOST,
+            'if owner not in ("", "-", machine() if owner else ""):',
+            "if False:",
+            "tests/test_one_host.py -k refused_on_another_machine",
+        ),
+        (
+            "soft-accepted",
+            MOUNTS,
+            "    if soft:\n",
+            "    if False:\n",
+            "tests/test_one_host.py -k mounted_soft",
+        ),
+        (
+            "descriptor-not-inherited",
+            COMMANDS,
+            "            pass_fds=keep,\n",
+            "",
+            "tests/test_worker.py -k descriptor",
+        ),
+        (
+            "descriptor-is-a-path",
+            COMMANDS,
+            'f"/dev/fd/{payload}" if match[1] else path',
+            "path",
+            "tests/test_worker.py -k descriptor",
+        ),
+        (
+            "root-is-not-warned",
+            TRUST,
+            "others = writers(layout) if os.geteuid() == 0 else",
+            "others = writers(layout, ()) if os.geteuid() == 0 else",
+            "tests/test_security.py -k root_is_warned",
+        ),
+        (
+            "shell-draft-by-its-name",
+            SHELL,
+            'status=none "$@" <&7 >&8 ||',
+            'status=none of="$temporary" "$@" <&7 ||',
+            "tests/test_security.py -k shell_producer_s_draft",
+        ),
+        (
+            "shell-index-through-a-link",
+            SHELL,
+            'if [ -w index ] && [ "$2 $5" != "${27:-} ${30:-}" ]; then',
+            "if false; then",
+            "tests/test_security.py -k shell_producer_s_index",
+        ),
         # --- the shell producer's
         (
             "shell-payload-not-flushed",
             SHELL,
-            'sync "$temporary" ||',
+            "sync /proc/self/fd/8 ||",
             "true ||",
             "tests/test_shell_producer.py -k what_is_named",
         ),

@@ -25,6 +25,7 @@ import os
 import struct
 from typing import NamedTuple
 
+from .. import mounts
 from ..errors import UnusableInbox
 
 PLAIN = frozenset("ceph fuse.ceph fuse.ceph-fuse lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 afs".split())
@@ -60,6 +61,12 @@ def sharing_of(path: str, mount: tuple[str, str]) -> Sharing:
     """
     kind, text = mount
     options = dict(part.partition("=")[::2] for part in text.split(","))
+    if not kind:
+        raise UnusableInbox(
+            f"cannot share inbox {path}: /proc/self/mountinfo does not tell on what file system it lies, so "
+            "nobody knows what may be relied on: mount /proc, or open it outside of the chroot"
+        )
+    mounts.refuse_soft(path, kind, text)
     if kind in ("nfs", "nfs4", "nfs3"):
         return _nfs(path, kind, options)
     if kind in ("fuse.glusterfs", "glusterfs"):
@@ -75,7 +82,7 @@ def sharing_of(path: str, mount: tuple[str, str]) -> Sharing:
         raise UnusableInbox(
             f"inbox {path} is to be shared by several hosts, and lies on {kind}, where it is not known to be "
             "safe: put it on "
-            "NFS or GlusterFS; or, if only this host uses it, create it with --scope local"
+            "NFS or GlusterFS; or, if only this host uses it, create it with --scope local --force"
         )
     return Sharing(kind, range_locks=True, local=True)
 
