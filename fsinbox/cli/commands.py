@@ -16,6 +16,7 @@ from .options import (
     DURATION,
     SIZE,
     Failure,
+    Pattern,
     chosen,
     create_option,
     inbox_option,
@@ -361,9 +362,14 @@ def show(inbox: str | None, json: bool, key: str) -> None:
 @click.option(
     "--drop-settle",
     type=click.FloatRange(0),
-    default=1.0,
-    show_default=True,
+    show_default="1; 5 where the kernel cannot tell",
     help="A file in drop/ whose writer may not be done must lie still so long, seconds.",
+)
+@click.option(
+    "--ignore",
+    type=Pattern(),
+    multiple=True,
+    help="Leave such names in drop/ alone, too: as in a .gitignore. Repeatable.",
 )
 @click.option(
     "--max-size",

@@ -21,6 +21,9 @@ from .exits import EXIT_FAILED
 
 log = logging.getLogger("fsinbox")
 
+SAME = "codec settle max_settle drop_settle ignore watch poll_interval shard lease keep_done".split()
+"""Options that Inbox has under the same names."""
+
 
 def consume(path: str, **options: Any) -> int:
     """Run a consumer; return the exit status. Raises click.UsageError, InboxError."""
@@ -37,17 +40,9 @@ def consume(path: str, **options: Any) -> int:
     new = not os.path.exists(path)
     with Inbox(
         path,
-        codec=options["codec"],
         max_inflight=options["concurrency"],
-        settle=options["settle"],
-        max_settle=options["max_settle"],
-        drop_settle=options["drop_settle"],
         max_drop_size=options["max_size"],
-        watch=options["watch"],
-        poll_interval=options["poll_interval"],
-        shard=options["shard"],
-        lease=options["lease"],
-        keep_done=options["keep_done"],
+        **{name: options[name] for name in SAME},
     ) as inbox:
         if new:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
