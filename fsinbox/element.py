@@ -6,7 +6,7 @@ import os
 
 from .store import files
 from .store.codecs import decode
-from .store.drops import DRAFTS, finished_drop
+from .store.drops import finished_drop
 from .store.errors import InvalidKey
 from .store.handle import Handle, Looking
 from .store.layout import Layout
@@ -215,6 +215,7 @@ class Looks:
 
     codec: str
     _handle: Handle
+    _ignore: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Waiting]:
         """Go through what waits, oldest first, without taking it. Lists the folder: costs with its size."""
@@ -262,7 +263,12 @@ class Looks:
         with Looking(self._handle) as layout:
             if any(parse_element(name) for name in layout.names("pending")):
                 return True
-            return any(not name.lower().endswith(DRAFTS) for name in layout.names("drop"))
+            dropped = layout.names("drop")
+            if not dropped:
+                return False
+            from .store.ignoring import looked_up
+
+            return bool(looked_up(layout, self._ignore).left(dropped))
 
     def __bool__(self) -> bool:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""

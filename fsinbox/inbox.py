@@ -12,6 +12,7 @@ from .store.producing import Adds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Any, Self
 
@@ -36,7 +37,8 @@ class Inbox(Adds, Looks):
     max_inflight   how many elements may be in flight at once; never two of one key
     settle         debounce: seconds that a key must have been left alone before its element is taken ...
     max_settle     ... but once it has waited this many seconds it is taken anyway
-    drop_settle    seconds that a file in drop/ must lie still if it may be under its writer's hand
+    drop_settle    seconds that a file in drop/ must lie still that may be unfinished (None: 1; 5 if untold)
+    ignore         more patterns, as in a .gitignore, of names in drop/ that are left alone
     max_drop_size  bytes; a larger file in drop/ is set aside
     watch          "auto", "events" or "poll": how an idle consumer notices arrivals
     poll_interval  seconds between polls at most, where it polls
@@ -59,7 +61,8 @@ class Inbox(Adds, Looks):
         max_inflight: int = 1,
         settle: float = 0.0,
         max_settle: float = 60.0,
-        drop_settle: float = 1.0,
+        drop_settle: float | None = None,
+        ignore: Sequence[str] = (),
         max_drop_size: int = 1 << 30,
         watch: str = "auto",
         poll_interval: float = 1.0,
@@ -72,12 +75,9 @@ class Inbox(Adds, Looks):
         """Open it. Raises UnusableInbox, ValueError."""
         self.codec = check_codec(codec)
         self.durable = durable
-        _check(max_inflight, watch, (settle, max_settle, drop_settle, max_drop_size), poll_interval)
+        _check(max_inflight, watch, (settle, max_settle, drop_settle or 0.0, max_drop_size), poll_interval)
         _check_more(scope, keep_done, lease, force=force)
-        if shard != "1/1":
-            from .consumer.ownership import parse_shard
-
-            parse_shard(shard)
+        self._ignore = _check_patterns(shard, ignore)
         self.max_inflight = max_inflight
         self._watch = (watch, poll_interval)
         self._shard = shard
@@ -85,6 +85,7 @@ class Inbox(Adds, Looks):
             "settle": settle,
             "max_settle": max_settle,
             "drop_settle": drop_settle,
+            "ignore": self._ignore,
             "max_drop_size": max_drop_size,
             "durable": durable,
             "lease": lease,
@@ -238,6 +239,19 @@ def _check_more(scope: str, keep_done: int, lease: float, *, force: bool) -> Non
         raise ValueError(f"keep_done must be 0 or more, not {keep_done}")
     if not 1 <= lease <= 86400:
         raise ValueError(f"lease must be 1 to 86400 seconds (a day), not {lease}")
+
+
+def _check_patterns(shard: str, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Check these, and import what does that only where there is something to check."""
+    if shard != "1/1":
+        from .consumer.ownership import parse_shard
+
+        parse_shard(shard)
+    if ignore:
+        from .store.ignoring import check_patterns
+
+        return check_patterns(ignore)
+    return ()
 
 
 __all__ = ["Inbox"]

@@ -231,6 +231,14 @@ class Driver:
         subprocess.run(["/bin/mv", draft, f"{self.path}/drop/{pair[0]}"], check=True)
         _flush(f"{self.path}/drop")
 
+    def _ln(self, pair: tuple[str, str]) -> None:
+        """The same for a file that keeps a second name: it is copied when it is ingested."""
+        draft = self._draft(pair[1])
+        _flush(draft)
+        os.link(draft, f"{self.path}.kept-{pair[0]}-{pair[1]}")
+        subprocess.run(["/bin/mv", draft, f"{self.path}/drop/{pair[0]}"], check=True)
+        _flush(f"{self.path}/drop")
+
     def _draft(self, value: str) -> str:
         """Write a file beside the inbox, not flushed."""
         draft = f"{self.path}.draft-{os.getpid()}"

@@ -518,6 +518,7 @@ WRONG: list[tuple[str, str, Damage]] = [
     ("note-foreign", "file", lambda p: (p / "attempts/readme").touch()),
     ("note-foreign", "link", lambda p: (p / f"attempts/{p.element('b').name}").symlink_to("many")),
     ("drop-draft", "", lambda p: (p / "drop/x.part").touch()),
+    ("ignore-file", "", lambda p: (p / "drop/.fsinboxignore").mkdir()),
     ("drop-bad", "", lambda p: (p / "drop/x").mkdir()),
     ("drop-bad", "name", lambda p: (p / f"drop/{'é' * 100}").touch()),
     ("drop-waits", "", lambda p: (p / "drop/x").write_bytes(p.element("a").read_bytes())),
@@ -1369,7 +1370,7 @@ def test_the_command_needs_an_inbox_to_repair_one(tmp_path: Path) -> None:
 
 def test_the_command_says_that_all_is_well(patient: Patient) -> None:
     done = run("doctor", "--inbox", patient.path, cwd=patient.path.parent)
-    assert done.stdout.splitlines()[-5:] == [
+    assert done.stdout.splitlines()[-6:] == [
         f"inbox {patient.path}",
         *(f"  ok      {fact}" for fact in examine(str(patient.path)).facts),
         "healthy",

@@ -112,6 +112,18 @@ def test_a_dropped_file_is_flushed_before_it_is_named(tmp_path: Path) -> None:
     assert calls.index("fsync a") < moved < calls.index("fsync pending", moved) < calls.index("fsync drop")
 
 
+def test_a_copy_of_a_dropped_file_is_flushed_before_it_takes_its_place(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        (tmp_path / "draft").write_text("1")
+        os.utime(tmp_path / "draft", (1, 1))
+        os.link(tmp_path / "draft", Path(inbox.path, "drop", "a"))
+    calls = traced(tmp_path, "assert Inbox('inbox').take().key == 'a'")
+    assert flushes(calls) == ["fsync tmp", "fsync pending", "fsync drop"]
+    moved = calls.index("renameat drop -> pending")
+    assert calls[moved - 1 :][:3] == ["fsync tmp", "renameat drop -> pending", "renameat tmp -> pending"]
+    assert calls.index("fsync pending", moved) < calls.index("fsync drop")
+
+
 def test_a_dropped_file_is_flushed_before_an_add_of_its_key_moves_it(tmp_path: Path) -> None:
     """And what replaces it is there for good before its name in drop/ is gone for good."""
     with Inbox(tmp_path / "inbox") as inbox:

@@ -577,7 +577,7 @@ def just_dropped(inbox: Inbox, key: str, value: str) -> Path:
 def test_a_drop_that_lies_still_has_come_before_an_add(
     shared: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsinbox.store.drops.STILL", 0.01)
+    monkeypatch.setattr("fsinbox.store.drops.UNTOLD", 0.01)
     just_dropped(shared, "a", "1")
     assert shared.add("a", "2") == "replaced"
     assert names(shared, "drop") == []
@@ -1017,6 +1017,6 @@ def test_many_are_looked_for_in_drop_with_one_listing(shared: Inbox) -> None:
     assert real(dropped)
     with intercepted(look):
         shared.add_many((f"k{number}", "1") for number in range(50))
-    assert set(looked) == {"k3"}
+    assert set(looked) == {"k3", ".fsinboxignore"}
     assert names(shared, "drop") == []
     assert sorted(value for _, value in drain(shared)) == ["1"] * 50

@@ -152,13 +152,26 @@ def test_the_place_is_kept_for_each_table_and_order_and_restart_forgets_it(proje
 
 
 @pytest.mark.parametrize(
-    "junk", ["", "[]", "[true, [{}]]", "[true, 5]", '[true, [{"kind": "date", "text": "x"}]]']
+    "junk",
+    ["", "[]", "[true, [{}]]", "[true, 5]", '[true, [{"kind": "date", "text": "x"}]]', "[" * 10**5],
+    ids=range(6),
 )
 def test_a_place_that_is_damaged_is_none(project: Path, junk: str) -> None:
     with Inbox(project / "inbox") as inbox:
         place = Place(inbox.layout, "x")
         place.write((True, [1]))
         (project / "inbox/control/migrate-x").write_text(junk)
+        assert place.read() is None
+
+
+def test_a_place_without_end_is_none(project: Path) -> None:
+    """In a shared inbox it may be anybody's."""
+    with Inbox(project / "inbox") as inbox:
+        place = Place(inbox.layout, "x")
+        place.write((True, [1]))
+        with (project / "inbox/control/migrate-x").open("r+") as file:
+            file.seek(1 << 20)
+            file.truncate(1 << 40)
         assert place.read() is None
 
 

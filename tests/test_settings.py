@@ -170,6 +170,32 @@ def test_the_settings_of_another_user_are_refused_unless_they_are_named(project:
     assert (project / "pwned").exists()
 
 
+@pytest.mark.parametrize("owner", [None, 4321])
+def test_a_file_without_end_is_not_read(project: Path, owner: int | None) -> None:
+    """It may be anybody's, in a folder above."""
+    path = configure(project, '[tool.fsinbox]\ninbox = "spool"')
+    os.truncate(path, 1 << 40)
+    if owner is not None:
+        if os.geteuid():
+            pytest.skip("only root can make files of another user")
+        os.chown(path, owner, -1)
+    done = run("status", cwd=project / "sub", status=2)
+    assert f"settings: {path}: cannot be read: it has 1099511627776 bytes, 1048576 at most" in done.stderr
+    run("init", cwd=project, FSINBOX_SETTINGS="")
+
+
+def test_a_named_file_must_be_a_regular_one(project: Path) -> None:
+    os.mkfifo(project / "fifo")
+    for name in ("fifo", "sub", "/dev/zero"):
+        done = run("status", cwd=project, status=2, FSINBOX_SETTINGS=name)
+        assert f"settings: {name}: cannot be read: it is not a regular file" in done.stderr
+
+
+def test_a_file_that_is_nested_without_end_is_an_error(project: Path) -> None:
+    configure(project, f"[tool.fsinbox]\ninbox = {'[' * 100_000}")
+    assert "cannot be read: " in run("status", cwd=project, status=2).stderr
+
+
 # --- what is wrong ------------------------------------------------------------------------------------
 
 

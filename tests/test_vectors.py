@@ -207,7 +207,9 @@ def test_a_dropped_file_is_finished_or_not(
 
     assert finished_drop(layout, name) == (name if case["finished"] else None)
 
-    assert waited.call_args_list == ([mock.call(1.0)] if "meanwhile" in case else [])
+    # (On one host the clock tells how long it has lain still already: since the line before last.)
+    waits = [call.args[0] for call in waited.call_args_list]
+    assert all(4 < seconds <= 5 for seconds in waits) and len(waits) == ("meanwhile" in case)
 
 
 def test_the_vectors_have_a_case_of_each_kind() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fsinbox import Element, Inbox
+from fsinbox.store.names import label_for
 
 
 def take(inbox: Inbox, timeout: float = 0.0) -> Element:
@@ -61,3 +64,20 @@ def the_one(inbox: Inbox, folder: str, key: str) -> Path | None:
     """Return the path of a key's element in a folder, None if there is none."""
     found = list(Path(inbox.path, folder).glob(f"*-{key}"))
     return found[0] if found else None
+
+
+def drop(inbox: Inbox, name: str | bytes, data: bytes = b"dropped") -> None:
+    """Move a file into drop/ that was finished a while ago."""
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(inbox.path)) as folder:
+        source = os.path.join(folder, "draft")
+        Path(source).write_bytes(data)
+        os.utime(source, (time.time() - 100,) * 2)
+        os.rename(source, os.path.join(os.fsencode(inbox.path), b"drop", os.fsencode(name)))
+
+
+def reason_for(inbox: Inbox, name: str | bytes) -> str:
+    """Return the reason beside what was set aside under this name; it is the only one of it."""
+    label = label_for(os.fsdecode(name))
+    aside = [entry for entry in names(inbox, "failed") if entry[20:] == label]
+    assert len(aside) == 1, names(inbox, "failed")
+    return Path(inbox.path, "failed", aside[0] + "~reason.txt").read_text()

@@ -7,7 +7,7 @@ drop=${FSINBOX_DIR:-inbox}/drop
 
 job=${1:-}
 case $job in
-'' | .* | */* | *.tmp | *.part) # these names are left alone in drop/, or are no file names
+'' | .* | */* | *.tmp | *.part | *.swp | *~ | 4913 | *[!A-Za-z0-9._-]*) # left alone in drop/, or no plain names
     echo "report.sh: '$job' cannot be the name of a job: use letters, digits, _ and -" >&2
     exit 2
     ;;

@@ -8,6 +8,8 @@ use Fcntl qw(:DEFAULT :flock :seek);
 use IO::Handle;
 use Time::HiRes qw(lstat sleep time);    # times with their fractions
 use constant { HIGHEST => 9_000_000_000_000_000_000, DAY => 86400e9 };
+use constant IGNORED => qr/\.(?:tmp|part|partial|filepart|crdownload|download|opdownload|aria2|sw[pox])\z|~\z
+    |^~syncthing~|\.~|^~\$|^\#.*\#\z|^(?:4913|thumbs\.db|desktop\.ini)\z/isx;    # names in drop\/ that are nobody's
 use constant { F_SETSIG => 10, F_SETLEASE => 1024, SIGURG => 23, BTRFS_IOC_SYNC => 0x9408 };
 
 my ($inbox, $key) = @ARGV == 2 ? @ARGV : die "usage: add.pl INBOX KEY <value\n";
@@ -30,7 +32,7 @@ binmode STDIN;
 my $value = do { local $/; <STDIN> } // '';
 die "cannot read the value: $!\n" if STDIN->error;
 print $file $value and $file->flush and chmod $mode, $file and $file->sync and close $file or die "$temporary: $!\n";
-my $dropped = $key !~ m{/|^\.|\.(?:tmp|part)\z}i && finished("drop/$key");
+my $dropped = $key !~ m{/|^\.} && finished("drop/$key");
 
 # 2. The section: lock, find the place or give out a number, publish.
 my $index;
@@ -92,12 +94,15 @@ sub look_up {    # (number at which the key waits, or 0; offset of the line to w
 sub finished {    # whether a file in drop/ is finished; it is flushed then
     my ($path, @seen) = ($_[0], lstat $_[0]);
     return 0 if !-f _;
+    my ($owner, @patterns) = ((stat '.')[4], lstat 'drop/.fsinboxignore');    # (others may have put it there)
+    die "$path may be ignored by drop/.fsinboxignore: use fsinbox add\n" if -f _ && grep { $_ == $patterns[4] } 0, $owner;
+    return 0 if $key =~ IGNORED;
     my $can_read = sysopen my $fd, $path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
     fcntl $fd, F_SETSIG, SIGURG if $can_read;    # in place of SIGIO, which kills: a writer that comes now sends it
     if ($can_read && fcntl $fd, F_SETLEASE, F_RDLCK) { fcntl $fd, F_SETLEASE, F_UNLCK }
     elsif ($can_read && $!{EAGAIN}) { return 0 }    # it is being written
     elsif ($seen[10] <= $seen[9]) {                 # nothing tells: look again
-        sleep 1;
+        sleep 5;
         my @now = lstat $path;
         return 0 if !@now or "@now[1, 7, 9]" ne "@seen[1, 7, 9]";
     }

@@ -5,7 +5,10 @@ import {
   fsyncSync, futimesSync, lstatSync, openSync, readFileSync, renameSync, statfsSync, unlinkSync, writeFileSync,
 } from "node:fs";
 const [inbox, key] = process.argv.slice(2);
-if (!key || /\/|^\.|\.(tmp|part)$/i.test(key)) throw new Error("usage: drop.mjs INBOX KEY <value; KEY is a plain file name");
+const partial = /\.(tmp|part|partial|filepart|crdownload|download|opdownload|aria2|sw[pox])$|~$|^~syncthing~|\.~|^~\$/i;
+const litter = /^#.*#$|^(4913|thumbs\.db|desktop\.ini)$/is; // (drop/.fsinboxignore may name more: that is not read here)
+if (!key || /\/|^\./.test(key) || partial.test(key) || litter.test(key))
+  throw new Error("usage: drop.mjs INBOX KEY <value; KEY is a plain file name");
 for (const folder of [`${inbox}/tmp`, `${inbox}/drop`])
   if (!lstatSync(folder).isDirectory()) throw new Error(`${folder} is not a directory: refused`); // a link, perhaps
 const draft = `${inbox}/tmp/node.${process.pid}.${Date.now()}`;

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .exits import EXIT_USAGE
-from .options import DURATION, RATE, SIZE, Failure, chosen, inbox_option, outranked
+from .options import DURATION, RATE, SIZE, Failure, Pattern, chosen, inbox_option, outranked
 from .variables import complaint, unknown
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -186,9 +186,14 @@ def section(title: str, *options: Decorator) -> Decorator:
     click.option(
         "--drop-settle",
         type=click.FloatRange(0),
-        default=1.0,
-        show_default=True,
-        help="A file in drop/ whose writer may not be done must lie still so long, seconds.",
+        show_default="1; 5 where the kernel cannot tell",
+        help="A file in drop/ whose writer may not be done must lie still for this time, seconds.",
+    ),
+    click.option(
+        "--ignore",
+        type=Pattern(),
+        multiple=True,
+        help="Leave such names in drop/ alone, too: as in a .gitignore. Repeatable.",
     ),
     click.option(
         "--max-size",

@@ -26,6 +26,9 @@ from .handling import bounds, handler_for
 
 log = logging.getLogger("fsinbox")
 
+SAME = "codec settle max_settle drop_settle ignore watch poll_interval shard lease keep_done".split()
+"""Options that Inbox has under the same names."""
+
 
 def consume(path: str, **options: Any) -> int:
     """Run a consumer; return the exit status. Raises click.UsageError, InboxError."""
@@ -75,17 +78,9 @@ def opened(path: str, options: dict[str, Any]) -> Inbox:
     """Open the inbox as the options say. Raises UnusableInbox."""
     return Inbox(
         path,
-        codec=options["codec"],
         max_inflight=options["concurrency"] * (options["batch"] or 1),
-        settle=options["settle"],
-        max_settle=options["max_settle"],
-        drop_settle=options["drop_settle"],
         max_drop_size=options["max_size"],
-        watch=options["watch"],
-        poll_interval=options["poll_interval"],
-        shard=options["shard"],
-        lease=options["lease"],
-        keep_done=options["keep_done"],
+        **{name: options[name] for name in SAME},
     )
 
 

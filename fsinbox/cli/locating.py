@@ -1,9 +1,10 @@
 """Where the settings are: which pyproject.toml counts. (`fsinbox add` asks without importing click.)"""
 
 import os
+import stat
 
-_LARGEST = 1 << 20
-"""Bytes of a pyproject.toml that are read to see whether it has settings of ours."""
+LARGEST = 1 << 20
+"""Bytes of a pyproject.toml that are read: it may be anybody's, and without end."""
 
 
 def settings_file() -> str | None:
@@ -29,13 +30,29 @@ def settings_file() -> str | None:
         folder = os.path.dirname(folder)
 
 
+def open_settings(path: str) -> tuple[int, os.stat_result]:
+    """Open a pyproject.toml; return its descriptor and its status. Raises OSError, also if it is no regular
+    file, or is too large to be read."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        if status.st_size > LARGEST:
+            raise OSError(f"it has {status.st_size} bytes, {LARGEST} at most")
+    except OSError:
+        os.close(fd)
+        raise
+    return fd, status
+
+
 def _has_settings(path: str) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return b"[tool.fsinbox" in os.read(fd, _LARGEST)
+        return b"[tool.fsinbox" in os.read(fd, LARGEST)
     except OSError:
         return False  # a folder of that name
     finally:

@@ -129,6 +129,20 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         return seconds
 
 
+class Pattern(click.ParamType):  # type: ignore[type-arg]
+    """A pattern of names in drop/, as in a .gitignore."""
+
+    name = "pattern"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ..store.ignoring import BadPattern, check_patterns
+
+        try:
+            return check_patterns([str(value)])[0]
+        except BadPattern as error:
+            self.fail(str(error), param, ctx)
+
+
 def _seconds(text: str) -> float:
     """Return a duration in seconds; -1 if it is not one."""
     from re import fullmatch

@@ -72,6 +72,7 @@ def lines(found: Summary) -> list[str]:
     """Return what `status` prints, but for the verdict."""
     from ..operate.report import pause, rate
     from ..operate.units import length, seconds
+    from ..store.ignoring import OF_FILE
 
     def aged(age: float | None) -> str:
         return "" if age is None else f"  (oldest {seconds(age)})"
@@ -102,6 +103,11 @@ def lines(found: Summary) -> list[str]:
         text.append(f"bounds    {_bounds(found)}")
     if found.dropped:
         text.append(f"dropped   {found.dropped}  (not ingested yet)")
+    if found.ignored:
+        where = f" and {OF_FILE}" if found.ignoring["file"] else ""
+        text.append(
+            f"ignored   {found.ignored} of these  (by the built-in list{where}: see `fsinbox doctor`)"
+        )
     if found.held:
         some = ", ".join(map(printable, found.held[:5]))
         text.append(f"on hold   {len(found.held)}  ({some}{', ...' if len(found.held) > 5 else ''})")

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from .locating import LARGEST, open_settings
 from .options import Failure, chosen, inbox_option, json_option, printable, variable
 from .variables import INBOX
 
@@ -28,16 +29,12 @@ class Settings(dict[str, Any]):
         super().__init__()
         self.path = path
         try:
-            with open(path, "rb") as file:
-                owner = os.fstat(file.fileno()).st_uid
-                table = tomllib.load(file).get("tool", {}).get("fsinbox", {})
-        except (OSError, ValueError) as error:
+            fd, status = open_settings(path)
+            with open(fd, encoding="utf-8") as file:
+                self._check_owner(status.st_uid)
+                table = tomllib.loads(file.read(LARGEST)).get("tool", {}).get("fsinbox", {})
+        except (OSError, ValueError, RecursionError) as error:
             raise self._wrong(f"cannot be read: {error}") from error
-        if owner not in (0, os.geteuid()) and "FSINBOX_SETTINGS" not in os.environ:
-            raise self._wrong(
-                f"belongs to user {owner}, whose settings could run commands as you: "
-                f"to use it, set FSINBOX_SETTINGS={path}; to do without, set FSINBOX_SETTINGS to nothing"
-            )
         for name, value in table.items():
             if name == "inbox":
                 if not (isinstance(value, str) and value):
@@ -55,6 +52,15 @@ class Settings(dict[str, Any]):
                     f"{name} in [tool.fsinbox] is {value!r}: make it a table, [tool.fsinbox.{name}]"
                 )
             self[name] = value
+
+    def _check_owner(self, owner: int) -> None:
+        import os
+
+        if owner not in (0, os.geteuid()) and "FSINBOX_SETTINGS" not in os.environ:
+            raise self._wrong(
+                f"belongs to user {owner}, whose settings could run commands as you: "
+                f"to use it, set FSINBOX_SETTINGS={self.path}; to do without, set FSINBOX_SETTINGS to nothing"
+            )
 
     def check(self, name: str, command: click.Command) -> None:
         """Check the table of a command, and name its settings as click does. Raises Failure."""

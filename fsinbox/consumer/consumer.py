@@ -123,6 +123,7 @@ class Consumer:
         """Stop being the consumer. What is in flight stays in inflight/ for the next one: requeue it
         first."""
         self.ownership.close()
+        self.drops.close()
 
     def has(self, taken: Taken) -> bool:
         """Tell whether this element is in flight here, and was not ended."""

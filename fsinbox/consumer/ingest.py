@@ -1,15 +1,18 @@
 """drop/: what is an element and what is set aside, and why.
 
-Anyone may `mv` a file into drop/; its name is the key. Hidden files, `*.tmp` and `*.part` are left alone:
-they are somebody's drafts. What is not a readable regular file of a sensible size is set aside. The rest must
-be *finished*:
+Anyone may `mv` a file into drop/; its name is the key. Hidden files, and names that are known to be nobody's
+(ignoring.py), are left alone: they are somebody's drafts. What is not a readable regular file of a sensible
+size is set aside. The rest must be *finished*:
 
  - a file that some process has open for writing is not (asked of the kernel with a read lease, where it
    tells);
  - one that was seen to be renamed in, or whose status changed after its content did (ctime after mtime: it
    was renamed in, or had its times set, as the last thing that was done to it) is;
  - any other may be under the hand of a writer that cannot rename (scp, sftp): it must lie still for the
-   settle time. A writer that keeps coming back cannot put it off for ever: the ceiling ends the wait.
+   settle time, which is longer where no lease tells. A writer that keeps coming back cannot put it off for
+   ever: the ceiling ends the wait.
+
+What others may still write to then is copied (copying.py), and the copy ingested.
 """
 
 from __future__ import annotations
@@ -18,16 +21,19 @@ import logging
 import os
 import stat
 from time import monotonic, time_ns
+from typing import NamedTuple
 
 from ..store import transitions
-from ..store.drops import DRAFTS, NEVER, has_writer, open_drop, renamed_in
+from ..store.drops import CLOSED, NEVER, UNTOLD, has_writer, open_drop, renamed_in
 from ..store.errors import InvalidKey
 from ..store.files import flush_all, flush_folder, flush_pending
 from ..store.folders import close_quietly
+from ..store.ignoring import FILE, OF_FILE, Ignored
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import element_name, encode_key
 from ..store.section import Busy
+from .copying import ENOUGH, Copies, Copy, close_to_others
 from .settings import Settings
 
 log = logging.getLogger("fsinbox")
@@ -37,42 +43,33 @@ _BATCH = 100
 long for the lock."""
 
 
-class Drops:
-    """The consumer's watch over drop/: ingests what is finished, sets aside what cannot be an element."""
+class Finished(NamedTuple):
+    """A file in drop/ that may be ingested. `copy`: of one that others may write to."""
 
-    def __init__(self, layout: Layout, index: Index, settings: Settings) -> None:
-        """Of the settings it goes by drop_settle, max_settle, max_drop_size and the shard."""
+    name: str
+    encoded: str
+    copy: Copy | None
+
+
+class Arrivals:
+    """What lies in drop/, of this consumer's shard, and is not ignored."""
+
+    def __init__(self, layout: Layout, settings: Settings) -> None:
+        """Of the settings it goes by ignore and the shard. Says what is ignored."""
         self._layout = layout
-        self._index = index
         self._shard = settings.shard
-        self._settle = settings.drop_settle
-        self._ceiling = max(settings.max_settle, settings.drop_settle)
-        self._max_size = settings.max_drop_size
-        self._arrived: list[str] = []  # of the last listing, what has not been looked at
-        # name -> first seen, still since, its stamp
-        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}
-        self._stuck: set[str] = set()
-        self.moved_in: set[str] = set()
-        """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
-        self.look_again: float | None = None
-        """When a file will have lain still (monotonic seconds), or None."""
+        self._ignored = Ignored(layout, settings.ignore)
+        self._told = ""
+        self._refresh()
 
-    def ingest(self) -> int:
-        """Ingest finished files, in order of arrival, up to a batch of them. Return how many."""
-        self.look_again = None
-        if not self._arrived:
-            self._list()
-        batch, self._arrived = self._arrived[:_BATCH], self._arrived[_BATCH:]
-        finished = [entry for name in batch if (entry := self._inspect(name))]
-        if self._arrived:
-            self.look_again = monotonic()
-        return self._admit_all(finished) if finished else 0
-
-    def _list(self) -> None:
-        """List drop/ into _arrived, the earliest arrival (ctime) first."""
+    def oldest_last(self) -> list[str] | None:
+        """Return the names, the earliest arrival (ctime) last; None if what is ignored cannot be told now."""
+        names = self._layout.names("drop")
+        if names and not self._refresh():
+            return None
         arrived = []
-        for name in self._layout.names("drop"):
-            if name.lower().endswith(DRAFTS) or not self._is_mine(name):
+        for name in self._ignored.left(names):
+            if not self._is_mine(name):
                 continue
             try:
                 status = os.lstat(name, dir_fd=self._layout.folder("drop"))
@@ -81,16 +78,9 @@ class Drops:
             except OSError:
                 arrived.append((0, name))  # left alone when it is inspected: it must not keep the others
                 continue
-            arrived.append((status.st_ctime_ns, name))
-        arrived.sort()
-        self._arrived = [name for _, name in arrived]
-        names = set(self._arrived)
-        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
-        self._stuck &= names
-        # Not emptied each time, for one may just have come: only names that others took away are left for
-        # long.
-        if not names and len(self.moved_in) > 10_000:
-            self.moved_in.clear()
+            if not (stat.S_ISDIR(status.st_mode) and self._ignored.why(name, folder=True)):
+                arrived.append((status.st_ctime_ns, name))
+        return [name for _, name in sorted(arrived, reverse=True)]
 
     def _is_mine(self, name: str) -> bool:
         if self._shard.count == 1:
@@ -100,8 +90,91 @@ class Drops:
         except InvalidKey:
             return self._shard.has("")
 
-    def _inspect(self, name: str) -> tuple[str, str] | None:
-        """Return (name, encoded key) of a file that may be ingested now; set aside what never may."""
+    def _refresh(self) -> bool:
+        """Read .fsinboxignore, and say what is ignored if that was not said yet; tell whether it is known."""
+        ignored = self._ignored
+        try:
+            ignored.refresh()
+        except OSError as error:
+            if self._told != str(error):
+                self._told = str(error)
+                _tell(
+                    "left",
+                    FILE,
+                    f"cannot read {OF_FILE} now: {error.strerror}: nothing is ingested until it can be",
+                )
+            return False
+        if (text := f"{ignored}{ignored.refused}") != self._told:
+            self._told = text
+            log.info(
+                "ignoring in drop/: %s",
+                ignored,
+                extra={"event": "ignoring", "folder": "drop", **ignored.lists()},
+            )
+            for what in filter(None, [ignored.refused, *ignored.bad_lines()]):
+                _tell("ignore_file", FILE, f"{OF_FILE}, or a line of it, is not in force: {what}")
+        return True
+
+
+class Drops:
+    """The consumer's watch over drop/: ingests what is finished, sets aside what cannot be an element."""
+
+    def __init__(self, layout: Layout, index: Index, settings: Settings) -> None:
+        """Of the settings it goes by drop_settle, max_settle, max_drop_size, ignore and the shard."""
+        self._layout = layout
+        self._index = index
+        given = settings.drop_settle
+        self._closed, self._untold = (CLOSED, UNTOLD) if given is None else (given, given)
+        self._ceiling = max(settings.max_settle, self._untold)
+        self._max_size = settings.max_drop_size
+        self._arrivals = Arrivals(layout, settings)
+        self._copies = Copies(layout)
+        self._arrived: list[str] = []  # of the last listing, what has not been looked at
+        # name -> first seen, still since, its stamp
+        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}
+        self._stuck: set[str] = set()
+        self.moved_in: set[str] = set()
+        """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
+        self.look_again: float | None = None
+        """When a file will have lain still (monotonic seconds), or None."""
+
+    def close(self) -> None:
+        """Remove what was not ingested after all from tmp/."""
+        self._copies.keep(set())
+
+    def ingest(self) -> int:
+        """Ingest finished files, in order of arrival, up to a batch of them. Return how many."""
+        self.look_again = None
+        if not self._arrived:
+            self._list()
+        finished: list[Finished] = []
+        self._copies.size = 0
+        for _ in range(_BATCH):
+            if not self._arrived or self._copies.size >= ENOUGH:
+                break
+            if entry := self._inspect(self._arrived.pop()):
+                finished.append(entry)
+        if self._arrived:
+            self.look_again = monotonic()
+        return self._admit_all(finished) if finished else 0
+
+    def _list(self) -> None:
+        """List drop/ into _arrived, the earliest arrival (ctime) last."""
+        arrived = self._arrivals.oldest_last()
+        if arrived is None:
+            return
+        self._arrived = arrived
+        names = set(arrived)
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        self._stuck &= names
+        self._copies.keep(names)
+        # Not emptied each time, for one may just have come: only names that others took away are left for
+        # long.
+        if not names and len(self.moved_in) > 10_000:
+            self.moved_in.clear()
+
+    def _inspect(self, name: str) -> Finished | None:
+        """Return a file that may be ingested now; set aside what never may."""
         try:
             status = os.lstat(name, dir_fd=self._layout.folder("drop"))
             encoded = encode_key(name)
@@ -111,51 +184,69 @@ class Drops:
             self._set_aside(name, f"its name cannot be a key: {error}")
             return None
         except OSError as error:
-            self._leave(
-                name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
-            )
+            self._leave_for_now(name, "look at", error)
             return None
-        if status.st_size > self._max_size and stat.S_ISREG(status.st_mode):
-            self._set_aside(
-                name,
-                f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, "
-                "or split it",
-            )
+        if stat.S_ISREG(status.st_mode) and self._is_too_large(name, status):
             return None
+        fd = self._open(name, status)
+        if fd is None:
+            return None
+        doing = "look at"
         try:
-            fd = open_drop(self._layout, name, status)
+            status = os.fstat(fd)
+            left = self._time_left(name, status, writer=None if self._layout.sharing else has_writer(fd))
+            if left > 0:
+                self._look_in(left)
+                return None
+            if not self._copies.are_needed(status):
+                if close_to_others(self._layout, fd, status):
+                    return Finished(name, encoded, None)
+                self._look_in(max(self._closed, 0.05))
+                return None
+            if self._is_too_large(name, status):  # (it has grown just now)
+                return None
+            doing = "copy"
+            if copy := self._copies.make(name, fd, status):
+                return Finished(name, encoded, copy)
+        except OSError as error:
+            self._leave_for_now(name, doing, error)
+            return None
+        finally:
+            close_quietly(fd)
+        self._look_in(self._copies.wait(name))
+        return None
+
+    def _open(self, name: str, status: os.stat_result) -> int | None:
+        """Open a file; set aside what never may be; None if it is not for now."""
+        try:
+            return open_drop(self._layout, name, status)
         except FileNotFoundError:
-            return None
-        except (
-            BlockingIOError
-        ):  # somebody has a lease on it (Samba takes them), and has just been asked to give it back
-            again = monotonic() + max(self._settle, 0.05)
-            self.look_again = min(self.look_again or again, again)
-            return None
+            pass
+        except BlockingIOError:
+            # somebody has a lease on it (Samba takes them), and has just been asked to give it back
+            self._look_in(max(self._closed, 0.05))
         except OSError as error:
             if error.errno in NEVER:
                 self._set_aside(name, str(error.strerror))
             else:
-                self._leave(
-                    name, f"cannot open {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
-                )
-            return None
-        try:
-            left = self._time_left(
-                name, os.fstat(fd), writer=None if self._layout.sharing else has_writer(fd)
-            )
-        except OSError as error:
-            self._leave(
-                name, f"cannot look at {name!r} now: {error.strerror}: it stays in drop/ and is tried again"
-            )
-            return None
-        finally:
-            close_quietly(fd)
-        if left > 0:
-            now = monotonic()
-            self.look_again = min(self.look_again or now + left, now + left)
-            return None
-        return name, encoded
+                self._leave_for_now(name, "open", error)
+        return None
+
+    def _is_too_large(self, name: str, status: os.stat_result) -> bool:
+        """Tell whether a file is, and set it aside."""
+        if status.st_size <= self._max_size:
+            return False
+        self._set_aside(
+            name,
+            f"it has {status.st_size} bytes, more than the limit of {self._max_size}: raise --max-size, "
+            "or split it",
+        )
+        return True
+
+    def _look_in(self, seconds: float) -> None:
+        """Look at drop/ again in so many seconds, or before."""
+        at = monotonic() + seconds
+        self.look_again = min(self.look_again or at, at)
 
     def _time_left(self, name: str, status: os.stat_result, *, writer: bool | None) -> float:
         """Return how many seconds to leave a file alone; 0 if it is finished."""
@@ -169,28 +260,32 @@ class Drops:
             still = now
         self._seen[name] = (first, still, stamp)
         if writer:
-            return max(self._settle, 0.05)  # somebody has it open now: no ceiling, half a file helps nobody
+            return max(self._closed, 0.05)  # somebody has it open now: no ceiling, half a file helps nobody
         quiet = now - still
         if self._layout.sharing is None:  # else the clock that has set its times is another one than ours
             quiet = max(quiet, (time_ns() - status.st_ctime_ns) / 1e9)
-        return max(0.0, min(self._settle - quiet, self._ceiling - (now - first)))
+        settle = self._untold if writer is None else self._closed
+        return max(0.0, min(settle - quiet, self._ceiling - (now - first)))
 
-    def _admit_all(self, finished: list[tuple[str, str]]) -> int:
+    def _admit_all(self, finished: list[Finished]) -> int:
         """Make these files the waiting values of their keys; return of how many."""
-        names = [name for name, _ in finished]
+        first = finished[0].name
         try:
             # Their writers need not have done it: in pending/ a name must not outlive its content.
-            flush_all(self._layout, "drop", names)
+            if names := [entry.name for entry in finished if not entry.copy]:
+                flush_all(self._layout, "drop", names)
+            if copies := [entry.copy.name for entry in finished if entry.copy]:
+                flush_all(self._layout, "tmp", copies)
         except OSError as error:
+            for entry in finished:
+                if entry.copy:  # what could not be flushed must not be flushed again
+                    self._copies.discard(entry.name)
+                    self._leave_for_now(entry.name, "flush a copy of", error)
             if (
                 len(finished) > 1
-            ):  # one may have been replaced by what cannot be flushed: it must not stop the others
-                return sum(self._admit_all([entry]) for entry in finished)
-            self._leave(
-                names[0],
-                f"cannot flush {names[0]!r} to the disk: {error.strerror}: it stays in drop/ and is tried "
-                "again",
-            )
+            ):  # one may have been replaced by what cannot be flushed: not to stop the others
+                return sum(self._admit_all([entry]) for entry in finished if not entry.copy)
+            self._leave_for_now(first, "flush", error, "to the disk")
             return 0
         moved = 0
         try:
@@ -201,27 +296,53 @@ class Drops:
         except Busy:
             self.look_again = monotonic() + 0.01
         except OSError as error:
-            self._leave(names[0], f"cannot ingest dropped files now: {error.strerror}: they are tried again")
+            self._leave(first, f"cannot ingest dropped files now: {error.strerror}: they are tried again")
         return moved
 
-    def _admit(self, finished: list[tuple[str, str]]) -> int:
+    def _admit(self, finished: list[Finished]) -> int:
         """Move them to pending/; return how many. Inside the section."""
         moved = 0
-        for done, (name, encoded) in enumerate(finished):
+        for done, entry in enumerate(finished):
             try:
-                number, _, _ = self._index.admit(encoded, len(finished) - done)
-                moved += transitions.move_drop(self._layout, name, element_name(number, encoded))
+                number, _, _ = self._index.admit(entry.encoded, len(finished) - done)
+                moved += self._move(entry, element_name(number, entry.encoded))
             except OSError as error:
-                self._leave(
-                    name,
-                    f"cannot ingest {name!r} now: {error.strerror}: it stays in drop/ and is tried again",
-                )
+                self._copies.discard(entry.name)
+                self._leave_for_now(entry.name, "ingest", error)
         return moved
 
-    def _set_aside(self, name: str, reason: str) -> None:
+    def _move(self, entry: Finished, place: str) -> bool:
+        """Move a file, or our copy of it, to its place in pending/; tell whether something is there now."""
+        if not entry.copy:
+            return transitions.move_drop(self._layout, entry.name, place)
+        outcome = transitions.move_drop_as_copy(
+            self._layout, entry.name, entry.copy.seen, entry.copy.name, place
+        )
+        if outcome == "copied":
+            self._copies.forget(entry.name)
+            return True
+        self._copies.discard(entry.name)
+        if outcome == "unsafe":
+            self._set_aside(
+                entry.name,
+                "it was replaced while it was ingested, and others may write to it: retry it, or drop it "
+                "again",
+                place,
+            )
+        elif outcome == "bare":
+            self._leave(
+                entry.name, f"cannot put a copy in place of {entry.name!r}: others may write to it still"
+            )
+        elif outcome == "changed":
+            self._look_in(self._copies.wait(entry.name))
+        return outcome in ("bare", "unsafe")
+
+    def _set_aside(self, name: str, reason: str, place: str = "") -> None:
+        """Move it to failed/ from drop/, or from its place in pending/."""
+        folder = "pending" if place else "drop"
         try:
             aside = transitions.set_aside(
-                self._layout, "drop", name, f"dropped file {name!r} was set aside: {reason}\n"
+                self._layout, folder, place or name, f"dropped file {name!r} was set aside: {reason}\n"
             )
         except FileNotFoundError:
             return
@@ -231,6 +352,11 @@ class Drops:
             )
             return
         _tell("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
+
+    def _leave_for_now(self, name: str, what: str, error: OSError, how: str = "now") -> None:
+        self._leave(
+            name, f"cannot {what} {name!r} {how}: {error.strerror}: it stays in drop/ and is tried again"
+        )
 
     def _leave(self, name: str, message: str) -> None:
         if name not in self._stuck:

@@ -16,7 +16,8 @@ class Settings:
 
     settle: float = 0.0
     max_settle: float = 60.0
-    drop_settle: float = 1.0
+    drop_settle: float | None = None
+    ignore: tuple[str, ...] = ()
     max_drop_size: int = 1 << 30
     durable: bool = True
     shard: Shard = WHOLE

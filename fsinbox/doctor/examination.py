@@ -90,6 +90,7 @@ class Look:
             f"{count['deferred']} deferred, {count['failed']} failed, {count['drop']} in drop/; "
             f"{count['tmp']} being written",
             f"consumer: {holder}" if self.consumed else "no consumer is running",
+            *([f"ignored in drop/: hidden names; {self.folders.ignoring}"] if self.folders.ignoring else []),
         )
 
     def _consumers(self, signs: Signs) -> None:

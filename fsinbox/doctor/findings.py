@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..store.ignoring import OF_FILE
+
 
 class Sign(NamedTuple):
     """Something that may be wrong. `where` is a path below the inbox, `seen` what was seen there."""
@@ -335,7 +337,19 @@ KINDS: dict[str, Kind] = {
     ),
     "leftover": Kind("note", "a process that was killed left it behind", "", "removes it", "removed"),
     "leftover-folder": Kind("note", "a doctor that was killed left it behind", "", "removes it", "removed"),
-    "drop-draft": Kind("note", "its name is that of a draft: it is ignored until it is renamed"),
+    "drop-draft": Kind(
+        "note",
+        "its name is not taken for a key (a partial upload, or litter): it is ignored until it is renamed",
+        "",
+        f"if it should be a value, write `!` and its name into {OF_FILE}, or rename it",
+    ),
+    "ignore-file": Kind(
+        "person",
+        "the file, or a line of it, is not in force: names that it should take out of the way are ingested",
+        "",
+        "mend it: a regular file of the owner of the inbox, to which nobody else may write; a pattern of a "
+        ".gitignore a line",
+    ),
     "drop-open": Kind(
         "note", "a process has it open for writing", "the consumer ingests it once it is closed"
     ),

@@ -10,8 +10,9 @@ from time import time_ns
 
 from ..consumer.recovery import LITTER_AGE
 from ..consumer.settings import MAX_DELAY
-from ..store.drops import DRAFTS, has_writer, open_drop
+from ..store.drops import has_writer, open_drop
 from ..store.errors import InvalidKey
+from ..store.ignoring import OF_FILE, Ignored, looked_up
 from ..store.names import REASON, element_name, encode_key, is_element, parse_deferred, parse_element
 from .filesystem import SCRATCH
 from .signs import HOUR, MINUTE, Signs, kind_of
@@ -34,6 +35,8 @@ class Folders:
         self._owner = owner
         self._consumed = consumed
         self.count = dict.fromkeys(ORDER, 0)
+        self.ignoring = ""
+        """Which names in drop/ are ignored, in words; "" if there is no such folder."""
         self.places: dict[str, list[int]] = {}
         """Encoded key -> the numbers of its places in pending/, the lowest first."""
         self.elements: set[str] = set()
@@ -189,10 +192,13 @@ class Folders:
                 self._signs.see("litter" if is_file else "litter-odd", where)
 
     def _drop(self, names: list[str]) -> None:
+        ignored = self._ignored()
         for name in names:
             where = f"drop/{name}"
-            if name.startswith(".") or name.lower().endswith(DRAFTS):
-                self._signs.see("drop-draft", where)
+            status = self._signs.status("drop", name)
+            if why := ignored.why(name, folder=status is not None and stat.S_ISDIR(status.st_mode)):
+                if where != OF_FILE:
+                    self._signs.see("drop-draft", where, why)
                 continue
             self.count["drop"] += 1
             try:
@@ -203,6 +209,14 @@ class Folders:
                 self._signs.see("drop-bad", where, error)
             except OSError as error:
                 self._signs.see("drop-bad", where, error.strerror)
+
+    def _ignored(self) -> Ignored:
+        """Return which names in drop/ are ignored; see what is wrong with .fsinboxignore."""
+        ignored = looked_up(self._layout)
+        for reason in filter(None, [ignored.refused, *ignored.bad_lines()]):
+            self._signs.see("ignore-file", OF_FILE, reason)
+        self.ignoring = str(ignored)
+        return ignored
 
     def _dropped(self, name: str, where: str) -> None:
         """Look at a file in drop/. Raises InvalidKey, OSError if it cannot become an element."""

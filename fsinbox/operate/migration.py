@@ -219,6 +219,9 @@ def _element(key: Any, value: Any) -> tuple[str, bytes]:
     return name, json.dumps(value, ensure_ascii=False, default=str).encode()
 
 
+_LARGEST = 1 << 20
+"""Bytes of a note that are read: in a shared inbox it may be anybody's, and without end."""
+
 _KINDS: dict[str, tuple[type, Any, Any]] = {
     "datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
     "date": (date, date.isoformat, date.fromisoformat),
@@ -244,12 +247,12 @@ class Place:
             return None
         try:
             with open(open_for_reading(self._layout, "control", self._name), encoding="utf-8") as file:
-                locked, values = json.load(file)
+                locked, values = json.loads(file.read(_LARGEST))
             return bool(locked), [
                 _KINDS[value["kind"]][2](value["text"]) if isinstance(value, dict) else value
                 for value in values
             ]
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return None
 
     def write(self, start: Start) -> None:

@@ -69,7 +69,7 @@ def _oddities(found: Summary, *, failures: bool) -> list[str]:
     if found.stuck is not None:
         odd.append(f"All adds wait: the admission lock is held by {found.stuck}.")
     missing = [str(one["shard"]) for one in found.consumers if not one["holder"]]
-    count = found.waiting + found.in_flight + found.deferred + found.dropped
+    count = found.waiting + found.in_flight + found.deferred + max(0, found.dropped - found.ignored)
     if found.consumer is None and count:
         odd.append(f"No consumer is running; {elements(count)} waiting.")
     elif missing and found.consumer:

@@ -7,6 +7,7 @@ from time import time_ns
 
 from ..store.bounds import limits
 from ..store.control import requests
+from ..store.ignoring import Ignored, looked_up
 from ..store.layout import Layout
 from ..store.names import decode_key
 from .admission import held_by
@@ -27,7 +28,7 @@ class Summary:
     deferred: int
     failed: int
     dropped: int
-    """Files in drop/ that are not ingested yet."""
+    """Files in drop/ that are not ingested yet ..."""
     oldest_waiting: float | None
     oldest_in_flight: float | None
     consumer: str | None
@@ -55,6 +56,10 @@ class Summary:
     """Bytes that must stay free on its file system; 0: no bound."""
     stuck: str | None
     """Who holds the admission lock, so that all adds wait; None if it is free. (See admission.held_by.)"""
+    ignored: int
+    """... of which so many will not be, for their names (see store.ignoring)."""
+    ignoring: dict[str, list[str]]
+    """The lists of such names; what a consumer was given in addition is only in its log."""
 
 
 def summary(layout: Layout) -> Summary:
@@ -65,6 +70,7 @@ def summary(layout: Layout) -> Summary:
     every = read_stats(layout)
     asked = requests(layout)
     bounds = limits(layout)
+    ignored = looked_up(layout)
     return Summary(
         path=layout.path,
         waiting=found.count["waiting"],
@@ -89,6 +95,8 @@ def summary(layout: Layout) -> Summary:
         max_waiting=bounds.max_waiting,
         min_free=bounds.min_free,
         stuck=held_by(layout),
+        ignored=_count(layout, ignored) if found.count["dropped"] else 0,
+        ignoring=ignored.lists(),
     )
 
 
@@ -96,6 +104,12 @@ def _slowed(running: list[dict[str, object]], every: list[ConsumerStats]) -> lis
     """Return when the consumers that are slowed down try the next element."""
     found = [stats_of(one, every) for one in running]
     return [stats.slowed_until for stats in found if stats and stats.slowed_until]
+
+
+def _count(layout: Layout, ignored: Ignored) -> int:
+    """Return how many files in drop/ are ignored."""
+    names = layout.names("drop")
+    return len(names) - len(ignored.left(names))
 
 
 def _age(found: Census, state: str, now: int) -> float | None:

@@ -7,17 +7,17 @@ import errno
 import fcntl
 import os
 import stat
-from time import sleep
+from time import sleep, time_ns
 
 from .files import flush_shared, open_for_reading
 from .folders import close_quietly
 from .layout import Layout
 
-DRAFTS = (".tmp", ".part")
-"""How the names of somebody's drafts end."""
+UNTOLD = 5.0
+"""Seconds for which a file must have been left alone if nothing tells that it is finished."""
 
-STILL = 1.0
-"""Seconds for which a producer watches a dropped file of its key, if nothing tells that it is finished."""
+CLOSED = 1.0
+"""The same where the kernel tells that nobody has it open for writing: for writers that come back."""
 
 NEVER = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO}
 """Why a file that cannot be opened is no element. All else (no descriptors, an error of the disk) may
@@ -58,11 +58,15 @@ def finished_drop(layout: Layout, key: str) -> str | None:
 
     Raises OSError.
     """
-    if "/" in key or "\0" in key or key[0] == "." or key.lower().endswith(DRAFTS):
+    if "/" in key or "\0" in key or key[0] == ".":
         return None
     try:
         status = os.lstat(key, dir_fd=layout.fresh("drop"))
     except FileNotFoundError:
+        return None
+    from .ignoring import ignored_by_all  # not at the top: most producers meet no drop
+
+    if ignored_by_all(layout, key):
         return None
     try:
         fd = open_drop(layout, key, status)
@@ -87,12 +91,15 @@ def finished_drop(layout: Layout, key: str) -> str | None:
 
 
 def _lies_still(layout: Layout, key: str, before: os.stat_result) -> bool:
-    """Wait whether a dropped file is left alone for a second.
+    """Wait until a dropped file has been left alone for UNTOLD seconds; tell whether it was.
 
     Where no lease tells (another user's file, another host's writer), this is left of finding out whether it
     is being written, or was renamed in within a tick of the clock after it was.
     """
-    sleep(STILL)
+    quiet = 0.0
+    if layout.sharing is None:  # else the clock that has set its times is another one than ours
+        quiet = min(max(0.0, (time_ns() - before.st_ctime_ns) / 1e9), UNTOLD)
+    sleep(UNTOLD - quiet)
     try:
         now = os.lstat(key, dir_fd=layout.fresh("drop"))
     except FileNotFoundError:

@@ -162,16 +162,46 @@ def _finish(fd: int, *, durable: bool, not_before: int) -> None:
         flush(fd)
 
 
-def _copy(source: int, target: int) -> None:
-    """Copy one open file to another: shared blocks if the file system can, else inside the kernel, else by
-    hand."""
+def copy_part(source: int, target: int, size: int) -> None:
+    """Copy the first `size` bytes of an open file that others may be writing to: shared blocks if the file
+    system can (then it may be more). Holes stay holes, so that it takes no more room. Raises OSError."""
+    if _clone(source, target):
+        return
+    os.ftruncate(target, size)
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole up to the end
+            raise
+        end = min(size, os.lseek(source, offset, os.SEEK_HOLE))
+        os.lseek(target, offset, os.SEEK_SET)
+        while offset < end:
+            piece = os.pread(source, min(end - offset, 1 << 20), offset)
+            if not piece:
+                return  # it was cut short meanwhile
+            write_all(target, piece)
+            offset += len(piece)
+
+
+def _clone(source: int, target: int) -> bool:
+    """Have one open file share the other's blocks; False if the file system cannot."""
     import fcntl
 
     try:
         fcntl.ioctl(target, _FICLONE, source)
-        return
     except OSError:
-        pass  # not on this file system, or not between these two
+        return False  # not on this file system, or not between these two
+    return True
+
+
+def _copy(source: int, target: int) -> None:
+    """Copy one open file to another: shared blocks if the file system can, else inside the kernel, else by
+    hand."""
+    if _clone(source, target):
+        return
     offset = 0
     try:
         while copied := os.copy_file_range(source, target, _PIECE, offset, offset):

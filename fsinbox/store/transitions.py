@@ -4,7 +4,8 @@
     ----------  -------------------------  ---------------------------------------------------------------
     (a draft    tmp/<unique>               publish: rename to pending/. If its producer dies, nothing was
                                            added)
-    dropped     drop/<key>                 ingest, or publish of a later value: rename to pending/
+    dropped     drop/<key>                 ingest, or publish of a later value: rename to pending/; if others
+                                           may still write to it, a copy of ours is renamed over it there
     waiting     pending/<n>-<key>          take: rename to inflight/                              -- no lock
                                            publish or coalesce of a newer value: renamed over, in its place
     in flight   inflight/<n>-<key>         discard: unlink                                        -- no lock
@@ -142,6 +143,35 @@ def move_drop(layout: Layout, name: str, place: str, folder: str = "drop") -> bo
     except FileNotFoundError:
         return False
     return True
+
+
+def move_drop_as_copy(layout: Layout, name: str, seen: os.stat_result, temporary: str, place: str) -> str:
+    """Move a file from drop/ to its place in pending/, and our copy of it, in tmp/, over it: "copied"; "gone"
+    or "changed", and nothing was done; or "bare" or "unsafe". Inside the section.
+
+    `seen`: of the file that was copied. The first rename ends its name in drop/. If the copy cannot be moved
+    then ("bare", or a kill), the file itself is the element. "unsafe": what was moved is not what was copied;
+    it was replaced just then, and is in its place.
+    """
+    try:
+        if _identity(os.lstat(name, dir_fd=layout.folder("drop"))) != _identity(seen):
+            return "changed"
+    except FileNotFoundError:
+        return "gone"
+    if not move_drop(layout, name, place):
+        return "gone"
+    try:
+        if _identity(os.lstat(place, dir_fd=layout.folder("pending"))) == _identity(seen):
+            _rename(layout, "tmp", temporary, "pending", place)
+            return "copied"
+    except OSError:
+        return "bare"  # nobody can bring that about, and a value must not be lost for it
+    return "unsafe"
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what tells a file, and its content, from another."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:

@@ -133,6 +133,9 @@ STORIES = [
         "create | move:a=1 move:a=2",
         "create | mv:a=1 mv:b=2 take add:a=3 ack take ack",
         "create mv:a=1 | add:a=2 take ack",
+        "create | ln:a=1 ln:b=2 take add:a=3 ack take ack",
+        "create add:a=1 | ln:a=2 take ack",
+        "create ln:a=1 | take add:a=2 ack take ack add:c=3",
         "create mv:a=1 | sh:a=2 take ack",
         # What was done with an older value must not outlive what was done with a newer one.
         "create add:a=1 take | add:a=2 ack take ack add:c=3",

@@ -12,6 +12,7 @@ to the test. The words of `Program` beside the driver's own:
                       now
     drop:KEY=VALUE    like `mv`, by the program itself                        forge:KEY=VALUE   copy a file to
                       a made-up number
+    link:KEY=VALUE    like drop, and keep a second name of the file
     big:KEY=VALUE     like `add`, a megabyte
     stream:KEY=VALUE  Inbox.add_stream                                        across:KEY=VALUE  `move` from
                       another file system
@@ -134,6 +135,8 @@ SCENARIOS = {
         ),
         Scenario("drop", "take ack take ack", "create drop:a=1 drop:b=1"),
         Scenario("drop-replacing", "take ack take ack", "create add:a=1 add:b=1 drop:b=2 warm"),
+        Scenario("drop-linked", "take ack take ack", "create link:a=1 link:b=1"),
+        Scenario("drop-linked-replacing", "take ack take ack", "create add:a=1 add:b=1 link:b=2 warm"),
         Scenario("drops", "take ack take ack", "create drop:a=1 drop:b=1 drop:c=1 drop:d=1 drop:e=1 warm"),
         Scenario("litter", "take ack take", "create litter add:a=1 warm"),
         Scenario("forge", "take ack take ack", "create add:a=1 forge:b=1 warm"),
@@ -234,6 +237,10 @@ class Program(Driver):
         draft = self._draft(pair[1])
         os.utime(draft, (1, 1))
         os.rename(draft, f"{self.path}/drop/{pair[0]}")
+
+    def _link(self, pair: tuple[str, str]) -> None:
+        self._drop(pair)
+        os.link(f"{self.path}/drop/{pair[0]}", f"{self.path}.kept-{pair[0]}-{pair[1]}")
 
     def _forge(self, pair: tuple[str, str]) -> None:
         Path(f"{self.path}/pending/{time_ns() + 3600 * 10**9:019d}-{pair[0]}").write_bytes(payload(pair[1]))

@@ -66,6 +66,7 @@ import fsinbox.store.section
 import fsinbox.store.transitions
 from fsinbox import Inbox
 from fsinbox.store.folders import FOLDERS
+from fsinbox.store.ignoring import FILE
 from fsinbox.store.layout import Layout
 from fsinbox.store.lines import header_line
 from fsinbox.store.names import element_name
@@ -118,6 +119,7 @@ class Status(NamedTuple):
     st_nlink: int
     st_mtime_ns: int = 1
     st_ctime_ns: int = 2  # after the content's: so that a file in drop/ counts as renamed in
+    st_uid: int = os.geteuid()
 
 
 # --- in place of os and fcntl -------------------------------------------------------------------------
@@ -204,11 +206,13 @@ class Files:
             (folder,),
             lambda: self._world.same_for_all(os.lstat(name, dir_fd=dir_fd)),
             None if self._identity else "there",
-            kind=self._kind_of_look(folder),
+            kind=self._kind_of_look(folder, name),
         )
 
-    def _kind_of_look(self, folder: str) -> int | None:
-        """Return what kind of step a look into a folder is, None: the usual one."""
+    def _kind_of_look(self, folder: str, name: str) -> int | None:
+        """Return what kind of step a look at a name in a folder is, None: the usual one."""
+        if name == FILE:
+            return UNSEEN  # nobody makes one
         if folder != "inflight":
             return None
         return (
@@ -881,7 +885,7 @@ def _place(code: CodeType, instruction: int) -> tuple[int | None, ...]:
 FIXED = {
     *"_layout _index _settings _shard _mine ownership _ownership _foreign _forged _coalescing".split(),
     *"_taking ready listing returning recovery attempts controls drops done ended".split(),
-    *"_ready _attempts _ended".split(),
+    *"_ready _attempts _ended _arrivals _copies".split(),
 }
 """What a consumer has, and does not change; and its parts, each of which is looked at by itself."""
 

@@ -31,6 +31,7 @@ ADOPT = "fsinbox/consumer/ingest.py"
 ATTEMPTS = "fsinbox/consumer/attempts.py"
 COALESCING = "fsinbox/consumer/coalescing.py"
 CONSUMER = "fsinbox/consumer/consumer.py"
+COPYING = "fsinbox/consumer/copying.py"
 HANDLE = "fsinbox/store/handle.py"
 LISTING = "fsinbox/consumer/listing.py"
 RECOVERY = "fsinbox/consumer/recovery.py"
@@ -40,6 +41,7 @@ TAKING = "fsinbox/consumer/taking.py"
 CONTROL = "fsinbox/store/control.py"
 DROPPED = "fsinbox/store/drops.py"
 FILES = "fsinbox/store/files.py"
+IGNORING = "fsinbox/store/ignoring.py"
 INBOX = "fsinbox/inbox.py"
 INDEX = "fsinbox/store/index.py"
 LAYOUT = "fsinbox/store/layout.py"
@@ -478,6 +480,13 @@ MUTANTS = [
             '            flush_all(self._layout, "drop", names)\n',
             "            pass\n",
             "tests/test_durability.py -k a_dropped_file_is_flushed_before_it",
+        ),
+        (
+            "copy-of-a-drop-not-flushed",
+            ADOPT,
+            '                flush_all(self._layout, "tmp", copies)\n',
+            "                pass\n",
+            "tests/test_durability.py -k a_copy_of_a_dropped_file",
         ),
         (
             "ingested-not-flushed",
@@ -1122,7 +1131,7 @@ MUTANTS = [
         (
             "does-not-lie-still",
             DROPPED,
-            "    sleep(STILL)\n    try:",
+            "    sleep(UNTOLD - quiet)\n    try:",
             "    return True\n    try:",
             "tests/test_hosts.py -k a_drop_that_something",
         ),
@@ -1150,9 +1159,58 @@ MUTANTS = [
         (
             "any-size-adopted",
             ADOPT,
-            "if status.st_size > self._max_size and",
-            "if False and",
+            "if status.st_size <= self._max_size:",
+            "if True:",
             "tests/test_adopt.py -k what_is_no_plain",
+        ),
+        (
+            "grown-file-adopted",
+            ADOPT,
+            "            if self._is_too_large(name, status):  # (it has grown just now)\n                return None\n",
+            "",
+            "tests/test_copying.py -k past_the_limit",
+        ),
+        (
+            "linked-file-not-copied",
+            COPYING,
+            "        if status.st_nlink > 1:\n            return True\n",
+            "",
+            "tests/test_copying.py -k hard_link",
+        ),
+        (
+            "another-user-s-file-not-copied",
+            COPYING,
+            "        return status.st_uid != os.fstat(",
+            "        return False and status.st_uid != os.fstat(",
+            "tests/test_copying.py -k owner_of_a_dropped_file",
+        ),
+        (
+            "clone-of-any-size-believed",
+            COPYING,
+            "            if size == status.st_size and _stamp",
+            "            if _stamp",
+            "tests/test_copying.py -k clone_that_is_not",
+        ),
+        (
+            "changed-drop-overwritten-by-its-copy",
+            PROTOCOL,
+            'os.lstat(name, dir_fd=layout.folder("drop"))) != _identity(seen)',
+            'os.lstat(name, dir_fd=layout.folder("drop"))) == 0',
+            "tests/test_copying.py -k changes_before_the_section",
+        ),
+        (
+            "replaced-drop-overwritten-by-a-copy",
+            PROTOCOL,
+            'if _identity(os.lstat(place, dir_fd=layout.folder("pending"))) == _identity(seen):',
+            "if True:",
+            "tests/test_copying.py -k replaced_at_the_last",
+        ),
+        (
+            "list-of-anybody-believed",
+            IGNORING,
+            "        if refused := _why_refused(layout, os.fstat(fd)):\n",
+            "        if refused := '':\n",
+            "tests/test_ignoring.py -k replaced_while_it_is_opened",
         ),
         (
             "open-file-adopted",
