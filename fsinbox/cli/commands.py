@@ -48,6 +48,7 @@ _ELSEWHERE = {
     "settings": "settings",
     "completion": "completion",
     "migrate": "migrating",
+    "watch": "watching",
     "web": "serving",
 }
 """Commands in modules of their own, imported when one is run, or for help."""

@@ -17,6 +17,7 @@ leaves them alone:
     control/    what people ask of the consumer: see control
     stats/      what each consumer says of its work: see record
     done/       the last elements that were acknowledged, if the consumer is asked to keep some
+    watch/      what `fsinbox watch` has queued of each folder: see worker.tree.state
     limits      how many may wait, if that is bounded: see bounds
 
 Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice,
@@ -42,7 +43,7 @@ VERSION = 2
 
 FOLDERS = ("tmp", "drop", "pending", "inflight", "deferred", "failed", "attempts")
 FILES = ("index", "consumer.lock", "format")
-OPTIONAL = ("control", "stats", "done")
+OPTIONAL = ("control", "stats", "done", "watch")
 OPTIONAL_FILES = ("limits",)
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600

@@ -19,8 +19,12 @@ _PATIENCE = 1.0
 """Seconds that a manager which does not read may hold up the consumer."""
 
 
-def observers(environment: MutableMapping[str, str]) -> list[Observer]:
+def observers(
+    environment: MutableMapping[str, str], doing: str = "consuming", counts: dict[str, int] | None = None
+) -> list[Observer]:
     """Return the observer that NOTIFY_SOCKET asks for, if any.
+
+    `doing` and `counts`: what is said of the work; the counts are of what became of elements, unless given.
 
     What asks for it is removed from the environment: commands that the consumer runs are not the service.
     """
@@ -29,13 +33,19 @@ def observers(environment: MutableMapping[str, str]) -> list[Observer]:
     if address[:1] not in ("/", "@"):
         return []  # none; or vsock, from a virtual machine's host
     ours = period.isdecimal() and int(period) > 0 and pid in ("", str(os.getpid()))
-    return [Service(address, int(period) / 1e6 if ours else None)]
+    return [Service(address, int(period) / 1e6 if ours else None, doing, counts)]
 
 
 class Service(Observer):
     """Tells the service manager."""
 
-    def __init__(self, address: str, watchdog: float | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        watchdog: float | None,
+        doing: str = "consuming",
+        counts: dict[str, int] | None = None,
+    ) -> None:
         """`address`: a socket's path, or @name in the abstract name space. `watchdog`: seconds it waits for a
         heartbeat."""
         self._address = "\0" + address[1:] if address[0] == "@" else address
@@ -47,14 +57,17 @@ class Service(Observer):
         self._state = ""
         self._told = ""
         self._running = 0
-        self._became = {"acknowledged": 0, "retried": 0, "superseded": 0, "failed": 0}
+        self._doing = doing
+        self._counts = {"acknowledged": 0, "retried": 0, "superseded": 0, "failed": 0}
+        if counts is not None:
+            self._counts = counts
 
     def standing_by(self) -> None:
         self._state = "standing by for another consumer"
         self.tick()
 
     def began(self) -> None:
-        self._state = "consuming"
+        self._state = self._doing
         self._send("READY=1", self._status())
         self._give_sign()
 
@@ -65,7 +78,7 @@ class Service(Observer):
         self._running = max(
             0, self._running - 1
         )  # (what has killed consumers is given up without being started)
-        self._became[became] += 1
+        self._counts[became] += 1
 
     def due(self) -> float | None:
         status = self._next_status if self._text() != self._told else None
@@ -102,7 +115,7 @@ class Service(Observer):
         return f"STATUS={self._told}"
 
     def _text(self) -> str:
-        counts = {"running": self._running, **self._became}
+        counts = {"running": self._running, **self._counts}
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         return f"{self._state}: {told}" if told else self._state
 

@@ -1,0 +1,302 @@
+"""The loop of `fsinbox watch`: hints, debounce, rescans, and the queue."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import monotonic, sleep, time_ns
+from types import FrameType
+
+from ...consumer.watch import Waker
+from ...store.errors import AddFailed
+from ..observer import Audience, Observer
+from ..wakeups import wake_at_signals
+from .events import Hint, Hints, Source, make_source
+from .folders import Fingerprint, RootGone, Tree
+from .queueing import Change, Queue
+from .scanning import Difference, Scanner
+from .settling import Settling
+
+log = logging.getLogger("fsinbox")
+
+_SLICE = 0.2
+"""Seconds for which a scan goes on before events and what is due are attended to."""
+
+_PAUSE = 0.02
+"""Seconds between two rounds at least: a file that is written to all the time must not keep us busy."""
+
+_SCAN_SHARE = 10
+"""Where a tree is polled, a scan is followed by a pause of as many times its own length."""
+
+_LONGEST_BACKOFF = 60.0
+"""Seconds between two tries to add, at most."""
+
+_TOGETHER = 1000
+"""Files of a scan that are queued together."""
+
+File = tuple[Scanner, str]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Options, in seconds."""
+
+    settle: float = 1.0
+    """How long a file must lie still ..."""
+    max_settle: float = 60.0
+    """... and how long that is waited for."""
+    rescan: float = 600.0
+    """Between two rescans, where events tell of changes."""
+    poll: float = 10.0
+    """The same where none do."""
+
+
+@dataclass
+class Watcher:
+    """One run. Call `run` in the main thread."""
+
+    scanners: list[Scanner]
+    queue: Queue
+    times: Times = field(default_factory=Times)
+    watch: str = "auto"
+    """"auto", "events" or "poll"."""
+    once: bool = False
+    """End when all has been compared and queued."""
+    observers: list[Observer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.waker = Waker()
+        self._hints = Hints(self.waker.set)
+        self._settling: Settling[File] = Settling(self.times.settle, self.times.max_settle)
+        self._of_tree = {scanner.tree: scanner for scanner in self.scanners}
+        self._audience = Audience(self.observers)
+        self._source: Source | None = None
+        self._stopping = False
+        self._scan: Iterator[object] | None = None
+        self._scan_began = 0.0
+        self._found: list[Change] = []
+        self._next_scan = 0.0
+        self._unwatched = False
+        self._said_limit = False
+        self._backoff = 0.0
+
+    def run(self) -> None:
+        """Watch until SIGTERM or SIGINT, or once. Raises UnusableInbox; AddFailed with `once`."""
+        end_wakeups = wake_at_signals(self.waker.set)
+        previous = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            if not self.once:
+                self._start_source()
+            self._audience.tell(lambda observer: observer.began())
+            while not self._stopping:
+                self.waker.clear()
+                self._audience.tick()
+                self._attend()
+                if self._scan is None and self.once and not self._settling:
+                    break
+                if self._scan is None:
+                    self.waker.wait(self._audience.until_tick(self._until_next()))
+                    sleep(_PAUSE)
+            self._audience.tell(lambda observer: observer.stopping())
+        finally:
+            self._audience.tell(lambda observer: observer.stopped())
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            end_wakeups()
+            if self._source:
+                self._source.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        self.waker.set()
+
+    # --- one round ------------------------------------------------------------------------------------
+
+    def _attend(self) -> None:
+        """Look where hints point to, queue what lies still, and go on with the scan, or begin one."""
+        self._put_found()
+        hints, lost = self._hints.taken()
+        if lost:
+            log.warning("events were lost: rescanning", extra={"event": "events_lost"})
+            self._scan, self._next_scan = None, 0.0
+        for hint in hints:
+            self._follow(hint)
+        self._queue_settled()
+        now = monotonic()
+        if self._scan is None and now >= self._next_scan:
+            self._scan, self._scan_began, self._unwatched = self._scan_all(), now, False
+        if self._scan is not None:
+            self._scan_on(self._scan, now + _SLICE)
+
+    def _scan_on(self, scan: Iterator[object], until: float) -> None:
+        for _ in scan:
+            if monotonic() >= until or self._stopping:
+                return
+        now = monotonic()
+        took = now - self._scan_began
+        self._scan = None
+        polled = self._source is None or self._unwatched or any(one.root_gone for one in self.scanners)
+        pause = max(self.times.poll, took * _SCAN_SHARE) if polled else self.times.rescan
+        self._next_scan = float("inf") if self.once else now + pause
+        log.debug("scanned in %.2f s", took, extra={"event": "scanned", "seconds": took})
+        if self._said_limit and not self._unwatched:
+            self._said_limit = False
+            log.info("all folders are watched again", extra={"event": "watching_all"})
+
+    def _scan_all(self) -> Iterator[None]:
+        """Compare all trees; give a chance to stop after each folder."""
+        for scanner in self.scanners:
+            for differences in scanner.differences():
+                self._found += self._still(scanner, differences)
+                if len(self._found) >= _TOGETHER:
+                    self._put_found()
+                yield
+        self._put_found()
+
+    def _put_found(self) -> None:
+        """Queue what the scan has found. (Before events of the same files are followed.)"""
+        found, self._found = self._found, []
+        self._put(found)
+
+    def _follow(self, hint: Hint) -> None:
+        """Look where a hint points to."""
+        scanner = self._of_tree[hint.tree]
+        if hint.left and self._source:
+            self._source.unwatch(hint.tree, hint.name)
+        try:
+            if hint.folder and (not hint.name or hint.tree.holds_folder(hint.name)):
+                self._compare_below(scanner, hint.name)
+                return
+            self._changed(scanner, hint.name, scanner.tree.look(hint.name))
+            if hint.folder:  # it was one, or it may have been
+                self._compare_below(scanner, hint.name)
+        except RootGone:
+            self._next_scan = min(self._next_scan, monotonic())
+        except OSError as error:
+            self.queue.skip(hint.tree, hint.name, error.strerror)
+
+    def _compare_below(self, scanner: Scanner, folder: str) -> None:
+        for differences in scanner.differences(folder):
+            self._put(self._still(scanner, differences))
+
+    def _still(self, scanner: Scanner, differences: list[Difference]) -> list[Change]:
+        """Return what lies still already; have the rest watched until it does."""
+        found = []
+        for name, seen in differences:
+            if (scanner, name) in self._settling:
+                continue  # its time will come
+            if seen and scanner.tree.local and _age(seen) >= self._settling.settle:
+                found.append(Change(scanner.tree, name, seen))
+            else:
+                self._settling.saw((scanner, name), seen, monotonic())
+        return found
+
+    def _changed(self, scanner: Scanner, name: str, seen: Fingerprint | None) -> None:
+        """An event told of a file, which looks like this."""
+        file = (scanner, name)
+        if file in self._settling or scanner.state.get(name) != seen:
+            self._settling.saw(file, seen, monotonic())
+
+    # --- the queue ------------------------------------------------------------------------------------
+
+    def _queue_settled(self) -> None:
+        changes = []
+        for scanner, name in self._settling.due(monotonic()):
+            file = (scanner, name)
+            try:
+                seen = scanner.tree.look(name)
+            except RootGone:  # a rescan tells
+                self._settling.forget(file)
+                continue
+            except OSError as error:
+                self._settling.forget(file)
+                self.queue.skip(scanner.tree, name, error.strerror)
+                continue
+            if seen == scanner.state.get(name):
+                self._settling.forget(file)
+                continue
+            hurry = self._settling.is_overdue(file, monotonic())
+            if hurry:
+                self._settling.forget(file)
+            if hurry or self._settling.is_still(file, seen, monotonic()):
+                changes.append(Change(scanner.tree, name, seen, hurry))
+        self._put(changes)
+
+    def _put(self, changes: list[Change]) -> None:
+        """Queue changes; what cannot be is tried again."""
+        if not changes:
+            return
+        try:
+            unsteady = self.queue.put(changes)
+            self._backoff = 0.0
+        except AddFailed as error:
+            if self.once:
+                raise
+            self._backoff = min(max(1.0, self._backoff * 2), _LONGEST_BACKOFF)
+            log.error("%s: trying again in %.0f s", error, self._backoff, extra={"event": "add_failed"})
+            for change in changes:
+                file = (self._of_tree[change.tree], change.name)
+                self._settling.postpone(file, change.seen, monotonic() + self._backoff)
+            return
+        for change in unsteady:
+            self._settling.saw((self._of_tree[change.tree], change.name), change.seen, monotonic())
+
+    # --- waking up ------------------------------------------------------------------------------------
+
+    def _until_next(self) -> float | None:
+        """Return how many seconds to sleep at most."""
+        due = self._settling.next_due()
+        nearest = min(self._next_scan, self._next_scan if due is None else due)
+        return None if nearest == float("inf") else max(0.0, nearest - monotonic())
+
+    def _start_source(self) -> None:
+        """Choose between events and polling."""
+        remote = [scanner.tree.root.path for scanner in self.scanners if not scanner.tree.local]
+        if self.watch == "poll":
+            return
+        if self.watch == "auto" and remote:
+            log.info(
+                "%s is on a network file system, where other hosts' changes send no events: rescanning every "
+                "%g s",
+                remote[0],
+                self.times.poll,
+                extra={"event": "polling"},
+            )
+            return
+        try:
+            self._source = make_source(self._hints)
+        except (OSError, ImportError) as error:
+            text = "no file system events (%s): rescanning every %g s"
+            log.warning(text, error, self.times.poll, extra={"event": "polling"})
+            return
+        for scanner in self.scanners:
+            scanner.watch = self._watch
+
+    def _watch(self, tree: Tree, folder: str, fd: int) -> None:
+        """Watch an open folder. Where that cannot be, rescans take the place of its events."""
+        try:
+            if self._source:
+                self._source.watch(tree, folder, fd)
+            return
+        except OSError as error:
+            reason = error.strerror
+        self._unwatched = True
+        self._next_scan = min(self._next_scan, monotonic() + self.times.poll)
+        if not self._said_limit:
+            self._said_limit = True
+            log.warning(
+                "not every folder can be watched (%s): rescanning every %g s. A higher limit: "
+                "sysctl fs.inotify.max_user_watches=1048576",
+                reason,
+                self.times.poll,
+                extra={"event": "watch_limit"},
+            )
+
+
+def _age(seen: Fingerprint) -> float:
+    """Return for how many seconds a file has not changed, by this host's clock."""
+    return (time_ns() - seen.changed) / 1e9
