@@ -74,6 +74,8 @@ def wait_until(condition: Callable[[], object], what: str = "", patience: float 
 class Consumer:
     """`fsinbox consume` in the background, for a `with` block; killed at its end if it still runs."""
 
+    command = "consume"
+
     def __init__(self, *words: str | Path, cwd: Path, **variables: str) -> None:
         """`words` stand behind `consume`. It begins when the `with` block is entered."""
         self.cwd = cwd
@@ -85,7 +87,7 @@ class Consumer:
     def __enter__(self) -> Self:
         with self._log.open("wb") as log, self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                command("consume", *self._words),
+                command(self.command, *self._words),
                 cwd=self.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -154,8 +154,8 @@ class State:
         except (sqlite3.Error, OSError) as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
                 raise InboxBusy(
-                    f"another `fsinbox watch` queues this folder in this inbox, and has {self.path}: stop it, "
-                    "then try again"
+                    f"another `fsinbox watch` queues this folder in this inbox, and has {self.path}: stop "
+                    "it, then try again"
                 ) from error
             raise UnusableInbox(
                 f"cannot use {self.path}, which says what was queued: {error}: free what is short or mend "

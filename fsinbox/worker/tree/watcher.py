@@ -34,7 +34,7 @@ _LONGEST_BACKOFF = 60.0
 """Seconds between two tries to add, at most."""
 
 _TOGETHER = 1000
-"""Files of a scan that are queued together."""
+"""Files that are queued together."""
 
 File = tuple[Scanner, str]
 
@@ -125,8 +125,11 @@ class Watcher:
             self._scan, self._next_scan = None, 0.0
         for hint in hints:
             self._follow(hint)
+        self._put_found()
         self._queue_settled()
         now = monotonic()
+        if any(scanner.root_gone for scanner in self.scanners):
+            self._next_scan = min(self._next_scan, now + self.times.poll)
         if self._scan is None and now >= self._next_scan:
             self._scan, self._scan_began, self._unwatched = self._scan_all(), now, False
         if self._scan is not None:
@@ -151,14 +154,12 @@ class Watcher:
         """Compare all trees; give a chance to stop after each folder."""
         for scanner in self.scanners:
             for differences in scanner.differences():
-                self._found += self._still(scanner, differences)
-                if len(self._found) >= _TOGETHER:
-                    self._put_found()
+                self._find(scanner, differences)
                 yield
         self._put_found()
 
     def _put_found(self) -> None:
-        """Queue what the scan has found. (Before events of the same files are followed.)"""
+        """Queue what was found. (Before events of the same files are followed.)"""
         found, self._found = self._found, []
         self._put(found)
 
@@ -181,19 +182,19 @@ class Watcher:
 
     def _compare_below(self, scanner: Scanner, folder: str) -> None:
         for differences in scanner.differences(folder):
-            self._put(self._still(scanner, differences))
+            self._find(scanner, differences)
 
-    def _still(self, scanner: Scanner, differences: list[Difference]) -> list[Change]:
-        """Return what lies still already; have the rest watched until it does."""
-        found = []
+    def _find(self, scanner: Scanner, differences: list[Difference]) -> None:
+        """Have what lies still already queued, and wait for the rest until it does."""
         for name, seen in differences:
             if (scanner, name) in self._settling:
                 continue  # its time will come
             if seen and scanner.tree.local and _age(seen) >= self._settling.settle:
-                found.append(Change(scanner.tree, name, seen))
+                self._found.append(Change(scanner.tree, name, seen))
             else:
                 self._settling.saw((scanner, name), seen, monotonic())
-        return found
+        if len(self._found) >= _TOGETHER:
+            self._put_found()
 
     def _changed(self, scanner: Scanner, name: str, seen: Fingerprint | None) -> None:
         """An event told of a file, which looks like this."""
