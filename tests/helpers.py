@@ -75,6 +75,8 @@ class Consumer:
     """`fsinbox consume` in the background, for a `with` block; killed at its end if it still runs."""
 
     command = "consume"
+    before: tuple[str, ...] = ()
+    """Words of the program that runs it, if one does."""
 
     def __init__(self, *words: str | Path, cwd: Path, **variables: str) -> None:
         """`words` stand behind `consume`. It begins when the `with` block is entered."""
@@ -87,7 +89,7 @@ class Consumer:
     def __enter__(self) -> Self:
         with self._log.open("wb") as log, self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                command(self.command, *self._words),
+                [*self.before, *command(self.command, *self._words)],
                 cwd=self.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

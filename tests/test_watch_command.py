@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Consumer, command, contents, environment, keys_in, run
@@ -24,6 +25,9 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
 
 SOON = ("--settle", "0")
 
+BOUND = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Runs a program of root's that may not read everything."""
+
 
 class Watching(Consumer):
     """`fsinbox watch` in the background."""
@@ -31,6 +35,12 @@ class Watching(Consumer):
     command = "watch"
 
     start = 0
+
+    def __exit__(self, *how: Any) -> None:
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            self.end()
+        super().__exit__(*how)
 
     def until_scanned(self) -> None:
         """Wait until it has queued all three files, and watches. It needs --verbose."""
@@ -378,31 +388,35 @@ def test_events_that_the_kernel_dropped_are_made_up_for(place: Path) -> None:
         watching.until_queued("after/y")
 
 
+def limited(place: Path, what: str, most: int) -> Watching:
+    """Return `fsinbox watch` under a limit of inotify's, in a user namespace. Skips where there is none."""
+    watching = Watching("tree", "--verbose", "--poll-interval", "0.2", *SOON, cwd=place)
+    script = f'echo {most} >/proc/sys/user/max_inotify_{what} && exec "$@"'
+    watching.before = ("unshare", "-Ur", "sh", "-c", script, "sh")
+    if subprocess.run([*watching.before, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespace may be made here (unshare -Ur)")
+    return watching
+
+
 @linux
 def test_a_limit_of_watches_is_said_and_rescans_take_their_place(place: Path) -> None:
-    script = 'echo 2 >/proc/sys/user/max_inotify_watches && exec "$@"'
-    words = command("watch", "tree", "--verbose", "--poll-interval", "0.2", *SOON)
-    if subprocess.run(["unshare", "-Ur", "sh", "-c", script, "sh", "true"], capture_output=True).returncode:
-        pytest.skip("no user namespace may be made here (unshare -Ur)")
-    log = place / "log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            ["unshare", "-Ur", "sh", "-c", script, "sh", *words], cwd=place, stderr=stderr, env=environment()
-        )
-    try:
-        consumer = Watching(cwd=place)
-        consumer.process, consumer._log = process, log
-        consumer.until_scanned()
-        assert log.read_text().count("not every folder can be watched (inotify watch limit reached)") == 1
+    with limited(place, "watches", 2) as watching:
+        watching.until_scanned()
         write(place / "tree/sub/deep/new", "")
-        consumer.until_queued("sub/deep/new")
+        watching.until_queued("sub/deep/new")
+        said = "not every folder can be watched (inotify watch limit reached): rescanning every 0.2 s"
+        assert watching.log.count(said) == 1
         shutil.rmtree(place / "tree/sub")
-        consumer.until(lambda: "all folders are watched again" in log.read_text())
-        process.terminate()
-        consumer.end()
-    finally:
-        process.kill()
-        process.wait()
+        watching.until(lambda: "all folders are watched again" in watching.log)
+
+
+@linux
+def test_without_any_events_rescans_take_their_place(place: Path) -> None:
+    with limited(place, "instances", 0) as watching:
+        watching.until_scanned()
+        assert "no file system events (" in watching.log
+        write(place / "tree/sub/deep/new", "")
+        watching.until_queued("sub/deep/new")
 
 
 @linux
@@ -415,13 +429,54 @@ def test_a_tree_that_is_gone_is_not_taken_for_an_empty_one(place: Path) -> None:
         write(place / "elsewhere/b", "")
         time.sleep(0.3)
         assert keys(place) == []
+        watching.signal(signal.SIGSTOP)  # so that both are noticed together
         (place / "elsewhere").rename(place / "tree")
+        watching.signal(signal.SIGCONT)
         watching.until_queued("b")
         assert "is there again" in watching.log
         assert watching.log.count("Nothing counts as removed") == 1
         write(place / "tree/sub/deep/d", "")
         watching.until_queued("sub/deep/d")
     assert keys(place) == ["b", "sub/deep/d"]
+
+
+@linux
+def test_a_change_just_before_the_tree_is_gone_is_queued_when_it_is_back(place: Path) -> None:
+    with Watching("tree", "--verbose", "--poll-interval", "0.1", "--settle", "0.3", cwd=place) as watching:
+        watching.until_scanned()
+        (place / "tree/a").write_text("changed")
+        time.sleep(0.1)
+        watching.signal(signal.SIGSTOP)  # so that both events are noticed together
+        (place / "tree").rename(place / "elsewhere")
+        write(place / "elsewhere/sub/b", "changed")
+        watching.signal(signal.SIGCONT)
+        time.sleep(0.5)
+        assert watching.log[watching.start :].count("queued") == 0
+        (place / "elsewhere").rename(place / "tree")
+        watching.until_queued("a", "sub/b")
+
+
+@linux
+def test_what_is_gone_before_it_lies_still_is_not_queued(place: Path) -> None:
+    with Watching("tree", "--verbose", "--settle", "0.3", cwd=place) as watching:
+        watching.until_scanned()
+        write(place / "tree/temporary", "")
+        time.sleep(0.15)
+        (place / "tree/temporary").unlink()
+        write(place / "tree/last", "")
+        watching.until_queued("last")
+        assert "temporary" not in watching.log
+
+
+def test_a_file_that_is_polled_is_left_alone_until_it_lies_still(place: Path) -> None:
+    words = ("--watch", "poll", "--poll-interval", "0.1", "--settle", "0.3", "--verbose")
+    with Watching("tree", *words, cwd=place) as watching:
+        watching.until_scanned()
+        for number in range(10):
+            (place / "tree/a").write_text("x" * number)
+            time.sleep(0.1)
+        assert "queued 'a'" not in watching.log[watching.start :]
+        watching.until_queued("a")
 
 
 def test_once_says_that_the_tree_is_gone(place: Path) -> None:
@@ -462,11 +517,10 @@ def test_a_mount_point_without_its_mount_is_not_an_empty_tree(place: Path) -> No
 def test_a_folder_that_cannot_be_read_counts_for_nothing(place: Path) -> None:
     if not shutil.which("setpriv"):
         pytest.skip("setpriv(1) takes from root what lets it read everything")
-    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
     def look(status: int, *more: str) -> str:
         words = command("watch", "tree", "--once", *SOON, "--verbose", *more)
-        done = subprocess.run([*bound, *words], cwd=place, capture_output=True, env=environment())
+        done = subprocess.run([*BOUND, *words], cwd=place, capture_output=True, env=environment())
         assert done.returncode == status, done.stderr
         return done.stderr.decode()
 
@@ -487,6 +541,31 @@ def test_a_folder_that_cannot_be_read_counts_for_nothing(place: Path) -> None:
 
 @linux
 @root
+def test_a_file_that_cannot_be_read_any_more_is_skipped(place: Path) -> None:
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv(1) takes from root what lets it read everything")
+    watching = Watching("tree", "--verbose", "--settle", "0.3", "--rescan", "1", cwd=place)
+    watching.before = BOUND
+    with watching:
+        watching.until_scanned()
+        watching.signal(signal.SIGSTOP)
+        (place / "tree/sub/b").write_text("changed")
+        (place / "tree/sub").chmod(0)
+        watching.signal(signal.SIGCONT)
+        watching.until(lambda: f"skipped {place}/tree/sub/b: Permission denied" in watching.log)
+        (place / "tree/sub").chmod(0o700)
+        watching.until_queued("sub/b")
+        watching.start = len(watching.log)
+        (place / "tree/sub/b").write_text("changed again")
+        time.sleep(0.15)
+        (place / "tree/sub").chmod(0)  # before it lies still
+        watching.until(lambda: f"skipped {place}/tree/sub/b" in watching.log[watching.start :])
+        (place / "tree/sub").chmod(0o700)
+        watching.until_queued("sub/b")
+
+
+@linux
+@root
 def test_what_cannot_be_added_now_is_added_later(place: Path) -> None:
     """The inbox is full, for a while."""
     (place / "small").mkdir()
@@ -498,25 +577,13 @@ def test_what_cannot_be_added_now_is_added_later(place: Path) -> None:
         """
     words = ("--inbox", "small/inbox", "--state", "states", "--payload", "file", "--verbose", *SOON)
     write(place / "tree/large", "x" * 50_000)
-    variables = environment(PYTHON=sys.executable)
-    watching = Watching(cwd=place)
-    with watching._log.open("w") as log:
-        watching.process = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", script, "sh", *command("watch", "tree", *words)],
-            cwd=place,
-            stderr=log,
-            env=variables,
-        )
-    try:
+    watching = Watching("tree", *words, cwd=place, PYTHON=sys.executable)
+    watching.before = ("unshare", "-m", "sh", "-c", script, "sh")
+    with watching:
         watching.until(lambda: "No space left on device" in watching.log)
         assert "trying again in 1 s" in watching.log
         os.unlink(f"/proc/{watching.process.pid}/root{place}/small/ballast")
         watching.until_queued("a", "large", "sub/b", "sub/deep/c")
-        watching.signal(signal.SIGTERM)
-        watching.end()
-    finally:
-        watching.process.kill()
-        watching.process.wait()
 
 
 @linux
@@ -599,6 +666,7 @@ def test_the_doctor_knows_the_state(place: Path) -> None:
 # --- kills --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kills", [12, pytest.param(300, marks=pytest.mark.long)])
 def test_nothing_is_missed_however_often_it_is_killed(place: Path, kills: int) -> None:
     """A tree changes all the time, and the watcher is killed all the time. What its consumer knows at the end
@@ -621,10 +689,32 @@ def test_nothing_is_missed_however_often_it_is_killed(place: Path, kills: int) -
                         (tree / "x/y").rename(tree / f"x/z{step}")
                     mirror |= dict(drain(inbox))
                 watching.process.kill()
+                watching.process.wait()
         run("watch", "tree", "--payload", "file", "--once", *SOON, cwd=place)
         mirror |= dict(drain(inbox))
     there = {str(path.relative_to(tree)): path.read_text() for path in tree.rglob("*") if path.is_file()}
     assert {key: text for key, text in mirror.items() if text} == there
+
+
+RECORDING = """
+import os, signal
+from fsinbox.cli.commands import cli
+from fsinbox.worker.tree.state import State
+
+State.record = lambda state, changes: os.kill(os.getpid(), signal.SIGKILL)
+cli(["watch", "tree", "--payload", "file", "--once", "--settle", "0", "--quiet"], standalone_mode=False)
+"""
+
+
+@pytest.mark.parametrize("size", [1, 2 << 20])  # many with one flush; and alone
+def test_a_file_is_recorded_when_the_inbox_has_it_and_not_before(place: Path, size: int) -> None:
+    shutil.rmtree(place / "tree/sub")
+    (place / "tree/a").write_text("x" * size)
+    done = subprocess.run([sys.executable, "-c", RECORDING], cwd=place, env=environment())
+    assert done.returncode == -signal.SIGKILL
+    assert taken(place) == {"a": "x" * size}
+    once(place, payload="file")
+    assert taken(place) == {"a": "x" * size}  # again, rather than missed
 
 
 LINE = """
@@ -649,6 +739,7 @@ cli(["watch", "tree", "--payload", "file", "--once", "--settle", "0", "--quiet"]
 """
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stride", [83, pytest.param(1, marks=pytest.mark.long)])
 def test_nothing_is_missed_at_whatever_line_it_is_killed(place: Path, stride: int) -> None:
     mirror: dict[str, str] = {}

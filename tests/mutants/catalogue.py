@@ -50,6 +50,7 @@ CREATING = "fsinbox/store/creating.py"
 PROTOCOL = "fsinbox/store/transitions.py"
 SECTIONS = "fsinbox/store/network/sections.py"
 STEERING = "fsinbox/operate/steering.py"
+TREE = "fsinbox/worker/tree"
 TRANSFER = "fsinbox/store/transfer.py"
 SHELL = "scripts/fsinbox-add"
 
@@ -1354,6 +1355,56 @@ MUTANTS = [
             "            if self.controls.holds(name):",
             "            if False:",
             "tests/test_steering.py -k a_key_on_hold_is",
+        ),
+        # --- a tree that is watched
+        (
+            "watch-records-first",
+            f"{TREE}/queueing.py",
+            "        self._inbox.add_many((key, data) for _, key, data in batch)\n        self._record([(change, key) for change, key, _ in batch])",
+            "        self._record([(change, key) for change, key, _ in batch])\n        self._inbox.add_many((key, data) for _, key, data in batch)",
+            "tests/test_watch_command.py -k recorded_when_the_inbox",
+        ),
+        (
+            "watch-queues-a-torn-file",
+            f"{TREE}/queueing.py",
+            "                raise Unsteady\n        except OSError",
+            "                pass\n        except OSError",
+            "tests/test_tree.py -k changes_while_it_is_read",
+        ),
+        (
+            "watch-takes-unreadable-for-removed",
+            f"{TREE}/scanning.py",
+            "                gone -= {",
+            "                _ = {",
+            "tests/test_watch_command.py -k cannot_be_read_counts",
+        ),
+        (
+            "watch-takes-unmounted-for-empty",
+            f"{TREE}/folders.py",
+            "            if not os.listdir(fd):",
+            "            if False:",
+            "tests/test_watch_command.py -k mount_point_without",
+        ),
+        (
+            "watch-does-not-rescan-after-an-overflow",
+            f"{TREE}/watcher.py",
+            "            self._scan, self._next_scan = None, 0.0",
+            "            pass",
+            "tests/test_watch_command.py -k kernel_dropped",
+        ),
+        (
+            "watch-follows-a-linked-folder",
+            f"{TREE}/folders.py",
+            "_OPEN_FOLDER = _OPEN_ROOT | os.O_NOFOLLOW",
+            "_OPEN_FOLDER = _OPEN_ROOT",
+            "tests/test_tree.py -k link_leads_nowhere",
+        ),
+        (
+            "watch-lists-before-it-watches",
+            f"{TREE}/scanning.py",
+            "                self.watch(self.tree, folder, fd)\n                listing = self.tree.list(fd, folder)",
+            "                listing = self.tree.list(fd, folder)\n                self.watch(self.tree, folder, fd)",
+            "tests/test_tree.py -k watched_before_it_is_listed",
         ),
     )
 ]

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic, sleep, time_ns
 from types import FrameType
 
@@ -275,13 +276,12 @@ class Watcher:
             log.warning(text, error, self.times.poll, extra={"event": "polling"})
             return
         for scanner in self.scanners:
-            scanner.watch = self._watch
+            scanner.watch = partial(self._watch, self._source)
 
-    def _watch(self, tree: Tree, folder: str, fd: int) -> None:
+    def _watch(self, source: Source, tree: Tree, folder: str, fd: int) -> None:
         """Watch an open folder. Where that cannot be, rescans take the place of its events."""
         try:
-            if self._source:
-                self._source.watch(tree, folder, fd)
+            source.watch(tree, folder, fd)
             return
         except OSError as error:
             reason = error.strerror
