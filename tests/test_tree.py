@@ -403,7 +403,7 @@ def test_a_folder_is_watched_before_it_is_listed(
     """What comes between the two would be seen by neither, the other way round."""
     ((tree, state),) = trees.items()
     scanner = Scanner(tree, state, Queue(inbox, trees, "path"))
-    scanner.watch = lambda tree, name, fd: (folder / "sub/new").touch()
+    scanner.watch = lambda tree, name, fd: name and (folder / name / "new").touch()
     found = {difference.name for differences in scanner.differences() for difference in differences}
     assert found == {"sub/a", "sub/new"}
 
