@@ -1,0 +1,47 @@
+"""A full-text index of the files of a folder, kept fresh by `fsinbox watch` and `fsinbox consume`.
+
+`fsinbox consume --handler fresh:refresh` keeps it; python fresh.py WORDS... prints the files that have all of
+them.
+"""
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+DATABASE = "fresh.db"
+
+
+def connect() -> sqlite3.Connection:
+    """Open the index; create it if it is not there. Each call its own: handlers run in several threads."""
+    database = sqlite3.connect(DATABASE, timeout=30)
+    database.execute("CREATE VIRTUAL TABLE IF NOT EXISTS files USING fts5(name UNINDEXED, text)")
+    return database
+
+
+def refresh(name: str, value: dict[str, object]) -> None:
+    """Bring the index up to what the file holds now: twice gives the same index."""
+    try:
+        text = Path(str(value["path"])).read_text(errors="replace")
+    except FileNotFoundError:  # removed, or renamed: now, or since it was queued
+        text = None
+    with closing(connect()) as database, database:  # a search sees the old text or the new one
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("DELETE FROM files WHERE name = ?", (name,))
+        if text is not None:
+            database.execute("INSERT INTO files VALUES (?, ?)", (name, text))
+
+
+def search(words: list[str]) -> list[tuple[str, str]]:
+    """Return (name, excerpt) of the files that have all words, the best first."""
+    query = " ".join('"' + word.replace('"', '""') + '"' for word in words)
+    with closing(connect()) as database:
+        return database.execute(
+            "SELECT name, snippet(files, 1, '[', ']', '...', 8) FROM files WHERE files MATCH ? ORDER BY rank",
+            (query,),
+        ).fetchall()
+
+
+if __name__ == "__main__":
+    for name, excerpt in search(sys.argv[1:]):
+        print(f"{name}: {excerpt.strip()}")
