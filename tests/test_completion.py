@@ -126,6 +126,7 @@ def test_keys_are_taken_from_the_inbox_of_the_project_and_a_broken_file_of_setti
     (tmp_path / "pyproject.toml").write_text("[tool.fsinbox]\ninbox = \n")
     assert complete("fsinbox show ", tmp_path) == []
     assert "plain,consume" in complete("fsinbox cons", tmp_path)
+    assert complete("fsinbox watch ", tmp_path) == ["dir,"]
 
 
 def test_completion_of_an_unknown_shell_names_those_there_are(tmp_path: Path) -> None:

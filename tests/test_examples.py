@@ -116,7 +116,7 @@ def test_each_example_is_listed_and_its_readme_names_each_of_its_files() -> None
             assert path.name in readme or path.name == "README.md", f"{path} is not in its README"
 
 
-SHOWN = ("drop-folder", "search-index", "thumbnails")
+SHOWN = ("drop-folder", "fresh-tree", "search-index", "thumbnails")
 """Examples whose README is run."""
 
 

@@ -639,8 +639,8 @@ def test_a_damaged_state_is_set_aside_and_every_file_queued_anew(place: Path) ->
 
 def test_a_state_that_cannot_be_used_is_said(place: Path) -> None:
     (place / "file").write_text("")
-    log = once(place, "tree", "--state", "file", status=3)
-    assert "cannot use file for what was queued: File exists" in log
+    log = once(place, "tree", "--state", "file/below", status=3)
+    assert "cannot use file/below for what was queued: Not a directory" in log
     once(place)
     (state,) = (place / "inbox/watch").glob("*.db")
     state.unlink()

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--state",
     metavar="DIR",
+    type=click.Path(file_okay=False),
     help="Keep what was queued last in DIR, a folder of its own.  [default: watch/ in the inbox]",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong.")
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What the log on stderr is.",
 )
-@click.argument("dirs", nargs=-1, required=True, metavar="[NAME=]DIR...")
+@click.argument("dirs", nargs=-1, required=True, metavar="[NAME=]DIR...", type=click.Path(file_okay=False))
 def watch(inbox: str | None, create: bool, dirs: tuple[str, ...], **options: Any) -> None:
     """Queue each file of DIR when it is created, changed or removed.
 
