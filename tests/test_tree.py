@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from fsinbox.worker.tree.events import Hint, Hints, InotifySource, ObserverSourc
 from fsinbox.worker.tree.folders import Fingerprint, Tree, fingerprint
 from fsinbox.worker.tree.opening import open_trees
 from fsinbox.worker.tree.patterns import Patterns
-from fsinbox.worker.tree.queueing import Change, Queue, Unreadable, Unsteady, _Content
+from fsinbox.worker.tree.queueing import Change, Left, Queue, Unreadable, Unsteady, _Content
 from fsinbox.worker.tree.roots import Root, parse_roots
 from fsinbox.worker.tree.scanning import Scanner
 from fsinbox.worker.tree.settling import TICK, Settling
@@ -166,9 +166,9 @@ def test_a_file_that_is_not_as_it_was_seen_is_left_for_later(
     ((tree, state),) = trees.items()
     queue = Queue(inbox, trees, "file")
     gone, other = Change(tree, "gone", PRINT), Change(tree, "sub/a", PRINT)
-    assert queue.put([gone, other]) == [gone, other]
+    assert queue.put([gone, other]).unsteady == [gone, other]
     assert drain(inbox) == [] and not state.any()
-    assert queue.put([other._replace(hurry=True)]) == []  # it was waited for long enough
+    assert queue.put([other._replace(hurry=True)]) == ([], [], [])  # it was waited for long enough
     assert drain(inbox) == [("sub/a", b"a")]
     assert state.get("sub/a") == tree.look("sub/a")
 
@@ -230,7 +230,7 @@ def test_batches_are_bounded(inbox: Inbox, trees: dict[Tree, State], folder: Pat
     for number in range(20):
         (folder / f"{number}").write_bytes(b"x" * 1_000_000)
     changes = [Change(tree, f"{number}", tree.look(f"{number}")) for number in range(20)]
-    assert Queue(inbox, trees, "file").put(changes) == []
+    assert Queue(inbox, trees, "file").put(changes) == ([], [], [])
     assert added == [17, 3]
     assert len(drain(inbox)) == 20
 
@@ -385,13 +385,13 @@ def test_a_file_that_changes_as_it_is_queued_is_looked_at_again(
     run = watcher_of(inbox, trees, "file", once=True)
     put = run.queue.put
 
-    def meddle(changes: list[Change]) -> list[Change]:
-        if changes:
+    def meddle(changes: Iterable[Change]) -> Left:
+        if list(changes):
             (folder / "sub/a").write_text("changed")
             run.queue.put = put  # type: ignore[method-assign]
         return put(changes)
 
-    run.queue.put = meddle  # type: ignore[method-assign, assignment]
+    run.queue.put = meddle  # type: ignore[method-assign]
     run.run()
     assert drain(inbox) == [("sub/a", b"changed")]
 

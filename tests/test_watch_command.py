@@ -607,6 +607,38 @@ def test_once_ends_when_the_inbox_is_full(place: Path) -> None:
     assert b"cannot add key" in done.stderr
 
 
+@linux
+def test_an_inbox_with_bounds_is_filled_as_it_empties(place: Path) -> None:
+    """What it has taken is not queued again, and what replaces a waiting value gets in at once."""
+    run("limit", "--max-waiting", "30", cwd=place)
+    for number in range(100):
+        write(place / f"tree/many/{number}", "")
+    with Watching("tree", "--verbose", *SOON, cwd=place) as watching:
+        watching.until(lambda: "trying again in 1 s" in watching.log)
+        (first, *_) = contents(place / "inbox")
+        (place / "tree" / first.replace("%2F", "/")).write_text("changed")
+        watching.until(lambda: watching.log.count(f"queued {first.replace('%2F', '/')!r}") == 2)
+        found: list[str] = []
+        while len(set(found)) < 103:
+            found += keys(place)
+            assert watching.process.poll() is None
+            time.sleep(0.05)
+        write(place / "tree/last", "")
+        watching.until_queued("last")
+    assert len(found) <= 103 + 30  # those of which nobody knew, at the first refusal
+    assert keys(place) == ["last"]
+
+
+def test_once_fills_an_inbox_with_bounds_and_goes_on_the_next_time(place: Path) -> None:
+    run("limit", "--max-waiting", "2", cwd=place)
+    once(place, status=6)
+    assert len(contents(place / "inbox")) == 2
+    once(place, status=6)  # nothing was consumed
+    first = keys(place)
+    once(place)
+    assert sorted(first + keys(place)) == ["a", "sub/b", "sub/deep/c"]
+
+
 # --- the state ----------------------------------------------------------------------------------------
 
 

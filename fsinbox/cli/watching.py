@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .exits import EXIT_FAILED, EXIT_UNUSABLE
+from .exits import EXIT_FAILED, EXIT_FULL, EXIT_UNUSABLE
 from .options import DURATION, Failure, chosen, create_option, inbox_option
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def watch(inbox: str | None, create: bool, dirs: tuple[str, ...], **options: Any
 
     SIGTERM and SIGINT stop it. Exit status: 0 stopped, or done with --once; 1 a file was skipped (with
     --once); 2 usage; 3 the inbox cannot be used, or with --once DIR cannot; 4 another `watch` queues DIR
-    there.
+    there; 6 the inbox is full (with --once).
     """
     import logging
 
@@ -131,6 +131,7 @@ def _run(inbox: Inbox, trees: dict[Tree, State], options: dict[str, Any]) -> int
     import logging
     import os
 
+    from ..store.errors import InboxFull
     from ..worker import service
 
     log = logging.getLogger("fsinbox")
@@ -138,7 +139,10 @@ def _run(inbox: Inbox, trees: dict[Tree, State], options: dict[str, Any]) -> int
     watcher.observers += service.observers(os.environ, "watching", watcher.queue.counts)
     paths = ", ".join(scanner.tree.root.path for scanner in watcher.scanners)
     log.info("watching %s for %s", paths, inbox.path, extra={"event": "watching", "inbox": inbox.path})
-    watcher.run()
+    try:
+        watcher.run()
+    except InboxFull as error:
+        raise Failure(str(error), EXIT_FULL) from error
     counts, skipped = watcher.queue.counts, watcher.queue.skipped
     told = ", ".join(f"{count} {name}" for name, count in {**counts, "skipped": skipped}.items())
     log.info("stopped: %s", told, extra={"event": "stopped", **counts, "skipped": skipped})

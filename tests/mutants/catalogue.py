@@ -1360,8 +1360,8 @@ MUTANTS = [
         (
             "watch-records-first",
             f"{TREE}/queueing.py",
-            "        self._inbox.add_many((key, data) for _, key, data in batch)\n        self._record([(change, key) for change, key, _ in batch])",
-            "        self._record([(change, key) for change, key, _ in batch])\n        self._inbox.add_many((key, data) for _, key, data in batch)",
+            "                self._inbox.add_many((key, data) for _, key, data in batch)\n",
+            "                self._record([(change, key) for change, key, _ in batch])\n                self._inbox.add_many((key, data) for _, key, data in batch)\n",
             "tests/test_watch_command.py -k recorded_when_the_inbox",
         ),
         (

@@ -10,7 +10,7 @@ from io import RawIOBase
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...inbox import Inbox
-from ...store.errors import InvalidKey
+from ...store.errors import AddFailed, InvalidKey
 from .folders import Fingerprint, Tree, fingerprint
 from .state import State
 
@@ -27,6 +27,10 @@ _BATCH_FILES, _BATCH_BYTES = 1000, 1 << 24
 """What is added at once, at most."""
 
 
+_TRIES = 20
+"""Values that an inbox may refuse, of a batch, before the rest is left for later."""
+
+
 class Change(NamedTuple):
     """A file that is to be queued."""
 
@@ -36,6 +40,17 @@ class Change(NamedTuple):
     """None: it is not there any more."""
     hurry: bool = False
     """It changes all the time: take it as it is."""
+
+
+class Left(NamedTuple):
+    """What was not queued."""
+
+    unsteady: list[Change]
+    """Files that were written to meanwhile."""
+    refused: list[Change]
+    """What the inbox did not take; in the order in which to try it again."""
+    errors: list[AddFailed]
+    """Why: InboxFull, if it has bounds."""
 
 
 class Unsteady(Exception):
@@ -56,6 +71,7 @@ class Queue:
         self._payload = payload
         self._skipped: set[tuple[Tree, str]] = set()
         self._shortened: set[tuple[Tree, str]] = set()
+        self._refuses = False  # the inbox did not take all that it was given last
         self.counts = {"queued": 0, "removed": 0}
 
     @property
@@ -63,13 +79,10 @@ class Queue:
         """How many files could not be queued, so far."""
         return len(self._skipped)
 
-    def put(self, changes: Iterable[Change]) -> list[Change]:
-        """Queue changes, and record those that the inbox has acknowledged. Return those of files that were
-        written to meanwhile: they are not queued.
-
-        Raises AddFailed (what was not recorded is to be queued again), UnusableInbox.
-        """
-        unsteady: list[Change] = []
+    def put(self, changes: Iterable[Change]) -> Left:
+        """Queue changes, and record those that the inbox has acknowledged. Return what was not queued.
+        Raises UnusableInbox."""
+        left = Left([], [], [])
         batch: list[tuple[Change, str, bytes]] = []
         size = 0
         for change in changes:
@@ -77,7 +90,10 @@ class Queue:
                 key = self._key(change)
                 found, data = self._encoded(change, key)
             except Unsteady:
-                unsteady.append(change)
+                left.unsteady.append(change)
+            except AddFailed as error:
+                left.refused.append(change)
+                left.errors.append(error)
             except (Unreadable, InvalidKey) as error:
                 self.skip(change.tree, change.name, error)
             else:
@@ -87,11 +103,12 @@ class Queue:
                 batch.append((found, key, data))
                 size += len(data)
                 if len(batch) == _BATCH_FILES or size > _BATCH_BYTES:
-                    self._add(batch)
+                    self._add(batch, left)
                     batch, size = [], 0
         if batch:
-            self._add(batch)
-        return unsteady
+            self._add(batch, left)
+        self._refuses = bool(left.errors)
+        return left
 
     def skip(self, tree: Tree, name: str, why: object) -> None:
         """Say that a file or folder cannot be looked at, or queued: once, until it can."""
@@ -104,9 +121,34 @@ class Queue:
         """What was skipped can be looked at now."""
         self._skipped.discard((tree, name))
 
-    def _add(self, batch: list[tuple[Change, str, bytes]]) -> None:
-        self._inbox.add_many((key, data) for _, key, data in batch)
-        self._record([(change, key) for change, key, _ in batch])
+    def _add(self, batch: list[tuple[Change, str, bytes]], left: Left) -> None:
+        if not self._refuses:
+            try:
+                self._inbox.add_many((key, data) for _, key, data in batch)
+                self._record([(change, key) for change, key, _ in batch])
+                return
+            except AddFailed:
+                pass
+        self._add_singly(batch, left)
+
+    def _add_singly(self, batch: list[tuple[Change, str, bytes]], left: Left) -> None:
+        """The inbox did not take all: give it what it takes, one by one. (A full one takes what replaces a
+        waiting value. Of a batch nobody would know which, and the same would be queued again and again.)"""
+        tried: list[Change] = []
+        for number, (change, key, data) in enumerate(batch):
+            try:
+                self._inbox.add_bytes(key, data)
+            except AddFailed as error:
+                left.errors.append(error)
+                tried.append(change)
+                if len(tried) == _TRIES:
+                    left.refused.extend(
+                        later for later, _, _ in batch[number + 1 :]
+                    )  # these first, next time
+                    break
+            else:
+                self._record([(change, key)])
+        left.refused.extend(tried)
 
     def _record(self, added: list[tuple[Change, str]]) -> None:
         """The inbox has these: only now is it noted that they were queued."""

@@ -7,16 +7,16 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from time import monotonic, sleep, time_ns
 from types import FrameType
 
 from ...consumer.watch import Waker
-from ...store.errors import AddFailed
 from ..observer import Audience, Observer
 from ..wakeups import wake_at_signals
 from .events import Hint, Hints, Source, make_source
 from .folders import Fingerprint, RootGone, Tree
-from .queueing import Change, Queue
+from .queueing import Change, Left, Queue
 from .scanning import Difference, Scanner
 from .settling import Settling
 
@@ -82,9 +82,10 @@ class Watcher:
         self._unwatched = False
         self._said_limit = False
         self._backoff = 0.0
+        self._held_until = 0.0
 
     def run(self) -> None:
-        """Watch until SIGTERM or SIGINT, or once. Raises UnusableInbox; AddFailed with `once`."""
+        """Watch until SIGTERM or SIGINT, or once. Raises UnusableInbox; with `once` AddFailed, InboxFull."""
         end_wakeups = wake_at_signals(self.waker.set)
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
@@ -99,7 +100,7 @@ class Watcher:
                 self._attend()
                 if self._scan is None and self.once and not self._settling:
                     break
-                if self._scan is None:
+                if self._scan is None or self._held():
                     self.waker.wait(self._audience.until_tick(self._until_next()))
                     sleep(_PAUSE)
             self._audience.tell(lambda observer: observer.stopping())
@@ -133,7 +134,7 @@ class Watcher:
             self._next_scan = min(self._next_scan, now + self.times.poll)
         if self._scan is None and now >= self._next_scan:
             self._scan, self._scan_began, self._unwatched = self._scan_all(), now, False
-        if self._scan is not None:
+        if self._scan is not None and not self._held():
             self._scan_on(self._scan, now + _SLICE)
 
     def _scan_on(self, scan: Iterator[object], until: float) -> None:
@@ -190,7 +191,7 @@ class Watcher:
         for name, seen in differences:
             if (scanner, name) in self._settling:
                 continue  # its time will come
-            if seen and scanner.tree.local and _age(seen) >= self._settling.settle:
+            if seen and scanner.tree.local and not self._held() and _age(seen) >= self._settling.settle:
                 self._found.append(Change(scanner.tree, name, seen))
             else:
                 self._settling.saw((scanner, name), seen, monotonic())
@@ -206,8 +207,10 @@ class Watcher:
     # --- the queue ------------------------------------------------------------------------------------
 
     def _queue_settled(self) -> None:
+        if self._held():
+            return
         changes = []
-        for scanner, name in self._settling.due(monotonic()):
+        for scanner, name in islice(self._settling.due(monotonic()), _TOGETHER):
             file = (scanner, name)
             try:
                 seen = scanner.tree.look(name)
@@ -232,28 +235,37 @@ class Watcher:
         """Queue changes; what cannot be is tried again."""
         if not changes:
             return
-        try:
-            unsteady = self.queue.put(changes)
-            self._backoff = 0.0
-        except AddFailed as error:
-            if self.once:
-                raise
-            self._backoff = min(max(1.0, self._backoff * 2), _LONGEST_BACKOFF)
-            log.error("%s: trying again in %.0f s", error, self._backoff, extra={"event": "add_failed"})
-            for change in changes:
-                file = (self._of_tree[change.tree], change.name)
-                self._settling.postpone(file, change.seen, monotonic() + self._backoff)
-            return
-        for change in unsteady:
+        left = self.queue.put(changes)
+        for change in left.unsteady:
             self._settling.saw((self._of_tree[change.tree], change.name), change.seen, monotonic())
+        if left.errors:
+            self._hold_back(left, some=len(left.refused) < len(changes))
+        else:
+            self._backoff = 0.0
+
+    def _hold_back(self, left: Left, *, some: bool) -> None:
+        """The inbox did not take all: queue nothing for a while. It took `some`: for a short while."""
+        error = left.errors[0]
+        if self.once:
+            raise error
+        self._backoff = 1.0 if some else min(max(1.0, self._backoff * 2), _LONGEST_BACKOFF)
+        self._held_until = monotonic() + self._backoff
+        log.warning("%s: trying again in %.0f s", error, self._backoff, extra={"event": "add_failed"})
+        for change in left.refused:
+            file = (self._of_tree[change.tree], change.name)
+            self._settling.postpone(file, change.seen, self._held_until)
 
     # --- waking up ------------------------------------------------------------------------------------
 
     def _until_next(self) -> float | None:
         """Return how many seconds to sleep at most."""
         due = self._settling.next_due()
-        nearest = min(self._next_scan, self._next_scan if due is None else due)
+        nearest = max(self._held_until, min(self._next_scan, self._next_scan if due is None else due))
         return None if nearest == float("inf") else max(0.0, nearest - monotonic())
+
+    def _held(self) -> bool:
+        """Whether the inbox is left alone for now, for it did not take all."""
+        return monotonic() < self._held_until
 
     def _start_source(self) -> None:
         """Choose between events and polling."""
