@@ -639,6 +639,18 @@ def test_once_fills_an_inbox_with_bounds_and_goes_on_the_next_time(place: Path) 
     assert sorted(first + keys(place)) == ["a", "sub/b", "sub/deep/c"]
 
 
+def test_a_large_file_waits_for_room_as_well(place: Path) -> None:
+    run("limit", "--max-waiting", "3", cwd=place)
+    once(place)
+    for name in ("large", "a"):
+        (place / "tree" / name).write_bytes(b"x" * (2 << 20))
+    once(place, payload="file", status=6)
+    assert len(contents(place / "inbox")["a"]) == 2 << 20  # it replaces
+    keys(place)
+    once(place, payload="file")
+    assert keys(place) == ["large"]
+
+
 # --- the state ----------------------------------------------------------------------------------------
 
 
