@@ -693,6 +693,23 @@ def test_a_state_that_cannot_be_used_is_said(place: Path) -> None:
     assert "unable to open database file" in log and "if you remove it, every file is queued anew" in log
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+def test_a_link_in_place_of_the_state_is_not_followed(place: Path, tmp_path: Path, suffix: str) -> None:
+    once(place)
+    (state,) = (place / "inbox/watch").glob("*.db")
+    state.unlink()
+    state.with_name(f"{state.name}{suffix}").symlink_to(tmp_path / "elsewhere")
+    assert "it is a symlink, which is not followed" in once(place, status=3)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_link_in_place_of_its_folder_is_not_followed(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (place / "inbox/watch").symlink_to(tmp_path / "elsewhere")
+    assert "must be a real directory (not a link)" in once(place, status=3)
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
 def test_a_state_of_another_inbox_is_begun_anew(place: Path) -> None:
     once(place, "tree", "--state", "states")
     shutil.rmtree(place / "inbox")

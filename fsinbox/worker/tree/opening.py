@@ -36,6 +36,7 @@ def open_trees(
             os.makedirs(state_folder, 0o700, exist_ok=True)
         else:
             layout.make(FOLDER)
+            layout.folder(FOLDER)  # refuses a symlink
         excluded = frozenset((layout.identity, identity(place)))
     except OSError as error:
         raise UnusableInbox(

@@ -6,6 +6,7 @@ It may lag behind the inbox after a power cut (it is not flushed at each commit)
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -52,6 +53,9 @@ class State:
                 self._database = self._open()
 
     def _open(self) -> sqlite3.Connection:
+        for name in (self.path, f"{self.path}-wal", f"{self.path}-journal"):
+            if os.path.islink(name):  # SQLite would follow it, and write wherever it leads
+                raise OSError(errno.ELOOP, "it is a symlink, which is not followed", name)
         database = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
             # Exclusive: needs no shared memory, which a network file system has not; and keeps others away.
