@@ -826,7 +826,7 @@ def test_nothing_is_missed_at_whatever_line_it_is_killed(place: Path, stride: in
         }
         assert {key: text for key, text in mirror.items() if text} == there, f"killed at line {line}"
         line += stride
-    assert line > 10 * stride
+    assert line > 10 * stride, line
 
 
 # --- the service manager, signals, logs ---------------------------------------------------------------
