@@ -93,8 +93,7 @@ class Consumer:
         self.done = Done(layout, settings.keep_done, settings.shard.has)
         self._foreign = Foreign(layout)
         self.listing = Listing(layout, index, self._foreign, settings.shard)
-        self._in_doubt = False
-        self._next_look = 0.0
+        self._in_doubt, self._next_look = False, 0.0
         self.ownership = own = _own(layout, settings)
         try:
             self.returning = Returning(layout, index, own, self.ready, self.attempts, self.ended)

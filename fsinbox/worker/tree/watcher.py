@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,8 +11,8 @@ from time import monotonic, sleep, time_ns
 from types import FrameType
 
 from ...consumer.watch import Waker
+from ..comings import signals_handled
 from ..observer import Audience, Observer
-from ..wakeups import wake_at_signals
 from .events import Hint, Hints, Source, make_source
 from .folders import Fingerprint, RootGone, Tree
 from .queueing import Change, Left, Queue
@@ -86,10 +85,10 @@ class Watcher:
 
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT, or once. Raises UnusableInbox; with `once` AddFailed, InboxFull."""
-        end_wakeups = wake_at_signals(self.waker.set)
-        previous = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        with signals_handled(self._on_signal, self.waker.set, keep=lambda: False):
+            self._run()
+
+    def _run(self) -> None:
         try:
             if not self.once:
                 self._start_source()
@@ -106,9 +105,6 @@ class Watcher:
             self._audience.tell(lambda observer: observer.stopping())
         finally:
             self._audience.tell(lambda observer: observer.stopped())
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            end_wakeups()
             if self._source:
                 self._source.close()
 
