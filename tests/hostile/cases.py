@@ -446,7 +446,7 @@ ELEMENT_CASES = [
     Case(
         "a waiting element is huge",
         there(f"pending/{'0' * 18}1-b", things.sparse_file),
-        aside="cannot be (read|worked on)|too large",
+        aside="cannot be (read|worked on)|too large|does not fit into memory",
     ),
     Case(
         "two things wait at places of one key",

@@ -80,7 +80,7 @@ CLIENTS = ("open", "fresh", "commands", "shell")
 WAY_OUT = (
     "nothing was lost|add it again|queue it again|was not queued|create|start|must be|remove|restore|comes "
     "back|check|stop|free|"
-    "name (another|a directory)|make it readable|mend|closed|refused"
+    "name (another|a directory)|make it readable|mend|fix that|closed|refused"
 )
 """What a message says to do, or that there is nothing to do."""
 
