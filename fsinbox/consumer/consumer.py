@@ -70,11 +70,15 @@ _LOOK_INTERVAL = 0.02
 def _own(layout: Layout, settings: Settings) -> ConsumerLock:
     """Become the one consumer: by a lock, or where hosts share the inbox by a lease. Raises InboxBusy,
     OSError."""
+    own: ConsumerLock
     if layout.sharing is None:
-        return ConsumerLock(layout, settings.shard)
-    from .lease import Lease
+        own = ConsumerLock(layout, settings.shard)
+    else:
+        from .lease import Lease
 
-    return Lease(layout, settings.shard, settings.lease)
+        own = Lease(layout, settings.shard, settings.lease)
+    warn_root(layout)  # not before: on standby one asks again and again
+    return own
 
 
 class Consumer:
@@ -113,7 +117,6 @@ class Consumer:
                 self._foreign,
             )
             self.recovery.recover()
-            warn_root(layout)
         except BaseException:
             self.close()
             raise
