@@ -11,10 +11,8 @@ PREFIX = "FSINBOX_"
 INBOX = "FSINBOX_DIR"
 """Names the inbox: read by every command, and given to the commands of `consume --exec`."""
 
-GENERAL = frozenset(
-    {INBOX, "FSINBOX_SETTINGS", "FSINBOX_KEY", "FSINBOX_SEQ", "FSINBOX_ATTEMPTS", "FSINBOX_PATH"}
-)
-"""Those of no option; the last four are given to the commands of `consume --exec`."""
+GENERAL = frozenset(f"{PREFIX}{name}" for name in ("DIR", "SETTINGS", "KEY", "SEQ", "ATTEMPTS", "PATH", "FD"))
+"""Those of no option; all but SETTINGS are given to the commands of `consume --exec`."""
 
 NAMES = frozenset(
     f"{PREFIX}{command}_{option}"
