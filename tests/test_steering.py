@@ -592,6 +592,24 @@ def test_what_cannot_be_kept_is_acknowledged_all_the_same(
             assert inbox.layout.oldest_first("done") == []
 
 
+def test_what_may_not_be_removed_is_refused_and_what_goes_meanwhile_is_gone(inbox_dir: Path) -> None:
+    with opened(inbox_dir, keep_done=9) as inbox:
+        in_failed(inbox, "a")
+        in_done(inbox, "b")
+        with Steering(inbox_dir) as steering:
+            row = the_one(steering, "failed")
+            with (
+                refusing(unlink=errno.EPERM, when=lambda name, *_: str(name) == row.file),
+                pytest.raises(UnusableInbox, match="Operation not permitted: it is unchanged"),
+            ):
+                steering.discard(row)
+            assert the_one(steering, "failed") == row
+            row = the_one(steering, "done")
+            path = path_of(inbox, "done", "b")
+            with meanwhile("open", path.unlink, when=lambda name, *_: str(name) == row.file):
+                assert steering.replay(row) == "gone"
+
+
 @pytest.mark.parametrize("folder", ["pending", "inflight", "drop"])
 def test_a_name_in_a_log_is_one_line_and_obeyed_by_no_terminal(
     inbox_dir: Path, caplog: pytest.LogCaptureFixture, folder: str
