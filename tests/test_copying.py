@@ -463,3 +463,48 @@ def test_an_exception_in_the_middle_of_a_copy_leaves_none(inbox: Inbox) -> None:
     assert consumer
     consumer.drops._copies._later.clear()
     assert drain(inbox) == [("a", b"dropped")]
+
+
+def die_at(path: Path, fatal: int) -> None:
+    """Ingest in a process of its own, which ends at that call; with 0 if there was none, and all is done."""
+    calls: list[str] = []
+
+    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        calls.append(name)
+        if len(calls) == fatal:
+            os._exit(9)
+        return call(*arguments, **more)
+
+    inbox = Inbox(path, codec="bytes", drop_settle=0, watch="poll")
+    inbox.become_consumer()
+    with intercepted(hook):
+        ingest(inbox)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_consumer_that_is_killed_at_any_call_of_a_copy_delivers_it_once(
+    tmp_path: Path, waiting: bool, figure: Callable[[str], None]
+) -> None:
+    import_module("fsinbox.consumer.session")
+    kills = 0
+    while True:
+        path = tmp_path / str(kills) / "inbox"
+        path.parent.mkdir()
+        with Inbox(path, codec="bytes", drop_settle=0, watch="poll") as inbox:
+            if waiting:
+                inbox.add("a", b"older")
+            drop_linked(inbox, "a")
+        child = fork.Process(target=die_at, args=(path, kills + 1))
+        child.start()
+        child.join(20)
+        with Inbox(path, codec="bytes", drop_settle=0, watch="poll") as inbox:
+            assert drain(inbox) == [("a", b"dropped")], f"killed at call {kills + 1}"
+            assert names(inbox, "drop") == names(inbox, "failed") == []
+            assert len(names(inbox, "tmp")) <= 1  # a draft, which is swept when its writer is surely dead
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == 9
+        kills += 1
+    assert kills > 30
+    figure(f"{kills} kills, 0 bad")
