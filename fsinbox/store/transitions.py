@@ -103,17 +103,22 @@ def publish(
     is filled as it goes. `keep`: where a value waits, or is deferred, that one stays. `let_in` is called
     before each that replaces none, and raises OSError to refuse it.
     """
+    held = Held(layout, index) if keep else None
     for done, (temporary, encoded, dropped) in enumerate(drafts):
+        if held and dropped is None and held.has(encoded):  # (first: what is kept needs no number)
+            published.kept.add(temporary)
+            published.outcomes.append((True, []))
+            continue
         number, waits, others = index.admit(encoded, len(drafts) - done)
         name = element_name(number, encoded)
         if dropped is not None:
             moved = move_drop(layout, dropped, name)
             waits |= moved
             published.moved_drop |= moved
-        if keep and (waits or is_put_off(layout, encoded)):
-            published.kept.add(temporary)
-            published.outcomes.append((True, []))
-            continue
+            if held and (moved or held.has(encoded)):
+                published.kept.add(temporary)
+                published.outcomes.append((True, []))
+                continue
         if let_in is not None and not waits:
             let_in()
         try:
@@ -182,19 +187,34 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     return bool(names) and any(name in names for _, name in layout.in_flight())
 
 
-def is_put_off(layout: Layout, encoded: str) -> bool:
-    """Tell whether an element of a key is deferred, or is about to be: taken too soon, and on its way there.
-    Inside the section. Lists both folders."""
-    now = time_ns()
-    if any(encoded_of(element_of(name)) == encoded for name in layout.names("deferred")):
-        return True
-    for folder, name in layout.in_flight():
-        if encoded_of(name) == encoded:
-            try:
-                return not_before(os.lstat(name, dir_fd=layout.folder(folder))) > now
-            except FileNotFoundError:
-                continue  # it was done just now
-    return False
+class Held:
+    """What an add that keeps the first value looks at, inside one section."""
+
+    def __init__(self, layout: Layout, index: Index) -> None:
+        self._layout = layout
+        self._index = index
+        self._deferred: set[str] | None = None
+
+    def has(self, encoded: str) -> bool:
+        """Tell whether a value of a key is known to wait, is deferred, or is about to be: taken too soon, and
+        on its way there. Lists inflight/; and deferred/ the first time. Raises OSError."""
+        self._index.sure_last_number()
+        if self._index.find(encoded):
+            return True
+        if self._deferred is None:  # nothing is put there meanwhile
+            self._deferred = {encoded_of(element_of(name)) for name in self._layout.names("deferred")}
+        return encoded in self._deferred or any(
+            self._is_too_soon(folder, name)
+            for folder, name in self._layout.in_flight()
+            if encoded_of(name) == encoded
+        )
+
+    def _is_too_soon(self, folder: str, name: str) -> bool:
+        """Tell whether nobody has what is in flight. (What is handed out was said to be, first.)"""
+        try:
+            return not_before(os.lstat(name, dir_fd=self._layout.folder(folder))) > time_ns()
+        except FileNotFoundError:
+            return False  # it was done just now
 
 
 # --- the consumer: take, acknowledge, requeue ---------------------------------------------------------
