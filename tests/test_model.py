@@ -52,6 +52,7 @@ import fsinbox.consumer.recovery
 import fsinbox.consumer.returning
 import fsinbox.consumer.taking
 import fsinbox.store.files
+import fsinbox.store.held
 import fsinbox.store.index
 import fsinbox.store.section
 import fsinbox.store.terms
@@ -268,7 +269,7 @@ class Machine(RuleBasedStateMachine):
         self.patches = ExitStack()
         consumer = fsinbox.consumer
         store = fsinbox.store
-        clocked = (store.index, store.transitions, store.terms, store.files)
+        clocked = (store.index, store.transitions, store.held, store.terms, store.files)
         for module in (*clocked, consumer.ownership, consumer.recovery):
             self.patches.enter_context(mock.patch.object(module, "time_ns", lambda: self.model.clock))
         self.patches.enter_context(

@@ -149,9 +149,7 @@ class Taking:
             if for_later(status) and stat.S_ISREG(status.st_mode):
                 too_soon = max(0, not_before(status) - self._ownership.now())
                 if not too_soon:
-                    end_delay(
-                        self._layout, "inflight", name
-                    )  # (first: a producer that looks must not think it is put off)
+                    end_delay(self._layout, "inflight", name)  # else producers take it to be put off
                     status = os.lstat(name, dir_fd=folder)
         except FileNotFoundError:
             self._ownership.verify()

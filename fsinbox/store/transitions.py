@@ -37,7 +37,8 @@ import os
 from collections.abc import Callable
 from time import time_ns
 
-from .files import end_delay, flush_folder, flush_pending, not_before, remove, write_whole
+from .files import end_delay, flush_folder, flush_pending, remove, write_whole
+from .held import Held
 from .index import Index
 from .layout import Layout
 from .names import (
@@ -46,7 +47,6 @@ from .names import (
     deferred_name,
     element_name,
     element_of,
-    encoded_of,
     is_element,
     label_for,
     parse_element,
@@ -185,36 +185,6 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     if layout.sharing is None:
         return any(layout.exists("inflight", name) for name in names)
     return bool(names) and any(name in names for _, name in layout.in_flight())
-
-
-class Held:
-    """What an add that keeps the first value looks at, inside one section."""
-
-    def __init__(self, layout: Layout, index: Index) -> None:
-        self._layout = layout
-        self._index = index
-        self._deferred: set[str] | None = None
-
-    def has(self, encoded: str) -> bool:
-        """Tell whether a value of a key is known to wait, is deferred, or is about to be: taken too soon, and
-        on its way there. Lists inflight/; and deferred/ the first time. Raises OSError."""
-        self._index.sure_last_number()
-        if self._index.find(encoded):
-            return True
-        if self._deferred is None:  # nothing is put there meanwhile
-            self._deferred = {encoded_of(element_of(name)) for name in self._layout.names("deferred")}
-        return encoded in self._deferred or any(
-            self._is_too_soon(folder, name)
-            for folder, name in self._layout.in_flight()
-            if encoded_of(name) == encoded
-        )
-
-    def _is_too_soon(self, folder: str, name: str) -> bool:
-        """Tell whether nobody has what is in flight. (What is handed out was said to be, first.)"""
-        try:
-            return not_before(os.lstat(name, dir_fd=self._layout.folder(folder))) > time_ns()
-        except FileNotFoundError:
-            return False  # it was done just now
 
 
 # --- the consumer: take, acknowledge, requeue ---------------------------------------------------------

@@ -32,6 +32,7 @@ ATTEMPTS = "fsinbox/consumer/attempts.py"
 COALESCING = "fsinbox/consumer/coalescing.py"
 CONSUMER = "fsinbox/consumer/consumer.py"
 COPYING = "fsinbox/consumer/copying.py"
+HELD = "fsinbox/store/held.py"
 HANDLE = "fsinbox/store/handle.py"
 LISTING = "fsinbox/consumer/listing.py"
 RECOVERY = "fsinbox/consumer/recovery.py"
@@ -190,14 +191,14 @@ MUTANTS = [
         ),
         (
             "keep-does-not-look-at-what-is-deferred",
-            PROTOCOL,
+            HELD,
             "        return encoded in self._deferred or any(",
             "        return any(",
             "tests/test_later.py -k kept",
         ),
         (
             "keep-does-not-look-at-what-is-being-put-off",
-            PROTOCOL,
+            HELD,
             "            for folder, name in self._layout.in_flight()\n",
             "            for folder, name in ()\n",
             "tests/test_later.py -k on_its_way",
