@@ -187,11 +187,8 @@ class Inbox(Adds, Looks):
         return self._taking().sleeper
 
     def next_look_in(self) -> float | None:
-        """Return in how many seconds something may become takeable by itself (a back-off, a debounce), or
-        None.
-
-        None, too, while people have paused it, and for what they hold: that is for them to end.
-        """
+        """Return in how many seconds something may become takeable by itself (a back-off, a debounce, a
+        value for later); None if nothing will, or people hold it back."""
         return self.sleeper.next_look_in()
 
     # --- the end ------------------------------------------------------------------------------------------

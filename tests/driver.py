@@ -14,7 +14,8 @@ system. The words, done in turn by one process with one open Inbox:
     add:KEY=VALUE     Inbox.add_bytes, flushed               new:KEY=VALUE     the same, in an Inbox opened
                       for it
     quick:KEY=VALUE   the same, not flushed                  many:K=V,K=V,...  Inbox.add_many, flushed
-    stream:KEY=VALUE  Inbox.add_stream
+    stream:KEY=VALUE  Inbox.add_stream                       first:KEY=VALUE   add_bytes, if_waiting="keep"
+    delay:KEY=VALUE   add_bytes, for in an hour              soon:KEY=VALUE    the same, for now
     file:KEY=VALUE    Inbox.add_file                         move:KEY=VALUE    the same, handing the file over
     sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/,
                       flush drop/
@@ -184,9 +185,9 @@ class Driver:
             pairs = [(key, value) for key, _, value in (pair.partition("=") for pair in rest.split(","))]
             for key, value in pairs:
                 self.log.tell("add_start", key, value)
-            getattr(self, f"_{name}")(*pairs)
+            answer = getattr(self, f"_{name}")(*pairs)
             for key, value in pairs:
-                self.log.tell("add_end", key, value)
+                self.log.tell("kept" if answer == "kept" else "add_end", key, value)
         else:
             getattr(self, f"_{name}")()
 
@@ -199,6 +200,15 @@ class Driver:
 
     def _quick(self, pair: tuple[str, str]) -> None:
         self.inbox.add_bytes(pair[0], payload(pair[1]), durable=False)
+
+    def _delay(self, pair: tuple[str, str]) -> None:
+        self.inbox.add_bytes(pair[0], payload(pair[1]), delay=3600)
+
+    def _soon(self, pair: tuple[str, str]) -> None:
+        self.inbox.add_bytes(pair[0], payload(pair[1]), delay=1e-9)
+
+    def _first(self, pair: tuple[str, str]) -> str:
+        return self.inbox.add_bytes(pair[0], payload(pair[1]), if_waiting="keep")
 
     def _many(self, *pairs: tuple[str, str]) -> None:
         self.inbox.add_many((key, payload(value)) for key, value in pairs)

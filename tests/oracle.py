@@ -12,6 +12,7 @@ is found (intervals of time have no longer cycles than pairs, so pairs are all t
            was delivered
  foreign   a value was delivered that nobody had begun to add
  twice     two elements of one key were in flight at once
+ kept      an add was told that a value waits, and its own was delivered; or nothing was, after it began
  order     of two keys that were added once each, one after the other, the later was delivered first
 
 A value counts as added when its add returned, or when it was delivered, whichever came first. An add without
@@ -26,8 +27,9 @@ from typing import NamedTuple
 class Event(NamedTuple):
     """One thing that happened.
 
-    what   "add_start", "add_end", "deliver", "ack", "nack" or "died". "ack" and "nack" are noted before they
-           are done; "died" ends what the consumer `who` had in flight (its key and value are empty)
+    what   "add_start", "add_end" or "kept", "deliver", "ack", "nack" or "died". "ack" and "nack" are noted
+           before they are done; "died" ends what the consumer `who` had in flight (its key and value are
+           empty)
     who    the producer or the consumer
     key    the element's key
     value  the value: no two adds of one key may have the same
@@ -44,22 +46,36 @@ class Event(NamedTuple):
 class Add:
     """One add: when it began, when its value had been added for certain, and whether it returned."""
 
-    __slots__ = ("completed", "end", "start", "value")
+    __slots__ = ("completed", "end", "kept", "start", "value")
 
     def __init__(self, value: str, start: float) -> None:
         self.value = value
         self.start = start
         self.end = inf
         self.completed = False
+        self.kept = False
 
 
 class Key:
     """What happened to one key so far."""
 
-    __slots__ = ("adds", "delivered", "last", "latest", "out", "settled")
+    __slots__ = (
+        "adds",
+        "delivered",
+        "delivered_at",
+        "kept",
+        "last",
+        "latest",
+        "out",
+        "settled",
+    )
 
     def __init__(self) -> None:
         self.adds: dict[str, Add] = {}
+        self.kept, self.delivered_at = (
+            -inf,
+            -inf,
+        )  # when the last add began that was told so; the last delivery
         self.delivered: set[str] = set()
         self.last: Add | None = None
         self.latest: Add | None = None  # of those delivered, the one that began last
@@ -86,6 +102,10 @@ def judge(events: Iterable[Event], *, drained: bool = True, causal: bool = True)
             add = key.adds[event.value]
             add.end = min(add.end, event.t)
             add.completed = True
+        elif event.what == "kept":
+            add = key.adds[event.value]
+            add.kept = True
+            key.kept = max(key.kept, add.start)
         elif event.what == "deliver":
             wrong += _delivered(event, key, causal=causal)
         elif event.what in ("ack", "nack"):
@@ -149,12 +169,15 @@ def _delivered(event: Event, key: Key, *, causal: bool) -> list[str]:
         )
     key.out = event.who
     key.settled = False
+    key.delivered_at = event.t
     add = key.adds.get(event.value)
     if add is None:
         return [
             *wrong,
             f"foreign: key {event.key}: {event.value!r} was delivered, and nobody had begun to add it",
         ]
+    if add.kept:
+        wrong.append(f"kept: key {event.key}: {add.value} was delivered: its add was told that one waits")
     if key.latest and key.latest.start > add.end:
         wrong.append(
             f"older: key {event.key}: {add.value} was delivered after {key.latest.value}, "
@@ -175,6 +198,8 @@ def _delivered(event: Event, key: Key, *, causal: bool) -> list[str]:
 
 
 def _missed(name: str, key: Key) -> list[str]:
+    if key.kept > key.delivered_at:
+        return [f"kept: key {name}: an add was told that one waits, and nothing was delivered since"]
     if key.last is None:
         lost = [add.value for add in key.adds.values() if add.completed]
         return [f"missed: key {name}: {', '.join(lost)} added, nothing ever delivered"] if lost else []

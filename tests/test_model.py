@@ -1,14 +1,14 @@
 """Proves that an inbox does what the model below does: forty lines of plain Python, without a file.
 
-Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, drop files and
-bring failed elements back by mv; people retry what failed, end back-offs, hold keys and release them; a
-consumer takes, acknowledges, requeues, defers, gives up, closes, dies; somebody else holds the lock; the
-system boots; the clock steps back and forward. Each step is done to real Inbox objects on a real directory
-and to the model, and what they answer must be equal: what is taken, in which order, at which attempt, what
-`add` returns, what waits. In a second machine somebody also removes or damages the index, or blanks its
-lines, which docs/protocol.md calls safe at any time: of a key that had several files just then, or waited and
-is not known any more, an older value may be delivered once more before the newest, and in another place;
-nothing else may change.
+Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, for later, and
+only if none waits; they drop files and bring failed elements back by mv; people retry what failed, end back-
+offs, hold keys and release them; a consumer takes, acknowledges, requeues, defers, gives up, closes, dies;
+somebody else holds the lock; the system boots; the clock steps back and forward. Each step is done to real
+Inbox objects on a real directory and to the model, and what they answer must be equal: what is taken, in
+which order, at which attempt, what `add` returns, what waits. In a second machine somebody also removes or
+damages the index, or blanks its lines, which docs/protocol.md calls safe at any time: of a key that had
+several files just then, or waited and is not known any more, an older value may be delivered once more before
+the newest, and in another place; nothing else may change.
 
 The programs are the same in every run. A failure prints the shortest program that shows it, and the line that
 runs the test again:
@@ -51,8 +51,11 @@ import fsinbox.consumer.ownership
 import fsinbox.consumer.recovery
 import fsinbox.consumer.returning
 import fsinbox.consumer.taking
+import fsinbox.store.files
+import fsinbox.store.held
 import fsinbox.store.index
 import fsinbox.store.section
+import fsinbox.store.terms
 import fsinbox.store.transitions
 from fsinbox import Element, Inbox
 from fsinbox.operate.steering import Steering
@@ -87,6 +90,7 @@ class Item:
     due: int = 0  # if it is deferred: by the clock ...
     left: int = 0  # ... and by how much time has passed, which is what a running consumer goes by
     ripe: bool = False  # it is deferred, and a consumer has seen that it is due
+    not_before: int = 0  # by the clock: it was added for later, and was not handed out yet
 
 
 class Model:
@@ -110,13 +114,17 @@ class Model:
         self.failed: list[tuple[str, Item]] = []
         self.orphaned = False  # whether what is out was a dead consumer's
         self.held: set[str] = set()
+        self.put_off = 0  # how often
 
-    def add(self, key: str, value: str) -> str:
+    def add(self, key: str, value: str, *, delay: int = 0, keep: bool = False) -> str:
         """Return what add returns."""
         if key in self.drops:
             self._place(key, self.drops.pop(key)[1])  # it came earlier
+        if keep and (key in self.line or key in self.deferred):
+            return "kept"
         answer = "replaced" if key in self.line else "behind" if key in self.out else "new"
         self._place(key, value)
+        self.line[key].not_before = self.clock + delay if delay else 0
         return answer
 
     def _place(self, key: str, value: str) -> None:
@@ -155,15 +163,28 @@ class Model:
 
     def take(self, besides: set[str]) -> tuple[str, Item] | None:
         """Take the one with the lowest number, besides some keys. But a suspect is out alone."""
-        ready = self.ready()
-        key = min(ready.keys() - besides, key=lambda key: ready[key].number, default=None)
-        if key is None or (
-            self.out and (ready[key].suspect or any(item.suspect for item in self.out.values()))
-        ):
-            return None
-        item = self.out[key] = self.line.pop(key, None) or self.deferred.pop(key)
-        item.attempts += 1
-        return key, item
+        while True:
+            ready = self.ready()
+            key = min(ready.keys() - besides, key=lambda key: ready[key].number, default=None)
+            if key is None or (
+                self.out and (ready[key].suspect or any(item.suspect for item in self.out.values()))
+            ):
+                return None
+            item = self.line.pop(key, None) or self.deferred.pop(key)
+            if item.not_before <= self.clock:
+                self.out[key] = item
+                item.attempts += 1
+                item.not_before = 0  # whatever becomes of the clock
+                return key, item
+            self._put_off(key, item)
+
+    def _put_off(self, key: str, item: Item) -> None:
+        """It was for later, and that is not yet."""
+        delay = min(item.not_before - self.clock, WEEK)
+        self.deferred[key] = item
+        item.suspect, item.shadowed = "", False
+        item.due, item.left, item.ripe = self.clock + delay, self.passed + delay, False
+        self.put_off += 1
 
     def ack(self, key: str) -> None:
         del self.out[key]
@@ -203,8 +224,9 @@ class Model:
         return "queued"
 
     def requeue(self, key: str) -> None:
-        """End a back-off."""
+        """End a back-off, or a delay."""
         self.line[key] = self.deferred.pop(key)
+        self.line[key].not_before = 0
 
     def close(self) -> None:
         """The consumer closes the inbox."""
@@ -226,6 +248,8 @@ class Machine(RuleBasedStateMachine):
         Counter()
     )  # how many programs and steps, and how often what matters came about
 
+    delays: ClassVar[list[int]] = [0, 1, 60, 8 * 24 * 3600]  # seconds: from now, or longer than any back-off
+
     steps: ClassVar[list[int]] = [*CLOCK_STEPS, 8 * 24 * 3600 * SECOND, 30 * 365 * 24 * 3600 * SECOND]
 
     def __init__(self) -> None:
@@ -244,7 +268,9 @@ class Machine(RuleBasedStateMachine):
         self.unsure: set[str] = set()  # keys of which add may not know that a value waits
         self.patches = ExitStack()
         consumer = fsinbox.consumer
-        for module in (fsinbox.store.index, consumer.ownership, consumer.recovery, fsinbox.store.transitions):
+        store = fsinbox.store
+        clocked = (store.index, store.transitions, store.held, store.terms, store.files)
+        for module in (*clocked, consumer.ownership, consumer.recovery):
             self.patches.enter_context(mock.patch.object(module, "time_ns", lambda: self.model.clock))
         self.patches.enter_context(
             mock.patch.object(fsinbox.store.index, "boot_tag", lambda: f"boot{self.boots:04d}")
@@ -305,6 +331,18 @@ class Machine(RuleBasedStateMachine):
         expected = self.model.add(key, value)
         answer = self.producers[which].add(key, value.encode())
         assert answer == expected or key in self.loose | self.unsure, f"add said {answer}, not {expected}"
+
+    @rule(key=keys, which=which, delay=st.integers(0, 3), keep=st.booleans())
+    def add_for_later_or_keep(self, key: str, which: int, delay: int, keep: bool) -> None:
+        if key in self.loose | self.unsure:
+            return  # whether it waits is not known
+        seconds = self.delays[delay % len(self.delays)]
+        value = self._new_value(key)
+        expected = self.model.add(key, value, delay=seconds * SECOND, keep=keep)
+        if_waiting = "keep" if keep else "replace"
+        answer = self.producers[which].add(key, value.encode(), delay=seconds, if_waiting=if_waiting)
+        assert answer == expected, f"add said {answer}, not {expected}"
+        self.tally["kept"] += answer == "kept"
 
     @rule(several=st.lists(keys, min_size=1, max_size=5), which=which)
     def add_many(self, several: list[str], which: int) -> None:
@@ -422,7 +460,8 @@ class Machine(RuleBasedStateMachine):
             and (self.loose or any(item.shadowed for item in model.ready().values()))
         ):
             return  # for a suspect, perhaps
-        assert element or model.out or not model.ready(), "took nothing"
+        ripe = [item for item in model.ready().values() if item.not_before <= model.clock]
+        assert element or model.out or not ripe, "took nothing"
         loose = element and element.key in self.loose
         expected = self._loosely(element) if loose else model.take(besides=self.loose)
         assert bool(element) == bool(expected), f"took {element}, not {expected}"
@@ -606,6 +645,8 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def looks_the_same(self) -> None:
         self.tally["steps"] += 1
+        self.tally["put off"] += self.model.put_off
+        self.model.put_off = 0
         for key in list(self.unsure):  # gone from everywhere: the next one is known again
             if (
                 key
@@ -646,6 +687,7 @@ class Machine(RuleBasedStateMachine):
 class Careless(Machine):
     """The same, and somebody deletes what may be deleted at any time."""
 
+    delays: ClassVar[list[int]] = [0]  # what is put off would be in no view of those that follow
     steps = CLOCK_STEPS  # in all less than a day: numbers above that are not believed, once the index is lost
 
     @rule(what=st.sampled_from(["lines", "removed", "emptied", "rubbish"]))
@@ -675,6 +717,8 @@ SITUATIONS: dict[type[Machine], list[str]] = {
         "retried: newer",
         "back-offs ended",
         "held or released",
+        "put off",
+        "kept",
         "tried again",
         "back from the dead",
         "superseded while in flight",

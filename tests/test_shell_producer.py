@@ -426,12 +426,24 @@ def test_many_at_once_give_each_key_one_number_and_lose_nothing(inbox: Inbox, in
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize(
+    "words", [["a", "1"], ["a"], ["--delay", "60", "a", "1"], ["--delay", "60", "a"]], ids=str
+)
 def test_what_is_named_is_flushed_first_and_the_name_before_it_returns(
-    inbox: Inbox, inbox_dir: Path, tmp_path: Path
+    inbox: Inbox, inbox_dir: Path, tmp_path: Path, words: list[str]
 ) -> None:
     trace = tmp_path / "trace"
-    command = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync,rename,renameat,renameat2", "-o", trace]
-    done = subprocess.run([*command, SCRIPT, "--inbox", inbox_dir, "a", "1"], capture_output=True)
+    command = [
+        "strace",
+        "-f",
+        "-y",
+        "-qq",
+        "-e",
+        "trace=fsync,utimensat,rename,renameat,renameat2",
+        "-o",
+        trace,
+    ]
+    done = subprocess.run([*command, SCRIPT, "--inbox", inbox_dir, *words], input=b"1", capture_output=True)
     if b"ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
@@ -439,7 +451,9 @@ def test_what_is_named_is_flushed_first_and_the_name_before_it_returns(
         line.split(None, 1)[1] for line in trace.read_text().splitlines() if line.rstrip().endswith("= 0")
     ]
     kinds = [
-        "flush value"
+        "mark"
+        if "utimensat" in call
+        else "flush value"
         if "/tmp/sh." in call and "fsync" in call
         else "publish"
         if "rename" in call
@@ -448,7 +462,44 @@ def test_what_is_named_is_flushed_first_and_the_name_before_it_returns(
         else "other"
         for call in calls
     ]
-    assert kinds == ["flush value", "publish", "flush name"]
+    marked = ["mark"] if "--delay" in words else []
+    assert kinds == [*marked, "flush value", "publish", "flush name"]
+
+
+@pytest.mark.parametrize("words", [["a", "1"], ["a"]], ids=str)
+def test_a_value_for_later(inbox: Inbox, inbox_dir: Path, words: list[str]) -> None:
+    before = time.time()
+    shell(inbox_dir, "--delay", "3600", *words, value=b"1")
+    shell(inbox_dir, "b", "2")
+    (first, second) = sorted(os.listdir(inbox_dir / "pending"))
+    assert int(second[:19]) > int(first[:19]) > before * 1e9 - 1e9
+    assert int(second[:19]) < (time.time() + 60) * 1e9  # its number is not of the time that it is for
+    status = os.stat(inbox_dir / "pending" / first)
+    assert before + 3599 <= status.st_mtime <= time.time() + 3600
+    element = inbox.take()
+    assert element
+    assert element.key == "b"
+    element.ack()
+    assert inbox.take() is None
+    assert os.listdir(inbox_dir / "deferred")[0][20:] == first
+
+
+@pytest.mark.parametrize("delay", ["-1", "1.5", "soon", "007", "315360001", "99999999999999999999"])
+def test_a_delay_that_is_none_is_refused(inbox: Inbox, inbox_dir: Path, delay: str) -> None:
+    assert "--delay takes whole seconds" in shell(inbox_dir, "--delay", delay, "a", "1", status=2)
+    assert os.listdir(inbox_dir / "tmp") == []
+
+
+def test_a_file_system_that_keeps_no_mark_is_told_of(inbox: Inbox, inbox_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "chmod").write_text("#!/bin/sh\n")
+    (tmp_path / "chmod").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [SCRIPT, "--inbox", inbox_dir, "--delay", "60", "a", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "cannot mark the value as one for later: the value was not queued" in done.stderr
+    assert waiting(inbox) == []
+    assert os.listdir(inbox_dir / "tmp") == []
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")

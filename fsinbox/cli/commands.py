@@ -21,6 +21,7 @@ from .options import (
     json_option,
     key_argument,
     printable,
+    terms_options,
 )
 from .variables import complaint, unknown
 
@@ -156,20 +157,7 @@ def cli(inbox: str | None) -> None:
     default=True,
     help="Wait until a power cut can no longer lose it.  [default: durable]",
 )
-@click.option("--delay", type=DURATION, metavar="TIME", help="Hand it out after TIME: 90, 15m, 2h.")
-@click.option(
-    "--not-before",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]),
-    metavar="WHEN",
-    help="Hand it out at WHEN (2031-12-24 18:00, local time) at the earliest.",
-)
-@click.option(
-    "--if-waiting",
-    type=click.Choice(["replace", "keep"]),
-    default="replace",
-    show_default=True,
-    help="What becomes of a value of KEY that waits; keep: VALUE is not added.",
-)
+@terms_options
 @click.option("--timeout", type=DURATION, default=0.0, metavar="TIME", help="Wait for room if it is full.")
 @key_argument
 @click.argument("value", required=False)
@@ -199,22 +187,27 @@ def add(inbox: str | None, file: str | None, key: str, value: str | None, **how:
     help="Only these; may be repeated.  [default: all but done]",
 )
 def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
-    """List the elements: what is in flight, waits (oldest first), is deferred, failed."""
+    """List the elements: what is in flight, waits (oldest first), is deferred, failed. Of what is not to be
+    handed out yet it says in how long it will be."""
+    from time import time_ns
+
     from ..operate.rows import STATES, label, rows
-    from ..operate.units import age, when
+    from ..operate.units import age, seconds, when
     from ..store.layout import Layout
     from .text import say
 
     layout = Layout(chosen(inbox), create=False)
     for row in rows(layout, state or tuple(STATES)):
-        size = row.size(layout)
-        if size is None:
+        looked = row.look(layout)
+        if looked is None:
             continue
+        size, due = looked
         if json:
-            due = None if row.due is None else when(row.due)
-            say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=due)
+            moment = None if due is None else when(due)
+            say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=moment)
         else:
-            click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}")
+            later = "" if due is None else f"  (in {seconds((due - time_ns()) / 1e9)})"
+            click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}{later}")
 
 
 @cli.command()

@@ -136,8 +136,9 @@ def retry(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """Try KEY again now, whatever its state.
 
     A failed element returns to its place in the queue, and its attempts count from one; of a deferred one the
-    back-off ends; of a done one that is kept in done/ a copy is queued. For one that is waiting or in flight
-    there is nothing to do. --all: all that are failed or deferred.
+    back-off ends, and of one that is for later the delay; of a done one that is kept in done/ a copy is
+    queued. For one that is waiting or in flight there is nothing to do. --all: all that are failed or
+    deferred.
 
     If a newer value of its key is there, a failed element stays in failed/: `fsinbox discard` removes it.
     Exit status 1 if one was left as it was, or there is none.
@@ -164,7 +165,8 @@ def _retry(steering: Steering, row: Row) -> str:
         return acts[row.state](row)
     if row.state == "waiting" and encode_key(row.key) in requests(steering.layout).held:
         return "held"
-    return row.state
+    later = row.state == "waiting" and row.look(steering.layout)
+    return steering.end_delay(row) if later and later[1] else row.state
 
 
 @click.command()

@@ -159,6 +159,35 @@ def _seconds(text: str) -> float:
 
 DURATION = Duration()
 
+_MOMENTS = ["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+
+
+def terms_options(command: Command) -> Command:
+    """Add --delay, --not-before and --if-waiting to a command that adds."""
+    for option in (
+        click.option(
+            "--if-waiting",
+            type=click.Choice(["replace", "keep"]),
+            default="replace",
+            show_default=True,
+            help="What becomes of a value of KEY that waits; keep: VALUE is not added.",
+        ),
+        click.option(
+            "--not-before",
+            type=click.DateTime(_MOMENTS),
+            metavar="WHEN",
+            help="Hand it out at WHEN (2031-12-24 18:00, local time) at the earliest.",
+        ),
+        click.option(
+            "--delay",
+            type=DURATION,
+            metavar="TIME",
+            help="Hand it out after TIME (90, 15m, 2h) at the earliest.",
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 class Size(click.ParamType):  # type: ignore[type-arg]
     """A size: "90", "500MB" (powers of 1000), "2G" or "2GiB" (powers of 1024). Converts to bytes."""

@@ -197,6 +197,7 @@ def show(inbox: str | None, json: bool, raw: bool, key: str) -> None:
             data = text.encode(sys.stdout.encoding, "backslashreplace")
         sys.stdout.buffer.write(data)
         return
+    due = (row.look(layout) or (0, None))[1]
     members: dict[str, object] = {
         "key": row.key,
         "state": row.state,
@@ -204,6 +205,7 @@ def show(inbox: str | None, json: bool, raw: bool, key: str) -> None:
         "added_at": when(row.seq),
         "path": f"{layout.path}/{row.folder}/{row.file}",
         "size": len(data),
+        "due": None if due is None else when(due),
     }
     try:
         members["text"] = data.decode("utf-8")

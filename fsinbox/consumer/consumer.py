@@ -149,9 +149,12 @@ class Consumer:
     def mend(self) -> None:
         """If a step was cut short, make the view anew. What it had taken, and nobody has, is requeued."""
         if self._in_doubt:
-            self.listing.stale = True
-            self.recovery.rescan(self.in_flight.keys(), died=False)
+            self._rescan()
             self._in_doubt = False
+
+    def _rescan(self) -> None:
+        self.listing.stale = True
+        self.recovery.rescan(self.in_flight.keys(), died=False)
 
     def disown(self, owned: Mapping[str, object]) -> None:
         """Requeue what is in flight, but for these keys (encoded): a take was cut short before it was handed
@@ -187,15 +190,10 @@ class Consumer:
         taken = self._taking.take(name, deferred)
         if taken:
             self.in_flight[taken.encoded] = taken
-        return None if taken and taken.not_before and self._put_off(taken) else taken
-
-    def _put_off(self, taken: Taken) -> bool:
-        """Defer an element that was added for later, if that is not yet; tell whether it was. (For more than
-        MAX_DELAY in parts.)"""
-        left = taken.not_before - self.ownership.now()
-        if left > 0:
-            self.defer(taken, left / 1e9, counted=False)
-        return left > 0
+            if taken.too_soon:  # (if for longer than anything is deferred, it is put off again then)
+                self.defer(taken, taken.too_soon / 1e9, counted=False)
+                return None
+        return taken
 
     def _must_be_alone(self, name: str) -> bool:
         """Tell whether this, or what is in flight, is a suspect: it is only in flight alone."""
@@ -206,6 +204,8 @@ class Consumer:
         if monotonic() < self._next_look:
             return
         self._apply_controls()
+        if self.recovery.notice_clock():
+            self._rescan()
         if self.ready and not self.controls.paused:
             self.drops.ingest()
         self._next_look = monotonic() + _LOOK_INTERVAL
@@ -269,7 +269,7 @@ class Consumer:
         """Defer the element for `delay` seconds. False if a newer value waits and it was dropped."""
         self._count(taken, counted=counted)
         delay = min(delay, MAX_DELAY)
-        deferred = transitions.name_deferred(self.ownership.now() + int(delay * 1e9), taken.name)
+        deferred = transitions.name_deferred(self.ownership.now() + round(delay * 1e9), taken.name)
         return self._end(taken, WayBack(taken.name, taken.encoded, "deferred", deferred, delay))
 
     def fail(self, taken: Taken, reason: str) -> bool:

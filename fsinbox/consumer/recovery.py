@@ -36,6 +36,9 @@ from .settings import MAX_DELAY
 
 log = logging.getLogger("fsinbox")
 
+_JUMP = 1.0
+"""Seconds by which the clock and the monotonic one may drift apart from one look to the next."""
+
 LITTER_AGE = 24 * 3600.0
 """Age in seconds after which a file in tmp/ has no living writer."""
 
@@ -63,6 +66,7 @@ class Recovery:
         self._attempts = attempts
         self._returning = returning
         self._ended = ended
+        self._ahead = ownership.now() / 1e9 - monotonic()
 
     def recover(self) -> None:
         """Requeue what a dead consumer held. Raises OSError."""
@@ -111,6 +115,14 @@ class Recovery:
                 discard(self._layout, "deferred", name, DUPLICATE)
             else:
                 self._ready.defer(encoded, name, monotonic() + max(0.0, self.left_of(name)))
+
+    def notice_clock(self) -> bool:
+        """Tell whether the clock was set forward since the last time, or the system slept: then what is
+        deferred may be due earlier than its timers say, and a rescan is next."""
+        ahead = self._ownership.now() / 1e9 - monotonic()
+        jumped = ahead > self._ahead + _JUMP
+        self._ahead = ahead
+        return jumped
 
     def _list_inflight(self) -> list[tuple[int, str]]:
         """Return (number, encoded key) of what nobody may have, the newest of each key; older ones are

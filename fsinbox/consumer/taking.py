@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from ..store import transitions
-from ..store.files import not_before
+from ..store.files import end_delay, for_later, not_before
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import decode_key, element_of, parse_element
@@ -37,7 +37,9 @@ class Taken:
     inode: int
     modified: int
     not_before: int
-    """The moment before which it is not to be handed out; 0: at once."""
+    """For when it was added for later, in nanoseconds since the epoch; 0: it was not."""
+    too_soon: int
+    """Nanoseconds for which it is not to be handed out yet; 0: it may be."""
 
 
 class Taking:
@@ -141,8 +143,14 @@ class Taking:
         return left <= 0
 
     def _have_taken(self, name: str, number: int, encoded: str, key: str) -> Taken | None:
+        folder, too_soon = self._layout.folder("inflight"), 0
         try:
-            status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
+            status = os.lstat(name, dir_fd=folder)
+            if for_later(status) and stat.S_ISREG(status.st_mode):
+                too_soon = max(0, not_before(status) - self._ownership.now())
+                if not too_soon:
+                    end_delay(self._layout, "inflight", name)  # else producers take it to be put off
+                    status = os.lstat(name, dir_fd=folder)
         except FileNotFoundError:
             self._ownership.verify()
             return None  # removed by hand, this instant
@@ -160,5 +168,6 @@ class Taking:
             size=status.st_size,
             inode=status.st_ino,
             modified=status.st_mtime_ns,
-            not_before=not_before(status),
+            not_before=status.st_mtime_ns if for_later(status) else 0,
+            too_soon=too_soon,
         )

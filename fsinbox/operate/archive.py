@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from time import time
 from typing import IO, TYPE_CHECKING, BinaryIO, NoReturn, Self, cast
 
 from ..store import control, files, transitions
 from ..store.errors import AddFailed, InboxError, InvalidKey
 from ..store.layout import Layout
 from ..store.names import decode_key, element_name, encode_key, parse_element
+from ..store.terms import LONGEST, terms_of
 from .drafts import draft_of
 from .rows import Row, reason, rows
 
@@ -174,6 +176,12 @@ class Member:
         self.key = key
         self.seq = parsed[0]
         self.size = info.size
+        self.not_before: float | None = None
+        """If it was added for later: until then, in seconds since the epoch."""
+        if info.mode & stat.S_ISVTX:
+            self.not_before = info.mtime + 1e-6  # (rather late than early: it was cut to a float)
+            if not self.not_before - time() <= LONGEST:
+                raise ArchiveError(f"{info.name!r} in the archive is for later, and its time cannot be")
         self.reason = info.pax_headers.get(_REASON, "")
         self.export = info.pax_headers.get(_EXPORT, "")
         """What tells the export that wrote it from others; "" in archives of earlier versions."""
@@ -261,10 +269,11 @@ class Import:
         if self._max_size is not None and member.size > self._max_size:
             return "large"
         if member.state != "failed" and self._replace:
-            self._inbox.add_stream(member.key, member.open())
+            self._inbox.add_stream(member.key, member.open(), not_before=member.not_before)
             return "added"
         try:
-            with draft_of(self._layout, member.open()) as draft:
+            later = terms_of(True, not_before=member.not_before).not_before
+            with draft_of(self._layout, member.open(), not_before=later) as draft:
                 draft.published = self._publish(member, draft.name)
         except OSError as error:
             raise AddFailed(

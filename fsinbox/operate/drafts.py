@@ -20,13 +20,13 @@ class Draft:
 
 
 @contextmanager
-def draft_of(layout: Layout, source: BinaryIO) -> Iterator[Draft]:
-    """Copy a stream into tmp/ and flush it; remove the copy at the end of the block unless it was published.
-    Raises OSError."""
+def draft_of(layout: Layout, source: BinaryIO, *, not_before: int = 0) -> Iterator[Draft]:
+    """Copy a stream into tmp/ and flush it (`not_before`: see files.mark_not_before); remove the copy at the
+    end of the block unless it was published. Raises OSError."""
     names: list[str] = []
     published = False
     try:
-        Stream(source).write(layout, names, durable=True)
+        Stream(source).write(layout, names, durable=True, not_before=not_before)
         draft = Draft(names[0])
         yield draft
         published = draft.published

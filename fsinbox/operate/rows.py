@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import time_ns
 
-from ..store.files import open_for_reading
+from ..store.files import not_before, open_for_reading
 from ..store.layout import Layout
 from ..store.names import REASON, decode_key, encode_key, parse_deferred, parse_element
 
@@ -37,10 +38,21 @@ class Row:
 
     def size(self, layout: Layout) -> int | None:
         """Return its size in bytes, or None if it has left this place."""
+        looked = self.look(layout)
+        return looked and looked[0]
+
+    def look(self, layout: Layout) -> tuple[int, int | None] | None:
+        """Return its size in bytes, and until when it is not handed out (nanoseconds since the epoch; None:
+        it may be); or None if it has left this place.
+
+        A value for later waits like any other, until a consumer finds that it is too soon, and defers it.
+        """
         try:
-            return os.lstat(self.file, dir_fd=layout.folder(self.folder)).st_size
+            status = os.lstat(self.file, dir_fd=layout.folder(self.folder))
         except FileNotFoundError:
             return None
+        due = max(self.due or 0, not_before(status) if self.state in STATES else 0)
+        return status.st_size, due if self.due is not None or due > time_ns() else None
 
 
 def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Row]:

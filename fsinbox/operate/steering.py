@@ -82,6 +82,17 @@ class Steering:
         """End the back-off of a deferred element now. Returns, and raises, as retry does."""
         return self._return(row)
 
+    def end_delay(self, row: Row) -> str:
+        """Have a waiting element that was added for later handed out now: "queued", or "gone". Raises
+        UnusableInbox."""
+        with self._refusals(row):
+            try:
+                files.end_delay(self.layout, row.folder, row.file)
+            except FileNotFoundError:
+                return "gone"
+        self._have_changed(row, rescan=False)
+        return "queued"
+
     def replay(self, row: Row) -> str:
         """Queue a copy of an element in done/. Returns, and raises, as retry does."""
         from .drafts import draft_of

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     Added = Literal["new", "replaced", "behind", "kept"]
 
-OUTCOMES: tuple[Added, ...] = ("new", "replaced", "behind", "kept")
-
 SECTION = 100
 """Values that are published in one section: others wait for the lock as long."""
 
@@ -136,10 +134,10 @@ class Add:
 
     def _outcomes(self, keys: list[str]) -> list[Added]:
         """Flush, and tell what happened to each."""
-        if self._terms.durable:
-            flush_published(self._layout, self._published)
         for temporary in self._published.kept:
             discard_temporary(self._layout, temporary)
+        if self._terms.durable:  # (what is kept is told of as durable as what is added)
+            flush_published(self._layout, self._published)
         return [
             "kept"
             if temporary in self._published.kept
@@ -196,7 +194,9 @@ class Adder:
     def _add_many(
         self, items: Iterable[tuple[str, bytes]], terms: Terms, progress: Callable[[int], object] | None
     ) -> dict[Added, int]:
-        total: dict[Added, int] = dict.fromkeys(OUTCOMES, 0)
+        total: dict[Added, int] = {"new": 0, "replaced": 0, "behind": 0}
+        if terms.keep:
+            total["kept"] = 0
         batch: list[tuple[str, str, bytes]] = []
 
         def finish() -> None:

@@ -22,6 +22,9 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _BTRFS_FS_INFO, _BTRFS_SYNC = 0x8400941F, 0x9408
 """Numbers of ioctl(2), from linux/btrfs.h; any user may call them."""
 
+_FAR = 3650 * 86_400 * 10**9
+"""Nanoseconds between the times of a file that was for later, once it may be handed out."""
+
 _FEW = 4
 """Up to so many files are flushed one by one: syncfs also writes out whatever else waits on their file
 system."""
@@ -73,22 +76,46 @@ def write_payload(
 
 def mark_not_before(fd: int, moment: int) -> None:
     """Say of an open draft that it is not to be handed out before a moment (nanoseconds since the epoch): its
-    mode has the sticky bit, which means nothing else for a file, and its mtime is the moment. Flush it after
-    that."""
+    mode has the sticky bit, which means nothing else for a file, and its mtime is the moment (its atime is
+    when that was said). Flush it after that. Raises OSError, also if the file system does not keep it."""
     os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) | stat.S_ISVTX)
-    os.utime(fd, ns=(moment, moment))
+    added = min(time_ns(), moment)
+    for more in (0, 2 * 10**9):  # some file systems cut times to a second, or two: rather late than early
+        os.utime(fd, ns=(added, moment + more))
+        if not_before(os.fstat(fd)) >= moment:
+            return
+    raise OSError(errno.ENOTSUP, "this file system cannot keep a value for later (mode and time of a file)")
 
 
 def not_before(status: os.stat_result) -> int:
     """Return the moment before which a file is not to be handed out, in nanoseconds since the epoch; 0: at
     once."""
-    return status.st_mtime_ns if status.st_mode & stat.S_ISVTX else 0
+    return status.st_mtime_ns if for_later(status) and status.st_atime_ns <= status.st_mtime_ns else 0
+
+
+def for_later(status: os.stat_result) -> bool:
+    """Tell whether a file was added for later, whatever became of that."""
+    return bool(status.st_mode & stat.S_ISVTX)
 
 
 def end_delay(layout: Layout, folder: str, name: str) -> None:
-    """From now on a file may be handed out. Not flushed. Raises OSError."""
-    if not_before(os.lstat(name, dir_fd=layout.folder(folder))) > time_ns():
-        os.utime(name, dir_fd=layout.folder(folder), follow_symlinks=False)
+    """A file may be handed out from now on, whatever becomes of the clock: its atime is far above its mtime,
+    where no read puts it (relatime). The mtime says since when: now, if it was to come. Not flushed. Raises
+    OSError.
+
+    (That cannot be said of another user's file; but if it may be written to, its moment becomes now.)
+    """
+    fd = layout.folder(folder)
+    moment = not_before(os.lstat(name, dir_fd=fd))
+    if not moment:
+        return
+    now = time_ns()
+    since = min(moment, now)
+    try:
+        os.utime(name, ns=(since + _FAR, since), dir_fd=fd, follow_symlinks=False)
+    except PermissionError:
+        if moment > now:
+            os.utime(name, dir_fd=fd, follow_symlinks=False)
 
 
 def write_whole(layout: Layout, folder: str, name: str, data: bytes) -> None:

@@ -37,7 +37,8 @@ import os
 from collections.abc import Callable
 from time import time_ns
 
-from .files import end_delay, flush_folder, flush_pending, not_before, remove, write_whole
+from .files import end_delay, flush_folder, flush_pending, remove, write_whole
+from .held import Held
 from .index import Index
 from .layout import Layout
 from .names import (
@@ -46,7 +47,6 @@ from .names import (
     deferred_name,
     element_name,
     element_of,
-    encoded_of,
     is_element,
     label_for,
     parse_element,
@@ -103,17 +103,22 @@ def publish(
     is filled as it goes. `keep`: where a value waits, or is deferred, that one stays. `let_in` is called
     before each that replaces none, and raises OSError to refuse it.
     """
+    held = Held(layout, index) if keep else None
     for done, (temporary, encoded, dropped) in enumerate(drafts):
+        if held and dropped is None and held.has(encoded):  # (first: what is kept needs no number)
+            published.kept.add(temporary)
+            published.outcomes.append((True, []))
+            continue
         number, waits, others = index.admit(encoded, len(drafts) - done)
         name = element_name(number, encoded)
         if dropped is not None:
             moved = move_drop(layout, dropped, name)
             waits |= moved
             published.moved_drop |= moved
-        if keep and (waits or is_put_off(layout, encoded)):
-            published.kept.add(temporary)
-            published.outcomes.append((True, []))
-            continue
+            if held and (moved or held.has(encoded)):
+                published.kept.add(temporary)
+                published.outcomes.append((True, []))
+                continue
         if let_in is not None and not waits:
             let_in()
         try:
@@ -180,21 +185,6 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     if layout.sharing is None:
         return any(layout.exists("inflight", name) for name in names)
     return bool(names) and any(name in names for _, name in layout.in_flight())
-
-
-def is_put_off(layout: Layout, encoded: str) -> bool:
-    """Tell whether an element of a key is deferred, or is about to be: taken too soon, and on its way there.
-    Inside the section. Lists both folders."""
-    now = time_ns()
-    if any(encoded_of(element_of(name)) == encoded for name in layout.names("deferred")):
-        return True
-    for folder, name in layout.in_flight():
-        if encoded_of(name) == encoded:
-            try:
-                return not_before(os.lstat(name, dir_fd=layout.folder(folder))) > now
-            except FileNotFoundError:
-                continue  # it was done just now
-    return False
 
 
 # --- the consumer: take, acknowledge, requeue ---------------------------------------------------------

@@ -89,6 +89,7 @@ class Pages:
         as_stored = "stored" in request.query_params
         with closing(Glance(self._path)) as layout:
             row = _located(request, layout)
+            looked = row.look(layout)
             try:
                 shown, trouble = payload.read(layout, row, as_stored=as_stored), ""
             except OSError as error:
@@ -98,6 +99,7 @@ class Pages:
                 "element.html",
                 layout,
                 row=row,
+                due=looked and looked[1],
                 payload=shown,
                 trouble=trouble,
                 reason=_reason(layout, row, _REASON_SHOWN) if row.state == "failed" else None,

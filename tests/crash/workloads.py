@@ -158,6 +158,15 @@ STORIES = [
         "create add:a=1 add:b=2 take postpone | requeue add:a=3 take nack take ack take ack",
         "create keep add:a=1 take | ack add:a=2 take ack add:a=3 take ack add:c=4",
         "create keep add:a=1 take | add:a=2 ack take nack take ack add:c=3",
+        # For later, and only if none waits. (A person ends the delay.)
+        "create | delay:a=1 take add:a=2 take ack add:c=3",
+        "create add:a=1 | delay:a=2 take requeue take ack add:a=3 take ack",
+        "create delay:a=1 take | delay:a=2 take requeue take ack add:c=3",
+        "create add:a=1 take | delay:a=2 ack take requeue take ack add:a=3 take ack add:c=4",
+        "create | soon:a=1 take first:a=2 nack take ack add:c=3",
+        "create delay:a=1 take | first:a=2 requeue take first:a=3 ack take ack",
+        "create | first:a=1 first:a=2 take first:a=3 ack take ack",
+        "create mv:a=1 | first:a=2 take first:a=3 ack take ack",
         # Several places of one key.
         "create add:a=1 forget add:a=2 | take ack add:a=3",
         "create add:a=1 forget add:a=2 forget add:a=3 | take ack",

@@ -38,7 +38,7 @@ from fsinbox import AddFailed, Element, Inbox, InboxError
 from tests.driver import Driver, Log, payload, value_of
 from tests.oracle import Event
 
-DURABLE = frozenset("add big new many file move stream across create share".split())
+DURABLE = frozenset("add delay soon first big new many file move stream across create share".split())
 """Words that must not end well if one of their flushes failed."""
 
 
@@ -76,6 +76,12 @@ SCENARIOS = {
         Scenario("big", "big:a=1 big:a=2", "create"),
         Scenario("few", "many:a=1,b=1,a=2", "create add:b=0"),
         Scenario("many", "many:a=1,b=1,c=1,d=1,e=1,a=2", "create"),
+        Scenario("delay", "delay:a=1 take add:b=1 take ack", "create warm"),
+        Scenario("delay-replaced", "delay:a=1 take add:a=2 take ack", "create warm"),
+        Scenario("delay-handed-out", "soon:a=1 take first:a=2 ack take ack", "create warm"),
+        Scenario("delay-recover", "take first:a=2 add:a=3 take ack", "create delay:a=1 take die"),
+        Scenario("first", "first:a=1 first:a=2 take first:a=3 ack take ack", "create warm"),
+        Scenario("first-over-drop", "first:a=2 take ack", "create drop:a=1 warm"),
         Scenario("file", "file:a=1 file:a=2", "create"),
         Scenario("move", "move:a=1 move:a=2", "create"),
         Scenario("across", "across:a=1 across:a=2", "create"),

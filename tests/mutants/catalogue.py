@@ -32,6 +32,7 @@ ATTEMPTS = "fsinbox/consumer/attempts.py"
 COALESCING = "fsinbox/consumer/coalescing.py"
 CONSUMER = "fsinbox/consumer/consumer.py"
 COPYING = "fsinbox/consumer/copying.py"
+HELD = "fsinbox/store/held.py"
 HANDLE = "fsinbox/store/handle.py"
 LISTING = "fsinbox/consumer/listing.py"
 RECOVERY = "fsinbox/consumer/recovery.py"
@@ -177,30 +178,58 @@ MUTANTS = [
         (
             "put-off-counts-as-taken",
             CONSUMER,
-            "self.defer(taken, left / 1e9, counted=False)",
-            "self.defer(taken, left / 1e9, counted=True)",
-            "tests/test_later.py -k counts_no_attempt",
+            "self.defer(taken, taken.too_soon / 1e9, counted=False)",
+            "self.defer(taken, taken.too_soon / 1e9, counted=True)",
+            "tests/test_later.py -k another_users_file_is_counted",
         ),
         (
             "dying-while-it-is-put-off-counts",
             RECOVERY,
             "if not_before(status) > self._ownership.now():",
             "if False:",
-            "tests/test_later.py -k dead_consumer",
+            "tests/test_later.py -k another_users_file_is_counted",
         ),
         (
             "keep-does-not-look-at-what-is-deferred",
-            PROTOCOL,
-            "if keep and (waits or is_put_off(layout, encoded)):",
-            "if keep and waits:",
+            HELD,
+            "        return encoded in self._deferred or any(",
+            "        return any(",
             "tests/test_later.py -k kept",
         ),
         (
             "keep-does-not-look-at-what-is-being-put-off",
-            PROTOCOL,
-            "    for folder, name in layout.in_flight():\n        if encoded_of(name) == encoded:\n            try:",
-            "    for folder, name in ():\n        if encoded_of(name) == encoded:\n            try:",
+            HELD,
+            "            for folder, name in self._layout.in_flight()\n",
+            "            for folder, name in ()\n",
             "tests/test_later.py -k on_its_way",
+        ),
+        (
+            "what-is-handed-out-keeps-its-mark",
+            TAKING,
+            "if not too_soon:",
+            "if False:",
+            "tests/test_later.py -k handed_out_is_not_kept",
+        ),
+        (
+            "what-is-kept-uses-up-a-number",
+            PROTOCOL,
+            "if held and dropped is None and held.has(encoded):",
+            "if False:",
+            "tests/test_later.py -k uses_up_no_number",
+        ),
+        (
+            "clock-set-forward-is-not-noticed",
+            CONSUMER,
+            "if self.recovery.notice_clock():",
+            "if False:",
+            "tests/test_later.py -k set_forward",
+        ),
+        (
+            "bit-not-looked-at-once-it-is-set",
+            FILES,
+            "if not_before(os.fstat(fd)) >= moment:",
+            "if True:",
+            "tests/test_later.py -k file_system",
         ),
         (
             "btrfs-not-committed",
@@ -326,7 +355,14 @@ MUTANTS = [
         (
             "shell-payload-not-flushed",
             SHELL,
-            "sync /proc/self/fd/8 ||",
+            "[ $durable = no ] || sync /proc/self/fd/8 ||",
+            "true ||",
+            "tests/test_shell_producer.py -k what_is_named",
+        ),
+        (
+            "shell-stream-for-later-not-flushed",
+            SHELL,
+            '[ "$delay" = 0 ] || sync /proc/self/fd/8 ||',
             "true ||",
             "tests/test_shell_producer.py -k what_is_named",
         ),
