@@ -897,7 +897,10 @@ def test_an_output_that_cannot_be_written_is_an_error_and_no_traceback(busy: Pat
             command("ls"), cwd=busy, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 3
-    assert done.stderr == "fsinbox: write failed: No space left on device: fix that, then try again\n"
+    assert done.stderr == (
+        "fsinbox: cannot use the inbox, or write the output: No space left on device: fix that, then try "
+        "again\n"
+    )
 
 
 def test_an_inbox_that_cannot_be_read_is_an_error_and_no_traceback(
@@ -910,7 +913,7 @@ def test_an_inbox_that_cannot_be_read_is_an_error_and_no_traceback(
     done = invoke("ls")
     assert done.exit_code == 3
     assert done.stderr == (
-        "fsinbox: cannot read or write the inbox: Permission denied: fix that, then try again\n"
+        "fsinbox: cannot use the inbox (inbox/pending): Permission denied: fix that, then try again\n"
     )
 
 
@@ -1035,7 +1038,7 @@ def test_an_element_that_goes_while_it_is_listed_is_passed_over(
     invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert invoke("ls").output.split()[-1] == "a"
-    monkeypatch.setattr(rows.Row, "size", lambda *_: None)  # as of one that is gone
+    monkeypatch.setattr(rows.Row, "look", lambda *_: None)  # as of one that is gone
     assert invoke("ls").output == ""
 
 

@@ -230,9 +230,6 @@ def test_the_table_of_events_is_what_the_code_says() -> None:
         )
     )
     events: set[Any] = {name for names in said for name in names if name} | {"log"}
-    table = set(
-        re.findall(
-            r"^\| `(\w+)` \| (?:debug|info|warning|error)", (ROOT / "docs/running.md").read_text(), re.M
-        )
-    )
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("running.md", "watching.md"))
+    table = set(re.findall(r"^\| `(\w+)` \| (?:debug|info|warning|error)", pages, re.M))
     assert events == table

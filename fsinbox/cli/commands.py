@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ..store.errors import AddFailed, InboxBusy, InboxError, LeaseLost, UnusableInbox
-from .exits import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
+from ..store.errors import AddFailed, InboxBusy, InboxError, InboxFull, LeaseLost, UnusableInbox
+from .exits import EXIT_BUSY, EXIT_FULL, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
 from .locating import settings_file
 from .options import (
     DURATION,
@@ -117,13 +117,17 @@ class Commands(click.Group):
             ctx.exit(0)
         except (InboxBusy, LeaseLost) as error:
             raise Failure(str(error), EXIT_BUSY) from error
+        except InboxFull as error:
+            raise Failure(str(error), EXIT_FULL) from error
         except (AddFailed, UnusableInbox) as error:
             raise Failure(str(error), EXIT_UNUSABLE) from error
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
         except OSError as error:
             _give_up_output()  # it may be what cannot be written
-            what = "write failed" if error.filename is None else "cannot read or write the inbox"
+            what = "cannot use the inbox, or write the output"
+            if error.filename is not None:
+                what = f"cannot use the inbox ({printable(str(error.filename))})"
             why = error.strerror or error
             raise Failure(f"{what}: {why}: fix that, then try again", EXIT_UNUSABLE) from error
 

@@ -65,7 +65,7 @@ def _open_state(place: str, root: Root, layout: Layout) -> State:
     state = State(f"{place}/{label_for(os.path.basename(root.path))[:60]}-{digest}.db")
     try:
         prefix = os.fsencode(root.prefix).hex()
-        known = state.about("prefix")
+        known = state.remembered("prefix")
         if known not in (None, prefix) and state.any():
             before = os.fsdecode(bytes.fromhex(known or ""))
             raise WrongFolder(
@@ -75,7 +75,7 @@ def _open_state(place: str, root: Root, layout: Layout) -> State:
         state.note("prefix", prefix)
         status = os.stat("format", dir_fd=layout.root)
         inbox = f"{status.st_ino} {status.st_mtime_ns}"
-        if state.about("inbox") != inbox:  # a new one, or a restored one: nothing is known to be in it
+        if state.remembered("inbox") != inbox:  # a new one, or a restored one: nothing is known to be in it
             state.clear()
             state.note("inbox", inbox)
     except BaseException:

@@ -33,7 +33,7 @@ class Scanner:
         self._queue = queue
         self.root_gone = False
         """Whether the root could not be looked into, at the last try."""
-        noted = state.about("device")
+        noted = state.remembered("device")
         self._noted_device = tree.device = int(noted) if noted and state.any() else None
 
     def differences(self, folder: str = "") -> Iterator[list[Difference]]:

@@ -80,7 +80,7 @@ class State:
 
     # --- what it is about -----------------------------------------------------------------------------
 
-    def about(self, name: str) -> str | None:
+    def remembered(self, name: str) -> str | None:
         """Return what was noted under a name. Raises UnusableInbox."""
         with self._told():
             row = self._database.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
