@@ -266,7 +266,14 @@ def test_ctrl_c_while_waiting_is_130(home: Path) -> None:
         command("wait", "a"), cwd=home, env=environment(), stderr=subprocess.PIPE, preexec_fn=interruptible
     )
     folder = Path(f"/proc/{waiting.pid}/fd")
-    wait_until(lambda: any(str(os.readlink(one)).endswith("/pending") for one in folder.iterdir()))
+
+    def looks() -> bool:
+        try:
+            return any(str(os.readlink(one)).endswith("/pending") for one in folder.iterdir())
+        except FileNotFoundError:  # it has closed one just now
+            return False
+
+    wait_until(looks)
     waiting.send_signal(signal.SIGINT)
     assert waiting.wait(60) == 130
     assert waiting.stderr
