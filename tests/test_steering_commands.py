@@ -254,8 +254,11 @@ def test_ctrl_c_at_a_question_is_130(home: Path) -> None:
         words[0], words[1:], cwd=str(home), env=environment(), encoding="utf-8", timeout=60, use_poll=True
     )
     asked.expect_exact("[y/N]: ")
-    asked.sendintr()
-    asked.expect(pexpect.EOF)
+    for _ in range(60):
+        asked.sendintr()
+        # (Python misses one that comes just before it begins to read: a person presses it again.)
+        if asked.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=1) == 0:
+            break
     asked.close()
     assert asked.exitstatus == 130
     assert len(run("failed", cwd=home).stdout.splitlines()) == 2
