@@ -174,7 +174,7 @@ class Element(Waiting):
 
     def newer_waits(self) -> bool:
         """The same, for the thread that takes: what lies in drop/ counts once it is ingested, which this
-        does. False if it was ended. Raises LeaseLost."""
+        does. False if it was ended. Raises OSError."""
         return self._claim.newer_waits()
 
     @property

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import contents, keys_in
+from helpers import contents, keys_in, run
 from test_consume import Place
 from test_limits import is_alive
 
@@ -44,8 +44,10 @@ def test_a_newer_value_ends_the_work_on_the_old_one_and_is_next(place: Place, ki
     work = place.path / "work"
     work.write_text(
         "#!/bin/sh\n"
-        'value=$(cat); echo "$FSINBOX_KEY" $value $FSINBOX_ATTEMPTS | tr -d \'"\' >>notes\n'
-        "case $value in *old*) sleep 3600 & echo $! >>children; wait;; esac\n"
+        "value=$(cat)\n"
+        "case $value in *old*) sleep 3600 & echo $! >>children;; esac\n"
+        'echo "$FSINBOX_KEY" $value $FSINBOX_ATTEMPTS | tr -d \'"\' >>notes\n'
+        "wait\n"
     )
     work.chmod(0o755)
     place.add(a="old", b="other")
@@ -154,3 +156,22 @@ def test_a_function_in_a_thread_cannot_be_cancelled(place: Place) -> None:
     place.jobs("def job(key, value): note(key)")
     done = place.consume("--handler", "jobs:job", "--cancel-superseded", status=2)
     assert "--cancel-superseded: jobs:job runs in a thread" in done.stderr
+
+
+def test_what_was_ended_is_not_superseded_and_a_pause_leaves_drop_alone(place: Place) -> None:
+    with Inbox(place.inbox, max_inflight=2) as inbox:
+        inbox.add("a", 1)
+        element = inbox.take()
+        assert element
+        run("pause", cwd=place.path)
+        assert inbox.take() is None
+        draft = place.inbox / "drop/.a"
+        draft.write_text("2")
+        time.sleep(0.02)
+        draft.rename(place.inbox / "drop/a")
+        assert not element.newer_waits()
+        run("resume", cwd=place.path)
+        while not element.newer_waits():
+            inbox.take()
+        element.ack()
+        assert not element.newer_waits()

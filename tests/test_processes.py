@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import Consumer, environment, reason, run, wait_until
+from helpers import Consumer, command, environment, reason, run, wait_until
 from test_consume import Place
 from test_limits import is_alive
 
@@ -345,6 +345,7 @@ def test_processes_are_for_functions(place: Place) -> None:
     assert "--processes needs --handler MODULE:FUNC" in done.stderr
 
 
+@pytest.mark.bare
 def test_a_consumer_without_processes_imports_nothing_of_them(place: Place) -> None:
     place.jobs("import sys\ndef job(element): note('multiprocessing' in sys.modules)")
     place.add("a")
@@ -359,11 +360,16 @@ def test_the_script_that_measures_it_runs(tmp_path: Path) -> None:
 
 
 def test_a_broken_standard_output_is_nothing_to_a_process(place: Place) -> None:
-    place.jobs("def job(element):\n    print('x' * 100000)\n    note(element.key)")
+    place.jobs("def job(element):\n    print('handled', element.key)\n    note(element.key)")
     place.add("a", "b")
-    with place.consumer(*WORDS, "--drain") as consumer:
-        consumer.end(0)
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = command("consume", *WORDS, "--drain")
+    buffered = environment(PYTHONUNBUFFERED="")
+    subprocess.run(words, cwd=place.path, env=buffered, stdout=writer, check=True, timeout=60)
+    os.close(writer)
     assert sorted(place.notes) == ["a", "b"]
+    assert place.left() == {}
 
 
 def test_a_trace_is_made_in_the_process(place: Place) -> None:

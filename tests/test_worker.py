@@ -390,6 +390,9 @@ class Stuck:
     def interrupt(self, element: Element, *, force: bool) -> bool:
         return False
 
+    def began(self, element: Element) -> float:
+        return 0.0
+
     def stop_now(self) -> None:
         self.stopped = True
 

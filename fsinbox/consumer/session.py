@@ -64,16 +64,14 @@ class Claim:
 
     def newer_waits(self) -> bool:
         """Ingest what is finished in drop/; tell whether a newer value waits than this, which is in flight.
-        Raises LeaseLost."""
+        Raises OSError."""
         consumer, taken = self._consumer, self.taken
         with self.session.alone("ask"):
-            try:
-                if consumer.has(taken) and not consumer.controls.paused:
-                    consumer.drops.ingest()
-                return consumer.has(taken) and self.session.has_newer(taken)
-            except OSError:
-                self.session.check(consumer)
-                return False  # nothing can be taken now, either
+            if not consumer.has(taken):
+                return False
+            if not consumer.controls.paused:
+                consumer.drops.ingest()
+            return self.session.has_newer(taken)
 
     def check_lease(self) -> None:
         """Raise LeaseLost if another consumer has taken over: asked when something is not where it was."""

@@ -84,6 +84,7 @@ class _Impatient:
         self.stop_now = handler.stop_now
         self.interrupt = handler.interrupt
         self.interruptible = handler.interruptible
+        self.began = handler.began
         self._handler = handler
         self._put_off: Counter[int] = Counter()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -96,9 +96,6 @@ def run(connection: Connection, make: Callable[[], Handler], path: str, codec: s
     except HandlerError as error:
         connection.send(str(error))
         return
-    except Exception:  # noqa: BLE001 - whatever it is
-        connection.send(traceback.format_exc())
-        return
     connection.send(None)
     handle = None
     while True:
@@ -134,10 +131,7 @@ def _answer(handler: Handler, handle: Handle, codec: str, job: Job) -> Answer:
 
 def _die_with(parent: int) -> None:
     """Have the system kill this process when its parent dies: it must not work on beside its successor."""
-    if sys.platform == "linux":
-        import ctypes
-
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    set_parent_death_signal = 1
+    getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(set_parent_death_signal, signal.SIGKILL)  # Linux
     if os.getppid() != parent:  # it has died before that
         os._exit(1)

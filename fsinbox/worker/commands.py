@@ -99,6 +99,9 @@ class CommandHandler:
                 _kill(process, signal.SIGKILL if force else signal.SIGTERM)
         return process is not None
 
+    def began(self, element: Element) -> float:
+        return 0.0
+
     def stop_now(self) -> None:
         with self._mutex:
             running = list(self._running.values())

@@ -116,6 +116,9 @@ class FunctionHandler:
             task.get_loop().call_soon_threadsafe(task.cancel)
         return task is not None
 
+    def began(self, element: Element) -> float:
+        return 0.0
+
     def stop_now(self) -> None:
         loop = self._loop
         if loop:

@@ -68,8 +68,6 @@ class Intake:
         elements are at work."""
         if self.alone or self._is_due():
             return 0.0
-        if self._renewal.reason:
-            return None
         pause = self._pacing.wait(running + len(self._filling))
         if pause != 0 and self._filling and not self._batching.wait:
             self._until = 0.0  # no more may come now

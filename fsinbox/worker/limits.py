@@ -5,6 +5,7 @@ Work is ended when it takes too long, and, if that is asked for, as soon as a ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 from ..element import Element
@@ -56,6 +57,8 @@ class Limits:
         now = monotonic()
         for element, work in self._works.items():
             if work.until is not None and now >= work.until:
+                if work.outcome is None and self._has_time(element, work, now):
+                    continue
                 self._end(element, work, work.outcome or self._timed_out())
             elif self._cancel and work.outcome is None and element.newer_waits():
                 self._end(element, work, Outcome("cancelled"))
@@ -73,6 +76,14 @@ class Limits:
             return outcome
         said = work.outcome
         return Outcome(said.kind, said.summary, f"{outcome.detail}\n\n{said.detail}")
+
+    def _has_time(self, element: Element, work: _Work, now: float) -> bool:
+        """Tell whether the work has begun only after it was handed over, so that it has time left."""
+        assert self._timeout is not None
+        end = self._handler.began(element) + self._timeout
+        if end > now:
+            work.until = end if end < inf else now + self._timeout
+        return end > now
 
     def _timed_out(self) -> Outcome:
         why = f"timed out after {self._timeout:g} s"

@@ -47,6 +47,10 @@ class Handler(Protocol):
     def interrupt(self, element: Element, *, force: bool) -> bool:
         """End the work on an element from outside: kindly, or by force. False if there is none (yet)."""
 
+    def began(self, element: Element) -> float:
+        """Return when (monotonic seconds) the work itself began, if that may be later than when the element
+        was handed over; 0.0 if it is not, infinity if it has not begun."""
+
     def stop_now(self) -> None:
         """Stop what is running, as far as that is possible from outside."""
 

@@ -12,8 +12,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from time import monotonic
 
 from ..element import Element
 from ..store.errors import InboxError
@@ -29,6 +31,8 @@ class Worker:
         spawn = multiprocessing.get_context("spawn")  # a fork of a program with threads may hang
         self.handled = 0
         self.interrupted = False
+        self.began = 0.0
+        """When it was last given a job, in monotonic seconds."""
         self._connection: Connection
         self._connection, theirs = spawn.Pipe()
         self.process: SpawnProcess = spawn.Process(
@@ -114,6 +118,7 @@ class ProcessHandler:
             why = f"cannot start a worker process: {error}"
             return Outcome("retry", why.splitlines()[-1], why)
         with self._mutex:
+            worker.began = monotonic()
             self._busy[element] = worker
         try:
             folder, _ = element.whereabouts()
@@ -139,6 +144,11 @@ class ProcessHandler:
                 worker.interrupted = True
                 worker.kill(signal.SIGKILL if force else signal.SIGTERM)
         return worker is not None
+
+    def began(self, element: Element) -> float:
+        with self._mutex:
+            worker = self._busy.get(element)
+        return worker.began if worker else inf  # to start one, and to import the handler, takes a while
 
     def stop_now(self) -> None:
         with self._mutex:

@@ -26,6 +26,7 @@ class Traced:
         self.name = handler.name
         self.interrupt = handler.interrupt
         self.interruptible = handler.interruptible
+        self.began = handler.began
         self._handler = handler
         self._tracer = trace.get_tracer("fsinbox")
         self._attributes = {
