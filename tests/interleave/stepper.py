@@ -410,7 +410,9 @@ class World:
         for layout in (*self.layouts.values(), self.base):
             layout.end()
 
-    def _layout(self, path: str, *, create: bool, shared: bool, scope: str = "") -> KeptLayout:
+    def _layout(
+        self, path: str, *, create: bool, shared: bool, scope: str = "", force: bool = False
+    ) -> KeptLayout:
         """Return the open layout of whoever opens an inbox now: opening one is no step, so it need not be
         done each time."""
         actor = self.actor
