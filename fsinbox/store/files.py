@@ -23,7 +23,7 @@ _BTRFS_FS_INFO, _BTRFS_SYNC = 0x8400941F, 0x9408
 """Numbers of ioctl(2), from linux/btrfs.h; any user may call them."""
 
 _FAR = 3650 * 86_400 * 10**9
-"""Nanoseconds between the times of a file that was for later, once it may be handed out."""
+"""Nanoseconds between the times of a file that was for later, once it may be handed out: ten years."""
 
 _FEW = 4
 """Up to so many files are flushed one by one: syncfs also writes out whatever else waits on their file
@@ -90,7 +90,8 @@ def mark_not_before(fd: int, moment: int) -> None:
 def not_before(status: os.stat_result) -> int:
     """Return the moment before which a file is not to be handed out, in nanoseconds since the epoch; 0: at
     once."""
-    return status.st_mtime_ns if for_later(status) and status.st_atime_ns <= status.st_mtime_ns else 0
+    is_over = status.st_atime_ns == status.st_mtime_ns + _FAR
+    return status.st_mtime_ns if for_later(status) and not is_over else 0
 
 
 def for_later(status: os.stat_result) -> bool:
@@ -99,9 +100,9 @@ def for_later(status: os.stat_result) -> bool:
 
 
 def end_delay(layout: Layout, folder: str, name: str) -> None:
-    """A file may be handed out from now on, whatever becomes of the clock: its atime is far above its mtime,
-    where no read puts it (relatime). The mtime says since when: now, if it was to come. Not flushed. Raises
-    OSError.
+    """A file may be handed out from now on, whatever becomes of the clock: its atime is ten years above its
+    mtime, where no read puts it, and none takes it away (relatime). The mtime says since when: now, if it was
+    to come. Not flushed. Raises OSError.
 
     (That cannot be said of another user's file; but if it may be written to, its moment becomes now.)
     """
