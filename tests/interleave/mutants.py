@@ -79,7 +79,9 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
     return names[function.__name__].__code__
 
 
-_LOCKED = "self._index.locked(publish, self._layout, self._index, drafts, self._published)"
+_LOCKED = (
+    "self._index.locked(publish, self._layout, self._index, drafts, self._published, keep, self._let_in)"
+)
 _TRIED = (
     "self._index.try_locked(\n"
     "            transitions.go_back, self._layout, self._index, way.name, way.folder, way.new\n"
@@ -97,7 +99,7 @@ MUTANTS = {
             ("replaced-thrice",),
             (
                 Edit(
-                    "store.adding:Add._publish",
+                    "store.adding:Add._try_to_publish",
                     _LOCKED,
                     "place = self._index.locked(self._index.admit, drafts[0][1])\n"
                     "    found = type('', (), {'admit': lambda *_: place})()\n"
@@ -261,7 +263,7 @@ MUTANTS = {
             "drop-overlooked",
             "a dropped file is ingested over a value that was added after it",
             ("dropped", "dropped-nack"),
-            (Edit("store.adding:Add._publish", "finished_drop(self._layout, key)", "None"),),
+            (Edit("store.adding:Add._try_to_publish", "finished_drop(self._layout, key)", "None"),),
         ),
     )
 }
