@@ -118,6 +118,7 @@ class Status(NamedTuple):
     st_size: int
     st_nlink: int
     st_mtime_ns: int = 1
+    st_atime_ns: int = 1
     st_ctime_ns: int = 2  # after the content's: so that a file in drop/ counts as renamed in
     st_uid: int = os.geteuid()
 
