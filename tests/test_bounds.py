@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from fsinbox import Inbox, InboxFull, UnusableInbox
+from fsinbox import AddFailed, Inbox, InboxFull, UnusableInbox
 from fsinbox.store import bounds
 from fsinbox.store.bounds import Limits, limits
 from tests.helpers import run
@@ -309,3 +309,14 @@ def test_a_shell_producer_keeps_to_the_bounds_and_counts(inbox: Inbox) -> None:
     assert add("e").returncode == 0
     Path(inbox.path, "limits").write_text("damaged\n")
     assert add("f").returncode == 0
+
+
+def test_bounds_that_cannot_be_looked_for_refuse_an_add(inbox: Inbox) -> None:
+    def is_limits(name: object) -> bool:
+        return name == "limits"
+
+    inbox._adder._next_check = 0.0  # (once a second)
+    with refusing(lstat=errno.EMFILE, when=is_limits), pytest.raises(AddFailed) as refused:
+        inbox.add("a", "1")
+    assert not refused.value.maybe_added
+    assert inbox.add("a", "1") == "new"

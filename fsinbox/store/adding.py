@@ -221,7 +221,10 @@ class Adder:
         handle, call = self._handle, object()
         try:
             layout = handle.begin(call)
-            self._check_place(layout)
+            try:
+                self._check_place(layout)
+            except OSError as error:
+                raise self._failed(error, key, maybe_added=False) from error
             add = Add(handle, terms, bounded=self._bounded)
             try:
                 result = step(add)
