@@ -258,6 +258,8 @@ def test_the_same_from_the_shell(tmp_path: Path) -> None:
     assert "bounds    1000 bytes must stay free" in run("status", cwd=tmp_path, status=None).stdout
     run("limit", "--max-waiting", "5", cwd=tmp_path)
     assert "bounds    2 of 5 may wait, 1000 bytes must" in run("status", cwd=tmp_path, status=None).stdout
+    run("limit", "--min-free", "0", cwd=tmp_path)
+    assert "bounds    2 of 5 may wait\n" in run("status", cwd=tmp_path, status=None).stdout
     assert "no bound" in run("limit", "--min-free", "0", cwd=tmp_path).stdout
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import runpy
 import stat
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers import command, contents, environment, json_lines, keys_in, reason, run
 
-from fsinbox import Inbox, cli
+from fsinbox import Inbox, InboxFull, cli
 from fsinbox.cli import commands, simple_add
 from fsinbox.cli.adding import add as add_element
 from fsinbox.cli.consuming import run_with_progress
@@ -1099,3 +1100,18 @@ def test_the_doctor_says_what_is_done_about_it_without_a_repair(invoke: Callable
     done = invoke("doctor")
     assert done.exit_code == 0
     assert "            by itself: " in done.output
+
+
+def test_a_full_inbox_ends_any_command_with_a_status_of_its_own(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> list[str]:
+        raise InboxFull(errno.EDQUOT, "inbox is full: try again later", maybe_added=False)
+
+    monkeypatch.setattr(Layout, "names", full)
+    done = invoke("ls")
+    assert (done.exit_code, done.stderr) == (6, "fsinbox: inbox is full: try again later\n")
+
+
+def test_a_worker_process_that_imports_the_program_does_not_run_it() -> None:
+    assert "main" in runpy.run_module("fsinbox.__main__", run_name="__mp_main__")

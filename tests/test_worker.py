@@ -519,3 +519,19 @@ def test_a_pipe_that_cannot_be_read_wakes_rather_than_ends(tmp_path: Path) -> No
     finally:
         os.close(folder)
         os.close(reader)
+
+
+def test_a_forked_child_ends_though_its_output_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsinbox.worker.functions import _end_child
+
+    def end(status: int) -> NoReturn:
+        raise Ended(status)
+
+    class Broken:
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(sys, "stdout", Broken())
+    with pytest.raises(Ended, match="3"):
+        _end_child(SystemExit(3))

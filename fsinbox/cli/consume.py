@@ -20,10 +20,10 @@ class Sectioned(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in sorted(self.get_params(ctx), key=lambda one: not hasattr(one, "section")):
-            record = parameter.get_help_record(ctx)
-            if record:
-                sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
+        ordered = sorted(self.get_params(ctx), key=lambda one: not hasattr(one, "section"))
+        shown = [(one, record) for one in ordered if (record := one.get_help_record(ctx))]
+        for parameter, record in shown:
+            sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)

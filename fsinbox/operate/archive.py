@@ -198,15 +198,10 @@ class _Payload:
 
     def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         self._file = cast("BinaryIO", tar.extractfile(info))  # (None: not a regular file)
-        self._left = info.size
 
     def read(self, size: int) -> bytes:
         with _checked():
-            piece = self._file.read(size)
-            self._left -= len(piece)
-            if not piece and self._left:
-                raise tarfile.ReadError("it ends within a payload")
-        return piece
+            return self._file.read(size)  # (tarfile raises ReadError if the archive ends within a payload)
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
