@@ -4,11 +4,11 @@ own."""
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import pty
 import re
-import runpy
 import stat
 import subprocess
 import sys
@@ -1114,4 +1114,6 @@ def test_a_full_inbox_ends_any_command_with_a_status_of_its_own(
 
 
 def test_a_worker_process_that_imports_the_program_does_not_run_it() -> None:
-    assert "main" in runpy.run_module("fsinbox.__main__", run_name="__mp_main__")
+    module = importlib.import_module("fsinbox.__main__")
+    assert module.__name__ != "__main__"
+    assert module.main is cli.main
