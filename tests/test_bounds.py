@@ -322,3 +322,30 @@ def test_bounds_that_cannot_be_looked_for_refuse_an_add(inbox: Inbox) -> None:
         inbox.add("a", "1")
     assert not refused.value.maybe_added
     assert inbox.add("a", "1") == "new"
+
+
+def drop(inbox: Inbox, key: str, value: str) -> None:
+    draft = Path(inbox.path, "tmp", f"draft-{key}")
+    draft.write_text(value)
+    os.utime(draft, (1, 1))  # so that it tells that it is finished
+    draft.rename(Path(inbox.path, "drop", key))
+
+
+def test_what_is_dropped_waits_in_drop_for_room(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+    inbox.limit(max_waiting=2)
+    fill(inbox, 2)
+    drop(inbox, "new", "dropped")
+    drop(inbox, "k1", "replaced")
+    first = inbox.take()  # (it looks into drop/ before it takes)
+    assert first
+    assert os.listdir(f"{inbox.path}/drop") == ["new"]
+    assert "cannot ingest 'new' now: 2 elements wait, and max_waiting is 2: it stays in drop/" in caplog.text
+    first.ack()
+    second = inbox.take()
+    assert second
+    assert (second.key, second.value) == ("k1", "replaced")
+    second.ack()
+    assert inbox.next_look_in() is not None
+    third = inbox.take(timeout=20)
+    assert third
+    assert (third.key, third.value) == ("new", "dropped")

@@ -24,8 +24,10 @@ from time import monotonic, time_ns
 from typing import NamedTuple
 
 from ..store import transitions
+from ..store.bounds import NAME as LIMITS
+from ..store.bounds import let_in
 from ..store.drops import CLOSED, NEVER, UNTOLD, has_writer, open_drop, renamed_in
-from ..store.errors import InvalidKey
+from ..store.errors import Full, InvalidKey
 from ..store.files import flush_all, flush_folder, flush_pending
 from ..store.folders import close_quietly
 from ..store.ignoring import FILE, OF_FILE, Ignored
@@ -41,6 +43,13 @@ log = logging.getLogger("fsinbox")
 _BATCH = 100
 """Files ingested in one go: with two flushes, before the consumer gets on with its work. New keys wait as
 long for the lock."""
+
+
+FULL_PAUSE = 0.5
+"""Seconds until what found no room in the inbox is tried again."""
+
+
+_REPLACED = "it was replaced while it was ingested, and others may write to it: retry it, or drop it again"
 
 
 class Finished(NamedTuple):
@@ -136,6 +145,7 @@ class Drops:
         self.moved_in: set[str] = set()
         """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
         self.look_again: float | None = None
+        self._full_until = 0.0  # the inbox was full: when to look again (monotonic seconds)
         """When a file will have lain still (monotonic seconds), or None."""
 
     def close(self) -> None:
@@ -145,6 +155,9 @@ class Drops:
     def ingest(self) -> int:
         """Ingest finished files, in order of arrival, up to a batch of them. Return how many."""
         self.look_again = None
+        if monotonic() < self._full_until:
+            self.look_again = self._full_until
+            return 0
         if not self._arrived:
             self._list()
         finished: list[Finished] = []
@@ -300,13 +313,18 @@ class Drops:
         return moved
 
     def _admit(self, finished: list[Finished]) -> int:
-        """Move them to pending/; return how many. Inside the section."""
+        """Move them to pending/, those for which there is room; return how many. Inside the section."""
         moved = 0
+        bounded = self._layout.has(LIMITS)
         for done, entry in enumerate(finished):
             try:
-                number, _, _ = self._index.admit(entry.encoded, len(finished) - done)
+                number, waits, _ = self._index.admit(entry.encoded, len(finished) - done)
+                if bounded and not waits:
+                    let_in(self._layout, self._index)
                 moved += self._move(entry, element_name(number, entry.encoded))
             except OSError as error:
+                if isinstance(error, Full):
+                    self._full_until = self.look_again = monotonic() + FULL_PAUSE
                 self._copies.discard(entry.name)
                 self._leave_for_now(entry.name, "ingest", error)
         return moved
@@ -323,12 +341,7 @@ class Drops:
             return True
         self._copies.discard(entry.name)
         if outcome == "unsafe":
-            self._set_aside(
-                entry.name,
-                "it was replaced while it was ingested, and others may write to it: retry it, or drop it "
-                "again",
-                place,
-            )
+            self._set_aside(entry.name, _REPLACED, place)
         elif outcome == "bare":
             self._leave(
                 entry.name, f"cannot put a copy in place of {entry.name!r}: others may write to it still"
