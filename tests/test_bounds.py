@@ -349,3 +349,16 @@ def test_what_is_dropped_waits_in_drop_for_room(inbox: Inbox, caplog: pytest.Log
     third = inbox.take(timeout=20)
     assert third
     assert (third.key, third.value) == ("new", "dropped")
+
+
+def test_a_bound_is_flushed_and_so_is_its_name(inbox: Inbox) -> None:
+    flushed = []
+
+    def note(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name == "fsync":
+            flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")))
+        return call(*arguments, **more)
+
+    with intercepted(note):
+        inbox.limit(max_waiting=1)
+    assert flushed == ["limits", os.path.basename(inbox.path)]

@@ -39,6 +39,7 @@ RECOVERY = "fsinbox/consumer/recovery.py"
 RETURNING = "fsinbox/consumer/returning.py"
 SESSION = "fsinbox/consumer/session.py"
 TAKING = "fsinbox/consumer/taking.py"
+BOUNDS = "fsinbox/store/bounds.py"
 CONTROL = "fsinbox/store/control.py"
 DROPPED = "fsinbox/store/drops.py"
 FILES = "fsinbox/store/files.py"
@@ -164,6 +165,35 @@ MUTANTS = [
             "_finish(self._fd, durable=durable,",
             "_finish(self._fd, durable=False,",
             crash("create | move:a=1"),
+        ),
+        (
+            "streams-and-files-not-flushed",
+            TRANSFER,
+            "    if durable:\n        flush(fd)\n",
+            "",
+            crash("create | stream:a=1"),
+        ),
+        # --- bounds
+        (
+            "bound-not-flushed",
+            BOUNDS,
+            "        os.fsync(fd)\n",
+            "",
+            "tests/test_bounds.py -k flushed",
+        ),
+        (
+            "name-of-the-bound-not-flushed",
+            BOUNDS,
+            "    os.fsync(layout.root)\n",
+            "",
+            "tests/test_bounds.py -k flushed",
+        ),
+        (
+            "bound-does-not-count",
+            BOUNDS,
+            'os.pwrite(fd, b"%010d" % min(counted + 1, 10**10 - 1), 28)',
+            "pass",
+            "tests/test_bounds.py -k no_more_than_the_bound",
         ),
         # --- later, and only if none waits
         (
