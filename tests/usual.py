@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from fsinbox import Element, Inbox
 from fsinbox.store.names import label_for
@@ -81,3 +83,19 @@ def reason_for(inbox: Inbox, name: str | bytes) -> str:
     aside = [entry for entry in names(inbox, "failed") if entry[20:] == label]
     assert len(aside) == 1, names(inbox, "failed")
     return Path(inbox.path, "failed", aside[0] + "~reason.txt").read_text()
+
+
+@contextmanager
+def soon(seconds: int = 5) -> Iterator[None]:
+    """What takes longer than this, in the main thread, fails."""
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

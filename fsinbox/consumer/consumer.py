@@ -54,7 +54,7 @@ from .ready import Ready
 from .recovery import Recovery
 from .returning import SOON, Ended, Returning, WayBack, requeued
 from .settings import MAX_DELAY, Settings
-from .taking import Taken, Taking
+from .taking import Taken, Taking, file_of
 from .trust import warn_root
 
 TYPE_CHECKING = False
@@ -300,7 +300,7 @@ class Consumer:
         attempts = taken.attempts if counted else taken.attempts - 1
         # Whoever comes back alive is no suspect any more.
         if attempts:
-            self.attempts.write(taken.name, Note(attempts, taken.inode, taken.modified, ""))
+            self.attempts.write(taken.name, Note(attempts, *file_of(self._layout, taken), ""))
         else:
             self.attempts.forget(taken.name)
 

@@ -171,3 +171,13 @@ class Taking:
             not_before=status.st_mtime_ns if for_later(status) else 0,
             too_soon=too_soon,
         )
+
+
+def file_of(layout: Layout, taken: Taken) -> tuple[int, int]:
+    """Return the inode and mtime of its file, as they are now: a handler may have written to it, and its
+    attempts must count nevertheless."""
+    try:
+        status = os.lstat(taken.name, dir_fd=layout.folder("inflight"))
+    except OSError:  # removed: then there is nothing to be tried again
+        return taken.inode, taken.modified
+    return status.st_ino, status.st_mtime_ns

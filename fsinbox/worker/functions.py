@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from ..element import Element
@@ -141,7 +142,8 @@ class FunctionHandler:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="fsinbox-asyncio", daemon=True).start()
+                work = partial(_run_for_ever, self._loop)
+                threading.Thread(target=work, name="fsinbox-asyncio", daemon=True).start()
             return self._loop
 
     async def _raised_by(self, element: Element, awaitable: Any) -> BaseException | None:
@@ -158,6 +160,12 @@ class FunctionHandler:
         del self._tasks[element]
         _end_if_forked(process, error)
         return error
+
+
+def _run_for_ever(loop: asyncio.AbstractEventLoop) -> NoReturn:
+    """Run the loop, again when a handler has stopped it: others still wait for theirs."""
+    while True:
+        loop.run_forever()
 
 
 # --- what became of it --------------------------------------------------------------------------------
