@@ -60,6 +60,7 @@ import fsinbox.store.transitions
 from fsinbox import Element, Inbox
 from fsinbox.operate.steering import Steering
 from fsinbox.store import control
+from fsinbox.store.names import element_of, encode_key, encoded_of
 from tests.driver import forget
 
 pytestmark = pytest.mark.model
@@ -443,6 +444,13 @@ class Machine(RuleBasedStateMachine):
         self._ack(which)
         self._take()
 
+    def _learn_what_was_put_off(self) -> None:
+        """It may have put some off before it came to one that it must not take."""
+        deferred = {encoded_of(element_of(name)) for name in self.producers[1].layout.names("deferred")}
+        for key, item in list(self.model.line.items()):
+            if item.not_before > self.model.clock and encode_key(key) in deferred:
+                self.model._put_off(key, self.model.line.pop(key))
+
     def _take(self) -> None:
         model = self.model
         if self.consumer._taking().consumer is None:
@@ -462,6 +470,7 @@ class Machine(RuleBasedStateMachine):
             and model.out
             and (self.loose or any(item.shadowed for item in model.ready().values()))
         ):
+            self._learn_what_was_put_off()
             return  # for a suspect, perhaps
         ripe = [item for item in model.ready().values() if item.not_before <= model.clock]
         assert element or model.out or not ripe, "took nothing"

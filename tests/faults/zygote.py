@@ -23,6 +23,10 @@ import fsinbox.cli.consuming
 import fsinbox.consumer.consumer
 import fsinbox.consumer.ingest
 import fsinbox.consumer.watch
+import fsinbox.store.bounds
+import fsinbox.store.held
+import fsinbox.store.host
+import fsinbox.store.mounts
 import fsinbox.store.transfer
 import fsinbox.worker.functions
 from tests.driver import Log, spell, value_of

@@ -374,8 +374,6 @@ FOREIGN = (
 KEYS = (
     *(
         "readme",
-        "readme~",
-        "#readme#",
         "-rf",
         "%2e%2e%2Fsecret",
         "%2e%2e",

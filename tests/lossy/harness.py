@@ -131,6 +131,8 @@ def as_local() -> Iterator[None]:
     boot tag would be `network`, and never change. And syncfs works."""
     with (
         mock.patch.object(fsinbox.store.mounts, "is_network_type", lambda kind: False),
+        # For the shell's producer, which looks itself.
+        mock.patch("fsinbox.store.creating.format_for_one_host", lambda *_, **__: "local forced -"),
         mock.patch.object(ctypes, "CDLL", _Library),
     ):
         yield
