@@ -8,14 +8,17 @@ by a signal: the child has made no call that counts.)
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import logging
 import os
+import pkgutil
 import sys
 from time import monotonic_ns, sleep
 from typing import Any
 
 import filelock  # noqa: F401 - as all of these: a child must not be the one to import it
+import pathspec  # noqa: F401
 
 import fsinbox.cli.adding
 import fsinbox.cli.commands
@@ -23,15 +26,16 @@ import fsinbox.cli.consuming
 import fsinbox.consumer.consumer
 import fsinbox.consumer.ingest
 import fsinbox.consumer.watch
-import fsinbox.store.bounds
-import fsinbox.store.held
-import fsinbox.store.host
-import fsinbox.store.mounts
 import fsinbox.store.transfer
 import fsinbox.worker.functions
 from tests.driver import Log, spell, value_of
 from tests.faults.programs import SCENARIOS, Program, prepared
 from tests.oracle import Event
+
+for storey in ("store", "consumer", "operate", "worker", "cli"):
+    package = importlib.import_module(f"fsinbox.{storey}")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
 
 TRACED = 77
 

@@ -41,7 +41,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -411,7 +411,9 @@ class Program:
         data = self._read(element)
         timed = self.report.timed
         if not data:
-            timed("fail", lambda: element.fail("it cannot be read"))
+            # Where nothing can be opened, that says nothing of the element.
+            give_up = element.release if self.place.case.fatal else partial(element.fail, "it cannot be read")
+            timed("fail", give_up)
             return
         self.log.tell("deliver", element.key, value_of(data))
         if element.key == "after-2":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine import disk
 from tests.oracle import Event
 
 from .storm import fenced
@@ -39,7 +40,8 @@ def lab(*words: str, on: str, limit: float) -> subprocess.CompletedProcess[str]:
         if os.geteuid() == 0 and lacking:
             pytest.skip(f"{lacking[0]} is not installed: scripts/hosts-lab run --on gluster true")
     command = [str(ROOT / "scripts/hosts-lab"), words[0], "--on", on, *words[1:]]
-    environment = os.environ | {"HOSTS_LAB_INSTALL": "no"}
+    # (A guest has a /dev of its own: it would not see a folder in /dev/shm.)
+    environment = os.environ | {"HOSTS_LAB_INSTALL": "no", "TMPDIR": str(disk())}
     child = subprocess.Popen(
         command,
         env=environment,
