@@ -24,6 +24,7 @@ if it hangs. When it is done the damage is mended, if it can be, and a fresh con
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import importlib
 import logging
@@ -365,6 +366,9 @@ class Program:
             for waiting in timed("list", lambda: list(inbox)) or ():
                 timed("read", lambda waiting=waiting: self._read(waiting))
 
+    _short = False
+    """Whether no descriptor was left for the last payload."""
+
     def _read(self, waiting: Any) -> bytes:
         """Return the payload, b"" if it cannot be read: that raises OSError, as documented. Not what is
         absurdly large."""
@@ -372,7 +376,8 @@ class Program:
             return b""
         try:
             data: bytes = waiting.data
-        except OSError:
+        except OSError as error:
+            self._short = error.errno == errno.EMFILE
             return b""
         if SECRET in data:
             self.report.wrong.append(f"outside: a secret was delivered as the payload of {waiting.key!r}")
@@ -412,7 +417,7 @@ class Program:
         timed = self.report.timed
         if not data:
             # Where nothing can be opened, that says nothing of the element.
-            give_up = element.release if self.place.case.fatal else partial(element.fail, "it cannot be read")
+            give_up = element.release if self._short else partial(element.fail, "it cannot be read")
             timed("fail", give_up)
             return
         self.log.tell("deliver", element.key, value_of(data))
