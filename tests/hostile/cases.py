@@ -140,6 +140,7 @@ FOLDER_CASES = [
         fatal=True,
         refused=rf"failed\W.*({NO_FOLDER})",
         aside="pending/readme.*its name",
+        unseen=HAS_IT,
     ),
     *(
         Case(
