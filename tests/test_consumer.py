@@ -349,3 +349,20 @@ def test_a_foreign_name_that_ends_like_an_element_is_not_coalesced_with_it(inbox
     Path(inbox.path, "pending", foreign).write_text("3")
     assert drain(inbox) == [("a", 1), ("b", 2)]
     assert any("not <number>-<key>" in path.read_text() for path in Path(inbox.path, "failed").iterdir())
+
+
+def test_what_was_deferred_and_is_gone_when_it_is_due_is_passed_over(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox", codec="text") as inbox:
+        inbox.add("a", "1")
+        element = inbox.take()
+        assert element
+        element.nack(0.1)
+        (deferred,) = (tmp_path / "inbox/deferred").iterdir()
+        deferred.unlink()
+        inbox.add("b", "1")
+        other = inbox.take(timeout=5)
+        assert other
+        assert other.key == "b"
+        other.ack()
+        assert inbox.take(timeout=0.3) is None
+        assert inbox.next_look_in() is None

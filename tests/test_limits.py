@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import click
 import pytest
@@ -285,3 +286,30 @@ def test_the_sooner_of_two_limits_counts() -> None:
     assert sooner(5.0, []) == 5.0
     assert sooner(5.0, [now + 60]) == 5.0
     assert sooner(None, [now - 60, now + 60]) == 0.0
+
+
+def test_work_that_has_begun_only_after_it_was_handed_over_has_its_time_from_then(tmp_path: Path) -> None:
+    class Late:
+        def __init__(self) -> None:
+            self.interrupted: list[Element] = []
+
+        def began(self, element: Element) -> float:
+            return time.monotonic()  # just now
+
+        def interrupt(self, element: Element, *, force: bool) -> bool:
+            self.interrupted.append(element)
+            return True
+
+    handler = Late()
+    watch = limits.Limits(cast("Any", handler), timeout=0.02)
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add("a", 1)
+        element = inbox.take()
+        assert element
+        watch.began(element)
+        time.sleep(0.03)
+        watch.apply()
+        assert handler.interrupted == []
+        left = watch.until(None)
+        assert left is not None
+        assert left > 0
