@@ -8,7 +8,7 @@ They stand in the file `limits`, 64 bytes that a person can read,
 it, for takes need no lock. So it is never below what waits in pending/ and deferred/ (but for what people
 move there by hand, and what a power cut took of the file: then the boot's tag is another one). When it
 reaches the bound, whoever finds that counts the folders anew, unless that was done just now: `when`, in
-milliseconds since the epoch. So an add costs two short reads and a write, whatever waits, and a refusal may
+milliseconds since the epoch. So an add costs a short read and a write, whatever waits, and a refusal may
 come late by RECOUNT_SHARE of the time that counting takes: 10 s for a million, 10 ms for a thousand.
 """
 
@@ -19,6 +19,7 @@ import os
 from time import time_ns
 
 from .errors import Full
+from .files import flush, flush_shared
 from .index import Index
 from .layout import Layout
 
@@ -50,10 +51,14 @@ _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 def limits(layout: Layout) -> Limits:
     """Return the bounds of an inbox. Raises OSError."""
-    if not layout.has(NAME):
+    try:
+        fd = layout.open_own(NAME, os.O_RDONLY | _FLAGS)
+    except FileNotFoundError:
         return Limits(0, 0)
-    record = _read(layout)
-    return Limits(record[0], record[1]) if record else Limits(0, 0)
+    try:
+        return Limits(*(_read(fd) or (0, 0))[:2])
+    finally:
+        os.close(fd)
 
 
 def set_limits(layout: Layout, index: Index, max_waiting: int | None, min_free: int | None) -> Limits:
@@ -75,43 +80,49 @@ def _set(layout: Layout, index: Index, max_waiting: int | None, min_free: int | 
     )
     fd = layout.open_own(NAME, os.O_WRONLY | os.O_CREAT | _FLAGS)
     try:
-        _write(fd, wanted, _count(layout), tag_of(layout, index))
-        os.fsync(fd)
+        _write(fd, wanted, _count(layout), _tag_of(layout, index))
+        flush(fd)
     finally:
         os.close(fd)
-    os.fsync(layout.root)
+    flush_shared(layout, layout.root)
     return wanted
 
 
-def tag_of(layout: Layout, index: Index) -> str:
+def _tag_of(layout: Layout, index: Index) -> str:
     """Return the tag of a count that can be believed."""
     return index.tag if layout.sharing is None else _NO_BOOT
 
 
 def let_in(layout: Layout, index: Index) -> None:
     """An element is about to wait: count it. Inside the section. Raises Full; OSError."""
-    record = _read(layout)
-    if record is None:
-        return  # gone, or damaged: that must not keep anybody from adding
-    most, free, counted, tag, when = record
-    if free:
-        state = os.statvfs(layout.root)
-        if state.f_bavail * state.f_frsize < free:
-            left = state.f_bavail * state.f_frsize
-            raise Full(errno.EDQUOT, f"{left} bytes are free on its file system, and min_free is {free}")
-    if not most:
-        return
-    fd = layout.open_own(NAME, os.O_WRONLY | _FLAGS)
     try:
-        if tag != tag_of(layout, index) or (counted >= most and _is_old(counted, when)):
-            counted = _count(layout)
-            _write(fd, Limits(most, free), counted, tag_of(layout, index))
-        if counted >= most:
-            raise Full(errno.EDQUOT, f"{counted} elements wait, and max_waiting is {most}")
-        # (In place and of constant length, as the index: a kill cannot leave half of it.)
-        os.pwrite(fd, b"%010d" % min(counted + 1, 10**10 - 1), 28)
+        fd = layout.open_own(NAME, os.O_RDWR | _FLAGS)
+    except FileNotFoundError:
+        return  # gone: that must not keep anybody from adding; nor that it is damaged
+    try:
+        record = _read(fd)
+        if record:
+            _demand_room(layout, index, fd, *record)
     finally:
         os.close(fd)
+
+
+def _demand_room(
+    layout: Layout, index: Index, fd: int, most: int, free: int, counted: int, tag: str, when: int
+) -> None:
+    state = os.statvfs(layout.root) if free else None
+    if state and (left := state.f_bavail * state.f_frsize) < free:
+        raise Full(errno.EDQUOT, f"{left} bytes are free on its file system, and min_free is {free}")
+    if not most:
+        return
+    ours = _tag_of(layout, index)
+    if tag != ours or (counted >= most and _is_old(counted, when)):
+        counted = _count(layout)
+        _write(fd, Limits(most, free), counted, ours)
+    if counted >= most:
+        raise Full(errno.EDQUOT, f"{counted} elements wait, and max_waiting is {most}")
+    # (In place and of constant length, as the index: a kill cannot leave half of it.)
+    os.pwrite(fd, b"%010d" % min(counted + 1, 10**10 - 1), 28)
 
 
 def _is_old(counted: int, when: int) -> bool:
@@ -134,16 +145,9 @@ def _write(fd: int, bounds: Limits, counted: int, tag: str) -> None:
         raise OSError(errno.ENOSPC, "only a part could be written", NAME)
 
 
-def _read(layout: Layout) -> tuple[int, int, int, str, int] | None:
-    """Return (max waiting, min free, counted, tag, when); None if there is none, or it is damaged."""
-    try:
-        fd = layout.open_own(NAME, os.O_RDONLY | _FLAGS)
-    except FileNotFoundError:
-        return None
-    try:
-        words = os.pread(fd, SIZE, 0).split()
-    finally:
-        os.close(fd)
+def _read(fd: int) -> tuple[int, int, int, str, int] | None:
+    """Return (max waiting, min free, counted, tag, when); None if it is damaged."""
+    words = os.pread(fd, SIZE, 0).split()
     if len(words) != 5 or not all(word.isdigit() for word in (*words[:3], words[4])):
         return None
     return int(words[0]), int(words[1]), int(words[2]), words[3].decode("ascii", "replace"), int(words[4])

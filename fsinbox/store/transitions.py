@@ -38,7 +38,6 @@ from collections.abc import Callable
 from time import time_ns
 
 from .files import end_delay, flush_folder, flush_pending, remove, write_whole
-from .held import Held
 from .index import Index
 from .layout import Layout
 from .names import (
@@ -103,7 +102,11 @@ def publish(
     is filled as it goes. `keep`: where a value waits, or is deferred, that one stays. `let_in` is called
     before each that replaces none, and raises OSError to refuse it.
     """
-    held = Held(layout, index) if keep else None
+    held = None
+    if keep:
+        from .held import Held  # not at the top: most producers replace
+
+        held = Held(layout, index)
     for done, (temporary, encoded, dropped) in enumerate(drafts):
         if held and dropped is None and held.has(encoded):  # (first: what is kept needs no number)
             published.kept.add(temporary)

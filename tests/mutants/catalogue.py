@@ -177,14 +177,14 @@ MUTANTS = [
         (
             "bound-not-flushed",
             BOUNDS,
-            "        os.fsync(fd)\n",
+            "        flush(fd)\n",
             "",
             "tests/test_bounds.py -k flushed",
         ),
         (
             "name-of-the-bound-not-flushed",
             BOUNDS,
-            "    os.fsync(layout.root)\n",
+            "    flush_shared(layout, layout.root)\n",
             "",
             "tests/test_bounds.py -k flushed",
         ),
