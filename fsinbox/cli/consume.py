@@ -90,7 +90,7 @@ def section(title: str, *options: Decorator) -> Decorator:
     ),
     click.option(
         "--batch-wait",
-        metavar="DURATION",
+        metavar="TIME",
         type=DURATION,
         default=0.0,
         help="How long to wait for a batch to become full (1s).  [default: hand out what is there]",
@@ -100,7 +100,7 @@ def section(title: str, *options: Decorator) -> Decorator:
     "How long it may take",
     click.option(
         "--timeout",
-        metavar="DURATION",
+        metavar="TIME",
         type=DURATION,
         help="End what works on an element longer than that (10m), and count a failed attempt. For commands, "
         "async functions and --processes.",
@@ -122,7 +122,7 @@ def section(title: str, *options: Decorator) -> Decorator:
     ),
     click.option(
         "--give-up-after",
-        metavar="DURATION",
+        metavar="TIME",
         type=DURATION,
         help="Move an element to failed/ when an attempt fails and it was queued longer ago (3d).",
     ),
@@ -161,11 +161,11 @@ def section(title: str, *options: Decorator) -> Decorator:
         "--rate",
         metavar="N/TIME",
         type=RATE,
-        help="Take at most so many: 10/s, 100/m, 1000/h, 1/30s; evenly, a second's worth at once.",
+        help="Take at most this many: 10/s, 100/m, 1000/h, 1/30s; evenly, a second's worth at once.",
     ),
     click.option(
         "--expire",
-        metavar="DURATION",
+        metavar="TIME",
         type=DURATION,
         help="What was queued longer ago (1d) goes to failed/ as expired, without a try.",
     ),
@@ -174,7 +174,7 @@ def section(title: str, *options: Decorator) -> Decorator:
         type=click.FloatRange(0),
         default=0.0,
         show_default=True,
-        help="Leave a key alone until it is quiet so long, seconds.",
+        help="Debounce: take a key once it was left alone for this time, seconds.",
     ),
     click.option(
         "--max-settle",
@@ -232,7 +232,7 @@ def section(title: str, *options: Decorator) -> Decorator:
     click.option("--once", is_flag=True, help="Stop after one element."),
     click.option(
         "--shutdown-timeout",
-        metavar="DURATION",
+        metavar="TIME",
         type=DURATION,
         help="How long to wait after SIGTERM or SIGINT for what runs; then it is requeued, uncounted.  "
         "[default: until it is done]",

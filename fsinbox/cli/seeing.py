@@ -26,7 +26,7 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-age",
             type=DURATION,
-            metavar="DURATION",
+            metavar="TIME",
             help="Critical if one that is not done is older: 90, 15m, 2h, 1d.",
         ),
     ):
@@ -45,8 +45,8 @@ def status(
     verdict.
 
     Exit status: 0; with --max-age, --max-pending or --max-failed 1 if one of them is exceeded; 3 if the inbox
-    cannot be looked at. Each column of the histogram counts what has waited for so long, and longer than the
-    column before says.
+    cannot be looked at. Each column of the histogram counts elements up to this age, but older than the
+    previous column.
     """
     import sys
     from dataclasses import asdict

@@ -127,7 +127,7 @@ def wait(inbox: str | None, json: bool, timeout: float | None, keys: tuple[str, 
     """Wait until KEY is done: neither waiting, nor in flight or deferred. Without KEY, until no element is.
 
     Exit status: 0 done; 1 one of them has failed; 5 one of them is not known: it was never added, or was done
-    so long ago that it left no trace; 124 the timeout has expired.
+    too long ago to have left a trace; 124 the timeout has expired.
     """
     from ..operate.steering import Steering
     from ..operate.waiting import unknown, wait_for
