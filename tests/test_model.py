@@ -553,8 +553,8 @@ class Machine(RuleBasedStateMachine):
                 assert element.nack(delay)
                 assert os.path.exists(f"{self.path}/inflight/{element.seq:019d}-{key}")
                 # (What is due, or at two places, waits for the lock as well.
-                # And what has ended keeps nothing from being taken, even if it or that is suspect: its handler
-                # is done.)
+                # And what has ended keeps nothing from being taken, even if one of them is suspect: its
+                # handler is done.)
                 suspect = any(item.suspect for item in (*self.model.out.values(), *self.model.line.values()))
                 free = (
                     not self.model.deferred
