@@ -403,6 +403,14 @@ def writes_into_its_file_and_leaves(element: Element) -> NoReturn:
 
 
 @behaviour
+def replaces_its_file_and_leaves(element: Element) -> NoReturn:
+    draft = Path(f"{element.path}.draft")  # as `sed -i` does
+    draft.write_text("replaced")
+    draft.rename(element.path)
+    os._exit(7)
+
+
+@behaviour
 def kills(element: Element) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

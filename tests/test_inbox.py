@@ -485,6 +485,20 @@ def test_attempts_survive_restarts_and_are_of_one_value(inbox_dir: Path) -> None
         assert names(inbox, "attempts") == []
 
 
+def test_a_newer_value_that_its_consumer_dies_of_has_attempts_of_its_own(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    for _ in range(3):
+        take(inbox).nack()
+    inbox.add("a", 2)  # in its place: the note is of the older value
+    inbox.close()
+    in_a_child(take_and_die, inbox.path, 1, "kill")
+    with Inbox(inbox.path) as inbox:
+        element = take(inbox)
+        assert (element.value, element.attempts, element.poison) == (2, 2, True)
+        element.ack()
+        assert names(inbox, "attempts") == []
+
+
 def test_release_does_not_count(inbox: Inbox) -> None:
     inbox.add("a", 1)
     for _ in range(3):

@@ -284,6 +284,8 @@ PROCESSES = [
     Row("upsets_the_interpreter"),
     failed("closes_all_other_descriptors", "a consumer died 2 times", statuses=(3, 3, 1)),
     failed("leaves", "a consumer died 2 times", statuses=(7, 7, 1)),
+    failed("writes_into_its_file_and_leaves", "a consumer died 2 times", statuses=(7, 7, 1)),
+    failed("replaces_its_file_and_leaves", "a consumer died 2 times", statuses=(7, 7, 1)),
     failed("kills", "a consumer died 2 times", statuses=(-9, -9, 1)),
     failed("aborts", "a consumer died 2 times", statuses=(-6, -6, 1)),
     Row("terminates", statuses=(0, 0)),
@@ -305,17 +307,7 @@ def consumer(home: Path, name: str) -> Consumer:
     )
 
 
-DEADLY_WRITER = pytest.param(
-    failed("writes_into_its_file_and_leaves", "a consumer died 2 times", statuses=(7, 7, 1)),
-    id="writes_into_its_file_and_leaves",
-    marks=pytest.mark.xfail(
-        strict=True,
-        reason="the note of its attempts is of another mtime, as if a newer value were in its place",
-    ),
-)
-
-
-@pytest.mark.parametrize("row", [*(pytest.param(row, id=row.does) for row in PROCESSES), DEADLY_WRITER])
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.does) for row in PROCESSES])
 def test_a_process(home: Path, row: Row) -> None:
     for status in row.statuses or (row.counted.failed,):
         with consumer(home, row.does) as process:

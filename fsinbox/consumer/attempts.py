@@ -1,10 +1,13 @@
 """attempts/: the consumer's notes of how often an element was taken and not acknowledged.
 
-A note is a symbolic link named like the element, to `<attempts>.<inode>.<mtime ns>.<alone>`. It is believed
-only for the very file it was written for: a newer value in the same place starts afresh. A consumer that
-finds elements in inflight/ counts the attempt for each. If there was one, it was this one that its consumer
-died of; if there were several, each is a *suspect* and is next taken alone, so that the guilty one is found
-without blame on the others.
+A note is a symbolic link named like the element, to `<attempts>.<inode>.<mtime ns>.<alone>`. What waits is
+believed to be meant only if it is the very file: a newer value in the same place starts afresh. What is in
+flight has no other's note, for that is forgotten when it is taken, and nothing takes its place there. So a
+note of its name is its own, even if the handler wrote to the file, or put another there.
+
+A consumer that finds elements in inflight/ counts the attempt for each. If there was one, it was this one
+that its consumer died of; if there were several, each is a *suspect* and is next taken alone, so that the
+guilty one is found without blame on the others.
 """
 
 from __future__ import annotations
@@ -73,6 +76,17 @@ class Attempts:
             return note
         return None
 
+    def of_taken(self, name: str, status: os.stat_result) -> Note | None:
+        """Return the note of an element that was just taken; forget one of a value that it has replaced."""
+        note = self.of(name, status)
+        if note is None:
+            self.forget(name)
+        return note
+
+    def of_in_flight(self, name: str) -> Note | None:
+        """Return the note of an element that a consumer has taken, whatever became of its file since."""
+        return self._notes.get(name)
+
     def is_suspect(self, name: str) -> bool:
         """Tell whether what waits under this name was in flight when a consumer died."""
         note = self._notes.get(name)
@@ -111,7 +125,7 @@ class Attempts:
         try:
             os.unlink(name, dir_fd=self._layout.folder("attempts"))
         except OSError:
-            pass  # gone; or it is left there, and only believed for the very file it names
+            pass  # gone; or it is left: should the consumer die, a newer value may get its attempts
 
     def forget_idle(self, deferred: set[str]) -> None:
         """Forget all that neither waits nor is one of these."""

@@ -193,7 +193,7 @@ class Recovery:
         status = os.lstat(name, dir_fd=self._layout.folder("inflight"))
         if not_before(status) > self._ownership.now():
             return  # nobody had it: it was on its way to deferred/
-        note = self._attempts.of(name, status)
+        note = self._attempts.of_in_flight(name)
         attempts = (note.attempts if note else 0) + 1
         suspicion = died_alone(note.alone if note else "") if alone else "suspect"
         self._attempts.write(name, Note(attempts, status.st_ino, status.st_mtime_ns, suspicion))

@@ -157,7 +157,7 @@ class Taking:
         if not stat.S_ISREG(status.st_mode):
             self._foreign.set_aside("inflight", name, NOT_REGULAR)
             return None
-        note = self._attempts.of(name, status)
+        note = self._attempts.of_taken(name, status)
         return Taken(
             name,
             number,

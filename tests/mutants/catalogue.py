@@ -1138,6 +1138,20 @@ MUTANTS = [
             "tests/test_inbox.py -k attempts_survive_restarts",
         ),
         (
+            "attempts-of-another-value-after-a-death",
+            ATTEMPTS,
+            "        if note is None:\n            self.forget(name)",
+            "        if note is None:\n            pass",
+            "tests/test_inbox.py -k attempts_of_its_own",
+        ),
+        (
+            "attempts-of-what-its-handler-wrote-to",
+            RECOVERY,
+            "self._attempts.of_in_flight(name)",
+            "self._attempts.of(name, status)",
+            "tests/test_misbehaving.py -k replaces_its_file",
+        ),
+        (
             "suspect-not-alone",
             CONSUMER,
             "        if self.in_flight and self._must_be_alone(name):",
