@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import fsinbox
+from fsinbox.cli.options import Failure
 from tests.machine import default_signals, keep_bytecode, work_in_memory
 
 # The same examples every time, and no database of earlier ones: a run depends on nothing but the code.
@@ -65,6 +66,16 @@ def _asks_for_harnesses(config: pytest.Config) -> bool:
 def inbox_dir(tmp_path: Path) -> Path:
     """Path of an inbox that does not exist yet."""
     return tmp_path / "inbox"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test calls in this process sets up its log: not for the tests after it."""
+    ours = logging.getLogger("fsinbox")
+    level, before = ours.level, (logging.raiseExceptions, Failure.log)
+    yield
+    ours.setLevel(level)
+    logging.raiseExceptions, Failure.log = before
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_a_drain_that_is_through_does_not_wait_for_its_next_turn(place: Place) -
 def test_what_waits_for_its_turn_can_be_replaced_and_a_kill_leaves_it_where_it_is(place: Place) -> None:
     place.add("a", "b")
     with place.consumer("--handler", "jobs:job", "--rate", "1/h") as consumer:
-        consumer.until(lambda: len(place.notes) == 1)
+        consumer.until(lambda: len(place.notes) == 1 and not os.listdir(place.inbox / "inflight"))
         place.add(b="newer")
         consumer.signal(signal.SIGKILL)
         consumer.end(-signal.SIGKILL)
