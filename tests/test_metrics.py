@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
+from typing import Any
 
 import pytest
 from helpers import PACKAGE, Consumer, environment, run, wait_until
@@ -556,6 +557,37 @@ def test_promtool_finds_nothing_wrong_with_the_alert_rules() -> None:
         ["promtool", "check", "rules", str(DEPLOY / "alerts.yml")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def unknown_to_grafana(dashboard: dict[str, Any]) -> set[str]:
+    """Return the paths of what Grafana's schema of a dashboard does not have."""
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="no Grafana schema")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+
+    register_default_plugins()  # the panels and queries that come with Grafana
+
+    def lost(before: Any, after: Any, path: str) -> set[str]:
+        if isinstance(before, dict):
+            missing = {f"{path}/{name}" for name in before.keys() - after.keys()}
+            return missing.union(*(lost(before[n], after[n], f"{path}/{n}") for n in before.keys() & after))
+        if isinstance(before, list):
+            assert len(before) == len(after), path
+            return set().union(*(lost(one, other, path) for one, other in zip(before, after, strict=True)))
+        assert before == after, path
+        return set()
+
+    known = json.loads(JSONEncoder().encode(models.Dashboard.from_json(dashboard)))
+    return lost(dashboard, known, "")
+
+
+def test_the_dashboard_is_one_by_grafana_s_schema() -> None:
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    # These are the Prometheus data source's own, and in no schema.
+    own = {"/annotations/list/titleFormat", "/annotations/list/textFormat"}
+    assert unknown_to_grafana(dashboard) == own
+    dashboard["panels"][0]["fieldConfigs"] = dashboard["panels"][0].pop("fieldConfig")
+    assert unknown_to_grafana(dashboard) == own | {"/panels/fieldConfigs"}
 
 
 def test_the_dashboard_has_no_panel_upon_another() -> None:
