@@ -13,6 +13,7 @@ import click
 
 from .exits import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
 from .options import (
+    SIZE,
     Failure,
     Renamed,
     chosen,
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 @yes_option
 @click.argument("file")
 def export(inbox: str | None, json: bool, states: tuple[str, ...], yes: bool, file: str) -> None:
-    """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed.
+    """Write elements to an archive.
+
+    FILE is a tar archive; - is standard output. The inbox is not changed.
 
     An export is not an atomic snapshot: what is added, taken or done meanwhile may be missing. FILE appears
     when it is complete, and only you may read it. What is in other states, or in drop/, is left out: the last
@@ -126,16 +129,15 @@ def _tell_export(written: Written, file: str, *, json: bool) -> None:
 @inbox_option
 @json_option
 @click.option("--replace", is_flag=True, help="Replace waiting values.  [default: they are newer, and stay]")
-@click.option(
-    "--max-size", type=click.IntRange(0), metavar="BYTES", help="Skip larger elements.  [default: no limit]"
-)
+@click.option("--max-size", type=SIZE, help="Skip larger elements.  [default: no limit]")
 @create_option
 @click.argument("file")
 def import_(
     inbox: str | None, json: bool, replace: bool, max_size: int | None, create: bool, file: str
 ) -> None:
-    """Queue the elements of FILE, which `fsinbox export` has written, behind what is waiting; - is standard
-    input.
+    """Queue the elements of an export.
+
+    FILE is what `fsinbox export` has written; - is standard input. They stand behind what is waiting.
 
     Failed elements go to failed/, with their reasons. If it is interrupted, or FILE is incomplete, the next
     run continues there. Exit status: 1 if an element was too large, 2 if FILE is damaged or incomplete.

@@ -98,7 +98,10 @@ def _of(*states: str) -> Callable[[Steering, list[str] | None], list[Row]]:
 @click.option("--traceback", is_flag=True, help="Print each reason in full, with its traceback.")
 @keys_argument
 def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]) -> None:
-    """List the failed elements, the oldest first, and why they failed: all, or those of KEY."""
+    """List the failed elements, and why they failed.
+
+    All, or those of KEY; the oldest first.
+    """
     from ..operate.rows import reason
     from ..operate.steering import Steering, size_and_time
     from ..operate.units import age, when
@@ -179,8 +182,10 @@ def requeue(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
 @click.command()
 @steers
 def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
-    """Queue again what was acknowledged and is kept in done/ (see `consume --keep-done`). For a KEY that has
-    none there it does what retry does."""
+    """Queue again what was done and is kept in done/.
+
+    (See `consume --keep-done`.) For a KEY that has none there it does what retry does.
+    """
     _change("Replay", inbox, keys, _to_replay, _retry, **how)
 
 
@@ -203,7 +208,10 @@ def _to_replay(steering: Steering, keys: list[str] | None) -> list[Row]:
 )
 @steers
 def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], **how: bool) -> None:
-    """Remove elements for good: failed ones, or those in other states. Asks first."""
+    """Remove elements for good: failed ones, or others.
+
+    With --state, those in other states. Asks first.
+    """
     _change(
         "Discard", inbox, keys, _of(*states), lambda steering, row: steering.discard(row), ask=True, **how
     )
@@ -226,14 +234,14 @@ def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], *
     "--older-than",
     type=DURATION,
     default=0.0,
-    metavar="TIME",
     help="Only elements that moved there longer ago: 90, 15m, 2h, 7d.",
 )
 @yes_option
 def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: float, yes: bool) -> None:
-    """Remove all failed elements, and all that are kept in done/; or those in other states. Asks first.
+    """Remove all that is failed or done.
 
-    A directory with something in it is left. Exit status 1 if there was one.
+    With --state, all that is in other states. Asks first. A directory with something in it is left. Exit
+    status 1 if there was one.
     """
     from time import time_ns
 

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 @inbox_option
 @click.option(
     "--host",
+    metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="Address to listen on; others than loopback are reached by all.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0: any that is free."
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    default=8470,
+    show_default=True,
+    help="0: any that is free.",
 )
 @click.option(
     "--allow-changes", is_flag=True, help="Let whoever has the token retry, discard, pause and resume."
@@ -45,7 +51,9 @@ def web(
     max_pending: int | None,
     max_failed: int | None,
 ) -> None:
-    """Show the inbox in a browser: how it stands, each element, and why what failed has failed.
+    """Show the inbox in a browser.
+
+    How it stands, each element, and why what failed has failed.
 
     Its address is printed on standard error. Anybody who reaches it may look (see --private); nothing can be
     changed without --allow-changes and the token that is printed then. It runs until SIGTERM or SIGINT. Exit
