@@ -632,7 +632,7 @@ def test_help_is_there_for_each_command(tmp_path: Path, words: list[str]) -> Non
     [
         ["no-such-command"],
         ["--no-such-option"],
-        ["ls", "extra"],
+        ["ls", "--extra"],
         ["show"],
         ["status", "--no-such"],
         ["consume"],

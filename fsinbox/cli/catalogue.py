@@ -23,9 +23,9 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         "Look",
         (
             ("status", "seeing", "Tell how the inbox stands, with a verdict."),
-            ("ls", "commands", "List the elements."),
+            ("ls", "listing", "List the elements."),
             ("show", "seeing", "Print the payload of KEY."),
-            ("failed", "elements", "List the failed elements, and why they failed."),
+            ("failed", "listing", "List the failed elements, and why they failed."),
             ("top", "top", "Watch the inbox on the terminal."),
             ("web", "serving", "Show the inbox in a browser."),
             ("metrics", "seeing", "Print metrics for Prometheus, once."),

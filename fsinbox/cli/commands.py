@@ -167,42 +167,6 @@ def add(inbox: str | None, file: str | None, key: str, value: str | None, **how:
 @cli.command()
 @inbox_option
 @json_option
-@click.option(
-    "--state",
-    multiple=True,
-    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
-    help="Only these; may be repeated.  [default: all but done]",
-)
-def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
-    """List the elements.
-
-    What is in flight, waits (oldest first), is deferred, failed. Of what is not to be handed out yet it says
-    in how long it will be.
-    """
-    from time import time_ns
-
-    from ..operate.rows import STATES, label, rows
-    from ..operate.units import age, seconds, when
-    from ..store.layout import Layout
-    from .text import say
-
-    layout = Layout(chosen(inbox), create=False)
-    for row in rows(layout, state or tuple(STATES)):
-        looked = row.look(layout)
-        if looked is None:
-            continue
-        size, due = looked
-        if json:
-            moment = None if due is None else when(due)
-            say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=moment)
-        else:
-            later = "" if due is None else f"  (in {seconds((due - time_ns()) / 1e9)})"
-            click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}{later}")
-
-
-@cli.command()
-@inbox_option
-@json_option
 @click.option("--repair", is_flag=True, help="Mend what is wrong. Producers may run; so may a consumer.")
 def doctor(inbox: str | None, json: bool, repair: bool) -> None:
     """Measure this file system, and check the inbox.

@@ -1,4 +1,4 @@
-"""The commands that change elements: failed, retry (and requeue), replay, discard, purge."""
+"""The commands that change elements: retry (and requeue), replay, discard, purge."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .choosing import confirm, keys_of, progress, selected, steers
+from .choosing import confirm, progress, selected, steers
 from .exits import EXIT_FAILED
 from .options import (
     DURATION,
     Failure,
     Renamed,
+    State,
     chosen,
     inbox_option,
     json_option,
-    keys_argument,
     printable,
     yes_option,
 )
@@ -93,47 +93,6 @@ def _of(*states: str) -> Callable[[Steering, list[str] | None], list[Row]]:
 
 
 @click.command()
-@inbox_option
-@json_option
-@click.option("--traceback", is_flag=True, help="Print each reason in full, with its traceback.")
-@keys_argument
-def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]) -> None:
-    """List the failed elements, and why they failed.
-
-    All, or those of KEY; the oldest first.
-    """
-    from ..operate.rows import reason
-    from ..operate.steering import Steering, size_and_time
-    from ..operate.units import age, when
-    from .text import say
-
-    with Steering(chosen(inbox)) as steering:
-        layout = steering.layout
-        for row in steering.rows(("failed",), keys_of(keys) if keys else None):
-            about = size_and_time(layout, row)
-            if about is None:
-                continue
-            size, since = about
-            why = reason(layout, row) or ""
-            summary = (why.strip().splitlines() or ["no reason is kept"])[-1]
-            if json:
-                say(
-                    key=row.key,
-                    seq=row.seq,
-                    added_at=when(row.seq),
-                    failed_at=when(since),
-                    size=size,
-                    summary=summary,
-                    reason=why,
-                    path=f"{layout.path}/failed/{row.file}",
-                )
-                continue
-            click.echo(f"{age(since):>6}  {size:>10}  {printable(row.key)}: {printable(summary)}")
-            if traceback:
-                click.echo("".join(f"    {printable(line)}\n" for line in why.splitlines()))
-
-
-@click.command()
 @steers
 def retry(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """Try KEY again now, whatever its state.
@@ -201,7 +160,7 @@ def _to_replay(steering: Steering, keys: list[str] | None) -> list[Row]:
     "states",
     cls=Renamed,
     multiple=True,
-    type=click.Choice(["failed", "waiting", "deferred", "done"]),
+    type=State(["failed", "waiting", "deferred", "done"]),
     default=["failed"],
     show_default=True,
     help="What to discard; may be repeated.",
@@ -225,7 +184,7 @@ def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], *
     "states",
     cls=Renamed,
     multiple=True,
-    type=click.Choice(["failed", "done", "waiting", "deferred"]),
+    type=State(["failed", "done", "waiting", "deferred"]),
     default=["failed", "done"],
     show_default=True,
     help="What to remove; may be repeated.",

@@ -232,6 +232,13 @@ class Rate(click.ParamType):  # type: ignore[type-arg]
 RATE = Rate()
 
 
+class State(click.Choice):  # type: ignore[type-arg]
+    """A state of an element; "in-flight" and "in flight" are in_flight."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(str(value).replace("-", "_").replace(" ", "_"), param, ctx)
+
+
 def keys_argument(command: Command) -> Command:
     """Add KEY... to a command; "-" stands for keys on standard input."""
     return click.argument("keys", nargs=-1, metavar="[KEY]... | -", shell_complete=complete_keys)(command)

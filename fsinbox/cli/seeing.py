@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --max-age, --max-pending and --max-failed to a command."""
+    """Add --max-age, --max-waiting and --max-failed to a command."""
     for option in (
         click.option("--max-failed", type=COUNT, help="Critical if more have failed."),
-        click.option("--max-pending", type=COUNT, help="Critical if more wait."),
+        click.option(
+            "--max-waiting", "--max-pending", "max_waiting", type=COUNT, help="Critical if more wait."
+        ),
         click.option(
             "--max-age",
             type=DURATION,
@@ -36,13 +38,13 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 @limit_options
 def status(
-    inbox: str | None, json: bool, max_age: float | None, max_pending: int | None, max_failed: int | None
+    inbox: str | None, json: bool, max_age: float | None, max_waiting: int | None, max_failed: int | None
 ) -> None:
     """Tell how the inbox stands, with a verdict.
 
     Who consumes, what waits and for how long, how quickly the work goes.
 
-    Exit status: 0; with --max-age, --max-pending or --max-failed 1 if one of them is exceeded; 3 if the inbox
+    Exit status: 0; with --max-age, --max-waiting or --max-failed 1 if one of them is exceeded; 3 if the inbox
     cannot be looked at. Each column of the histogram counts elements up to this age, but older than the
     previous column.
     """
@@ -56,7 +58,7 @@ def status(
     from .text import say
 
     found = summary(Layout(chosen(inbox), create=False))
-    level, text = verdict(found, Limits(max_age, max_pending, max_failed))
+    level, text = verdict(found, Limits(max_age, max_waiting, max_failed))
     if json:
         say(**asdict(found), level=level, verdict=text)
     else:

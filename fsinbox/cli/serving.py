@@ -48,7 +48,7 @@ def web(
     private: bool,
     allow_host: tuple[str, ...],
     max_age: float | None,
-    max_pending: int | None,
+    max_waiting: int | None,
     max_failed: int | None,
 ) -> None:
     """Show the inbox in a browser.
@@ -96,7 +96,7 @@ def web(
             )
         click.echo(f"fsinbox: showing {printable(path)} at {address}", err=True)
 
-    serve(make_app(path, rules, Limits(max_age, max_pending, max_failed)), listener, say_where)
+    serve(make_app(path, rules, Limits(max_age, max_waiting, max_failed)), listener, say_where)
 
 
 def _named(host: str) -> str:

@@ -45,7 +45,7 @@ _STYLES = {"OK": "bold green", "WARNING": "bold yellow", "CRITICAL": "bold red"}
     help="From one look to the next.",
 )
 def top(
-    inbox: str | None, max_age: float | None, max_pending: int | None, max_failed: int | None, interval: float
+    inbox: str | None, max_age: float | None, max_waiting: int | None, max_failed: int | None, interval: float
 ) -> None:
     """Watch the inbox on the terminal.
 
@@ -71,7 +71,7 @@ def top(
     # A key may have characters that this terminal lacks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        watch(layout, Limits(max_age, max_pending, max_failed), interval, console)
+        watch(layout, Limits(max_age, max_waiting, max_failed), interval, console)
     except KeyboardInterrupt:
         pass
 
