@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from .element import Element
 from .inbox import Inbox
+from .store.amounts import patience
 from .store.errors import InboxError
 
 if TYPE_CHECKING:
     from .store.adding import Added
+    from .store.amounts import Time
     from .store.terms import How
 
 
@@ -86,11 +88,12 @@ class AsyncInbox:
         """See Inbox.add_many. `items` and `progress` are used in another thread."""
         return await asyncio.to_thread(self.inbox.add_many, items, progress=progress, **how)
 
-    async def take(self, timeout: float | None = 0.0) -> Element | None:
+    async def take(self, timeout: Time | None = 0.0) -> Element | None:
         """See Inbox.take. If it is cancelled, it has taken nothing."""
         element = await self._take_now()
         if element or timeout == 0:
             return element
+        timeout = patience(timeout)
         deadline = None if timeout is None else monotonic() + timeout
         try:
             async with asyncio.timeout(timeout):
@@ -142,7 +145,7 @@ class AsyncInbox:
         """See Element.ack."""
         await asyncio.to_thread(element.ack)
 
-    async def nack(self, element: Element, delay: float = 0.0) -> bool:
+    async def nack(self, element: Element, delay: Time = 0.0) -> bool:
         """See Element.nack."""
         return await asyncio.to_thread(element.nack, delay)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .store import files
+from .store.amounts import checked
 from .store.codecs import decode
 from .store.drops import finished_drop
 from .store.errors import InvalidKey
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from .consumer.session import Claim
     from .consumer.taking import Taken
+    from .store.amounts import Time
 
 
 class Waiting:
@@ -186,15 +188,15 @@ class Element(Waiting):
         """It is done: remove it. Raises WrongState if it was ended before."""
         self._claim.acknowledge()
 
-    def nack(self, delay: float = 0.0) -> bool:
-        """It is not done: return it to its place, or have it wait `delay` seconds (7 days at most). Counts an
-        attempt.
+    def nack(self, delay: Time = 0.0) -> bool:
+        """It is not done: return it to its place, or have it wait for `delay`: seconds, "5m" or a timedelta,
+        7 days at most. Counts an attempt.
 
         Returns False if a newer value for the key waits: then this one is dropped instead. Raises WrongState.
         """
         return self._requeue(delay, counted=True)
 
-    def release(self, delay: float = 0.0) -> bool:
+    def release(self, delay: Time = 0.0) -> bool:
         """The same as nack, as if it had not been taken: the attempt does not count."""
         return self._requeue(delay, counted=False)
 
@@ -204,10 +206,11 @@ class Element(Waiting):
         header = f"key: {self.key}\nattempts: {self.attempts}\nadded: {self.added_at.isoformat()}\n\n"
         return self._claim.fail(header + reason.rstrip("\n") + "\n")
 
-    def _requeue(self, delay: float, *, counted: bool) -> bool:
-        if not 0 <= delay <= 7 * 24 * 3600:
+    def _requeue(self, delay: Time, *, counted: bool) -> bool:
+        length = checked(delay=delay)["delay"] if delay else 0.0
+        if length > 7 * 24 * 3600:
             raise ValueError(f"delay must be 0 to 604800 seconds (7 days), not {delay}")
-        return self._claim.requeue(delay, counted=counted)
+        return self._claim.requeue(length, counted=counted)
 
 
 class Looks:

@@ -6,6 +6,7 @@ import os
 
 from .element import Element, Looks
 from .store.adding import Adder
+from .store.amounts import checked, patience, size
 from .store.codecs import check_codec
 from .store.handle import Handle, Looking
 from .store.producing import Adds
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from .consumer.session import Claim, Session
     from .consumer.sleeper import Sleeper
+    from .store.amounts import Size, Time
     from .store.index import Index
     from .store.layout import Layout
 
@@ -28,6 +30,8 @@ class Inbox(Adds, Looks):
     Any number of processes and threads may open it and add. One process at a time may take; it becomes the
     consumer with its first take and stays it until close(). Use it in a `with` block, or call close().
 
+    Times are seconds, "5m", "1h30m" or a timedelta; sizes are bytes or "10MB".
+
     path           the directory; if it is not there, it is created, durably
     codec          "json", "text" or "bytes": what a value is, and how it becomes a file's content
     durable        whether add returns only when a power cut can no longer lose the element (False:
@@ -35,15 +39,15 @@ class Inbox(Adds, Looks):
     create         False: raise UnusableInbox if there is no inbox
     shared         when creating: let the group read and write (default: only the user)
     max_inflight   how many elements may be in flight at once; never two of one key
-    settle         debounce: seconds that a key must have been left alone before its element is taken ...
-    max_settle     ... but once it has waited this many seconds it is taken anyway
-    drop_settle    seconds that a file in drop/ must lie still that may be unfinished (None: 1; 5 if untold)
+    settle         debounce: how long a key must have been left alone before its element is taken ...
+    max_settle     ... but once it has waited this long it is taken anyway
+    drop_settle    how long a file in drop/ must lie still that may be unfinished (None: 1 s; 5 s if untold)
     ignore         more patterns, as in a .gitignore, of names in drop/ that are left alone
-    max_drop_size  bytes; a larger file in drop/ is set aside
+    max_drop_size  a larger file in drop/ is set aside
     watch          "auto", "events" or "poll": how an idle consumer notices arrivals
-    poll_interval  seconds between polls at most, where it polls
+    poll_interval  time between polls at most, where it polls
     shard          "I/N": consume only the I-th of N parts of the keys; one consumer for each
-    lease          seconds without a heartbeat after which another host's consumer takes over
+    lease          time without a heartbeat after which another host's consumer takes over
     scope          when creating: "local" or "network", whether several hosts share it; "auto": as the
                    file system is
     force          with scope="local": only this host uses it, although it lies on a network or FUSE mount
@@ -59,15 +63,15 @@ class Inbox(Adds, Looks):
         create: bool = True,
         shared: bool = False,
         max_inflight: int = 1,
-        settle: float = 0.0,
-        max_settle: float = 60.0,
-        drop_settle: float | None = None,
+        settle: Time = 0.0,
+        max_settle: Time = 60.0,
+        drop_settle: Time | None = None,
         ignore: Sequence[str] = (),
-        max_drop_size: int = 1 << 30,
+        max_drop_size: Size = 1 << 30,
         watch: str = "auto",
-        poll_interval: float = 1.0,
+        poll_interval: Time = 1.0,
         shard: str = "1/1",
-        lease: float = 15.0,
+        lease: Time = 15.0,
         scope: str = "auto",
         force: bool = False,
         keep_done: int = 0,
@@ -75,20 +79,21 @@ class Inbox(Adds, Looks):
         """Open it. Raises UnusableInbox, ValueError."""
         self.codec = check_codec(codec)
         self.durable = durable
-        _check(max_inflight, watch, (settle, max_settle, drop_settle or 0.0, max_drop_size), poll_interval)
-        _check_more(scope, keep_done, lease, force=force)
+        times = checked(settle=settle, max_settle=max_settle, poll_interval=poll_interval, lease=lease)
+        _check(max_inflight, watch, times["poll_interval"])
+        _check_more(scope, keep_done, times["lease"], force=force)
         self._ignore = _check_patterns(shard, ignore)
         self.max_inflight = max_inflight
-        self._watch = (watch, poll_interval)
+        self._watch = (watch, times["poll_interval"])
         self._shard = shard
         self._consuming: dict[str, Any] = {
-            "settle": settle,
-            "max_settle": max_settle,
-            "drop_settle": drop_settle,
+            "settle": times["settle"],
+            "max_settle": times["max_settle"],
+            "drop_settle": None if drop_settle is None else checked(drop_settle=drop_settle)["drop_settle"],
             "ignore": self._ignore,
-            "max_drop_size": max_drop_size,
+            "max_drop_size": _bytes(max_drop_size),
             "durable": durable,
-            "lease": lease,
+            "lease": times["lease"],
             "keep_done": keep_done,
         }
         self._sessions: dict[int, Session] = {}  # by process: a forked child has its own
@@ -114,8 +119,8 @@ class Inbox(Adds, Looks):
 
     # --- taking -------------------------------------------------------------------------------------------
 
-    def take(self, timeout: float | None = 0.0) -> Element | None:
-        """Take the oldest element; None if none may be taken within `timeout` seconds (None: wait for ever).
+    def take(self, timeout: Time | None = 0.0) -> Element | None:
+        """Take the oldest element; None if none may be taken within `timeout` (None: wait for ever).
 
         The first take makes this process the consumer, and requeues what a dead one held. Raises WrongState
         while max_inflight elements are in flight, InboxBusy if there is another consumer.
@@ -125,7 +130,7 @@ class Inbox(Adds, Looks):
             session = self._taking()
             claim = session.take(handed)
             if not claim and timeout != 0:
-                claim = session.sleeper.wait_for(lambda: session.take(handed), timeout)
+                claim = session.sleeper.wait_for(lambda: session.take(handed), patience(timeout))
             return Element(self._handle, self.codec, claim) if claim else None
         except BaseException:
             for claim in handed:  # by an exception out of a signal handler
@@ -175,10 +180,10 @@ class Inbox(Adds, Looks):
 
     # --- waiting ------------------------------------------------------------------------------------------
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until an element waits (or a file in drop/); False if none came within `timeout` seconds.
+    def wait(self, timeout: Time | None = None) -> bool:
+        """Wait until an element waits (or a file in drop/); False if none came within `timeout`.
         Takes nothing."""
-        return self.anything() or bool(self.sleeper.wait_for(self.anything, timeout))
+        return self.anything() or bool(self.sleeper.wait_for(self.anything, patience(timeout)))
 
     @property
     def sleeper(self) -> Sleeper:
@@ -215,16 +220,21 @@ class Inbox(Adds, Looks):
         return f"<Inbox {self.path!r}>"
 
 
-def _check(max_inflight: int, watch: str, sizes: tuple[float, ...], poll_interval: float) -> None:
+def _check(max_inflight: int, watch: str, poll_interval: float) -> None:
     """Raise ValueError for what cannot be meant."""
     if max_inflight < 1:
         raise ValueError(f"max_inflight must be at least 1, not {max_inflight}")
     if watch not in ("auto", "events", "poll"):
         raise ValueError(f"unknown watch mode {watch!r}: use 'auto', 'events' or 'poll'")
-    if not (min(sizes) >= 0 and poll_interval > 0):
-        raise ValueError(
-            "settle, max_settle, drop_settle and max_drop_size must be 0 or more, poll_interval more than 0"
-        )
+    if not poll_interval:
+        raise ValueError("poll_interval must be more than 0")
+
+
+def _bytes(max_drop_size: Size) -> int:
+    try:
+        return size(max_drop_size)
+    except ValueError as error:
+        raise ValueError(f"max_drop_size: {error}") from None
 
 
 def _check_more(scope: str, keep_done: int, lease: float, *, force: bool) -> None:

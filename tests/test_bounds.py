@@ -178,7 +178,7 @@ def test_a_bound_that_cannot_be_meant_is_refused(inbox: Inbox, name: str, value:
 
 
 def test_a_timeout_that_cannot_be_meant_is_refused(inbox: Inbox) -> None:
-    with pytest.raises(ValueError, match="timeout must be 0 or more, not -1"):
+    with pytest.raises(ValueError, match="timeout: invalid duration -1: use 90"):
         inbox.add("a", "1", timeout=-1)
 
 

@@ -79,7 +79,7 @@ def types(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
 
 def test_commands_options_and_keys_are_completed_in_a_terminal(types: Line, tmp_path: Path) -> None:
     types("fsinbox statu\t\r", "waiting")
-    types("fsinbox consume --concur\t bad\r", "'bad' is not a valid integer")
+    types("fsinbox consume --concur\t bad\r", "'bad' is not a valid count")
     types("fsinbox completion fi\t | head -1\r", "function _fsinbox_completion")
     types("fsinbox show al\t\r", "value-of-0-")
 

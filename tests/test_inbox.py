@@ -346,7 +346,7 @@ def test_wrong_options_are_refused_at_once(inbox_dir: Path) -> None:
 def test_a_senseless_delay_is_refused_and_the_element_stays_out(inbox: Inbox, delay: float) -> None:
     inbox.add("a", 1)
     element = take(inbox)
-    with pytest.raises(ValueError, match="7 days"):
+    with pytest.raises(ValueError, match=r"7 days|delay: invalid duration"):
         element.nack(delay)
     element.ack()
 
@@ -1813,7 +1813,7 @@ def test_a_take_that_the_system_refuses_loses_nothing_and_says_so(inbox: Inbox) 
     [{"settle": -1}, {"max_settle": -1}, {"drop_settle": -0.1}, {"max_drop_size": -1}, {"poll_interval": 0}],
 )
 def test_senseless_times_and_sizes_are_refused(inbox_dir: Path, options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be 0 or more"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}(: invalid| must be more)"):
         Inbox(inbox_dir, **options)  # type: ignore[arg-type]
     assert not inbox_dir.exists()
 

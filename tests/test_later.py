@@ -360,8 +360,8 @@ def test_an_async_inbox_takes_the_same(inbox_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ({"delay": -1}, "delay must be 0 or more, not -1"),
-        ({"delay": float("nan")}, "can be delayed for 3650 days at most"),
+        ({"delay": -1}, "delay: invalid duration -1: use 90"),
+        ({"delay": float("nan")}, "delay: invalid duration nan: use 90"),
         ({"delay": LONGEST + 1}, "can be delayed for 3650 days at most"),
         ({"delay": 1, "not_before": 1}, "give one of them"),
         ({"if_waiting": "drop"}, "unknown if_waiting 'drop': use 'replace' or 'keep'"),

@@ -231,10 +231,10 @@ def test_a_file_that_is_nested_without_end_is_an_error(project: Path) -> None:
             "concurrency in [tool.fsinbox.consume] is '4': it must be a whole number",
         ),
         ("[tool.fsinbox.consume]\nconcurrency = true", "is True: it must be a whole number"),
-        ("[tool.fsinbox.consume]\nconcurrency = 0", "is 0: 0 is not in the range x>=1: correct it there"),
+        ("[tool.fsinbox.consume]\nconcurrency = 0", "is 0: 0 is not 1 or more: correct it there"),
         (
-            "[tool.fsinbox.consume]\nsettle = '1'",
-            "settle in [tool.fsinbox.consume] is '1': it must be a number",
+            "[tool.fsinbox.consume]\nsettle = 'soon'",
+            "settle in [tool.fsinbox.consume] is 'soon': invalid duration 'soon': use 90, 15m, 2h, 7d",
         ),
         (
             "[tool.fsinbox.consume]\ndrain = 'yes'",

@@ -168,7 +168,7 @@ def test_without_limits_the_exit_status_is_0_whatever_is_wrong(layout: Layout) -
     ("limit", "kept", "broken", "says"),
     [
         ("--max-age", "31m", "1700", "The oldest element is 30m old (limit 28m)."),
-        ("--max-pending", "2", "1", "2 elements are waiting (limit 1)."),
+        ("--max-waiting", "2", "1", "2 elements are waiting (limit 1)."),
         ("--max-failed", "1", "0", "1 element failed (limit 0)."),
     ],
 )
@@ -209,14 +209,14 @@ def test_failures_that_a_limit_allows_are_no_warning(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--max-age", "soon"), ("--max-pending", "-1"), ("--max-failed", "none")], ids=" ".join
+    "words", [("--max-age", "soon"), ("--max-waiting", "-1"), ("--max-failed", "none")], ids=" ".join
 )
 def test_a_limit_that_is_none_is_a_usage_error(layout: Layout, words: tuple[str, str]) -> None:
     assert words[0] in run("status", *words, cwd=Path(layout.path).parent, status=2).stderr
 
 
 def test_a_failure_to_look_is_status_3_whatever_the_limits(tmp_path: Path) -> None:
-    done = run("status", "--max-pending", "0", cwd=tmp_path, status=3)
+    done = run("status", "--max-waiting", "0", cwd=tmp_path, status=3)
     assert "there is no inbox" in done.stderr
     assert done.stdout == ""
 

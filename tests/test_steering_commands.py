@@ -40,7 +40,7 @@ def home(tmp_path: Path) -> Path:
             element = inbox.take()
             assert element
             if value == "bad":
-                element.fail("Traceback\nReject: no good\x1b[31m")
+                element.fail(TRACEBACK)
             elif value == "busy":
                 element.nack(delay=1000)
             else:
@@ -48,6 +48,13 @@ def home(tmp_path: Path) -> Path:
         inbox.add("a", "1")
         inbox.add("b", "2")
     return tmp_path
+
+
+TRACEBACK = (
+    "Traceback (most recent call last):\n"
+    '  File "/srv/tasks.py", line 3, in work\n    raise Reject()\n'
+    "Reject: no good\x1b[31m\n  For further information visit https://example.org"
+)
 
 
 def consume(home: Path, *words: str) -> list[str]:
@@ -82,7 +89,7 @@ def test_failed_lists_what_failed_and_why(home: Path) -> None:
     assert one["summary"] == "Reject: no good\x1b[31m"
     assert one["reason"].startswith("key: bad/2\nattempts: 1\n")
     assert Path(one["path"]).read_text() == "bad"
-    assert "    Traceback\n" in run("failed", "--traceback", cwd=home).stdout
+    assert "    Traceback (most recent call last):\n" in run("failed", "--traceback", cwd=home).stdout
     next((home / "inbox" / "failed").glob("*1~reason.txt")).unlink()
     assert "no reason is kept" in run("failed", "bad/1", cwd=home).stdout
 

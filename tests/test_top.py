@@ -150,7 +150,7 @@ def test_it_shows_how_the_work_goes_beside_a_real_consumer(
 
 def test_limits_make_the_verdict_critical(place: Path, terminal: Callable[..., Terminal]) -> None:
     run("add", "k", "v", cwd=place)
-    view = terminal("--max-pending", "0")
+    view = terminal("--max-waiting", "0")
     view.screen(r"CRITICAL: 1 element is waiting \(limit 0\)")
     view.child.send("x ")  # no key of ours
     run("add", "other", "v", cwd=place)

@@ -781,7 +781,7 @@ def test_hostile_keys_and_reasons_are_text_on_every_page(tmp_path: Path) -> None
 
 
 def test_a_reason_that_is_missing_or_long_is_told(spool: Path) -> None:
-    fail(spool, "none", "long", "blank", why="x" * 70000 + "\nTheEnd: of it")
+    fail(spool, "none", "long", "blank", why="TheEnd: of it\n" + "x" * 70000)
     (path,) = (spool / "failed").glob("*-none~reason.txt")
     path.unlink()
     (path,) = (spool / "failed").glob("*-blank~reason.txt")

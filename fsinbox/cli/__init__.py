@@ -16,6 +16,14 @@ _USUAL = ("FSINBOX_DIR", "FSINBOX_SETTINGS")
 def main() -> None:
     """Run the command line of this process; ends it."""
     try:
+        if None in (sys.stdin, sys.stdout, sys.stderr):
+            from .front import fill_descriptors
+
+            fill_descriptors()
+        if sys.argv[1:] in (["--help"], ["-h"], ["help"]) and "_FSINBOX_COMPLETE" not in os.environ:
+            from .front import show
+
+            sys.exit(show())
         simple = simple_add(sys.argv[1:])
         if simple is not None:
             from .adding import add

@@ -13,8 +13,10 @@ import click
 
 from .exits import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
 from .options import (
+    SIZE,
     Failure,
     Renamed,
+    State,
     chosen,
     create_option,
     inbox_option,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     "states",
     cls=Renamed,
     multiple=True,
-    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
+    type=State(["in_flight", "waiting", "deferred", "failed", "done"]),
     default=["in_flight", "waiting", "deferred"],
     show_default=True,
     help="What to export; may be repeated.",
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 @yes_option
 @click.argument("file")
 def export(inbox: str | None, json: bool, states: tuple[str, ...], yes: bool, file: str) -> None:
-    """Write elements to FILE, a tar archive; - is standard output. The inbox is not changed.
+    """Write elements to an archive.
+
+    FILE is a tar archive; - is standard output. The inbox is not changed.
 
     An export is not an atomic snapshot: what is added, taken or done meanwhile may be missing. FILE appears
     when it is complete, and only you may read it. What is in other states, or in drop/, is left out: the last
@@ -126,16 +130,15 @@ def _tell_export(written: Written, file: str, *, json: bool) -> None:
 @inbox_option
 @json_option
 @click.option("--replace", is_flag=True, help="Replace waiting values.  [default: they are newer, and stay]")
-@click.option(
-    "--max-size", type=click.IntRange(0), metavar="BYTES", help="Skip larger elements.  [default: no limit]"
-)
+@click.option("--max-size", type=SIZE, help="Skip larger elements.  [default: no limit]")
 @create_option
 @click.argument("file")
 def import_(
     inbox: str | None, json: bool, replace: bool, max_size: int | None, create: bool, file: str
 ) -> None:
-    """Queue the elements of FILE, which `fsinbox export` has written, behind what is waiting; - is standard
-    input.
+    """Queue the elements of an export.
+
+    FILE is what `fsinbox export` has written; - is standard input. They stand behind what is waiting.
 
     Failed elements go to failed/, with their reasons. If it is interrupted, or FILE is incomplete, the next
     run continues there. Exit status: 1 if an element was too large, 2 if FILE is damaged or incomplete.

@@ -34,6 +34,18 @@ def keys_of(words: tuple[str, ...]) -> list[str]:
     return list(found)
 
 
+def matching(words: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return whether a key is among those that a line names. One may be a pattern, as shells have them; no
+    words are all keys. Raises click.UsageError."""
+    if not words:
+        return lambda key: True
+    from fnmatch import fnmatchcase
+
+    keys = dict.fromkeys(keys_of(words))
+    patterns = [key for key in keys if set("*?[") & set(key)]
+    return lambda key: key in keys or any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
 def _keys_on_standard_input() -> Iterator[str]:
     from json import loads
 

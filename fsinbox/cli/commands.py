@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from ..store.errors import AddFailed, InboxBusy, InboxError, InboxFull, LeaseLost, UnusableInbox
+from .catalogue import HOMES, NAMES
 from .exits import EXIT_BUSY, EXIT_FULL, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
+from .front import ABOUT, WIDEST, discard_output, page
 from .locating import settings_file
 from .options import (
     DURATION,
@@ -25,58 +27,32 @@ from .options import (
 )
 from .variables import complaint, unknown
 
-_ELSEWHERE = {
-    "init": "creating",
-    "limit": "limits",
-    "consume": "consume",
-    "failed": "elements",
-    "retry": "elements",
-    "discard": "elements",
-    "requeue": "elements",
-    "replay": "elements",
-    "purge": "elements",
-    "hold": "steering",
-    "release": "steering",
-    "pause": "steering",
-    "resume": "steering",
-    "wait": "steering",
-    "export": "archiving",
-    "import": "archiving",
-    "show": "seeing",
-    "status": "seeing",
-    "metrics": "seeing",
-    "top": "top",
-    "settings": "settings",
-    "completion": "completion",
-    "migrate": "migrating",
-    "watch": "watching",
-    "web": "serving",
-}
-"""Commands in modules of their own, imported when one is run, or for help."""
 
+def _no_command(word: str) -> str:
+    from difflib import get_close_matches
 
-def _give_up_output() -> None:
-    """Discard what is still to be written to standard output."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except OSError:
-        pass  # no descriptor is left
+    close = get_close_matches(word, NAMES, 1)
+    meant = f"Did you mean {close[0]!r}?" if close else "`fsinbox --help` lists them."
+    return f"There is no command {word!r}. {meant}"
 
 
 class Commands(click.Group):
     """Finds the commands, and turns errors of the package into messages and exit statuses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+        return NAMES
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        home = _ELSEWHERE.get(cmd_name)
+        home = HOMES.get(cmd_name)
         if home is None:
             return super().get_command(ctx, cmd_name)
         command: click.Command = getattr(
             import_module(f".{home}", __package__), cmd_name.replace("import", "import_")
         )
         return command
+
+    def get_help(self, ctx: click.Context) -> str:
+        return page()
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -95,6 +71,8 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in NAMES and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(_no_command(args[0]), ctx)
         name, command, rest = super().resolve_command(ctx, args)
         if name != "consume" and not ctx.resilient_parsing:
             for stranger in unknown():
@@ -106,14 +84,15 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout:
+                sys.stdout.flush()
             return result
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)  # (click would say 1)
         except BrokenPipeError:
             # The reader of our output has enough (`fsinbox ls | head`). Keep Python from complaining while it
             # shuts down.
-            _give_up_output()
+            discard_output()
             ctx.exit(0)
         except (InboxBusy, LeaseLost) as error:
             raise Failure(str(error), EXIT_BUSY) from error
@@ -124,7 +103,7 @@ class Commands(click.Group):
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
         except OSError as error:
-            _give_up_output()  # it may be what cannot be written
+            discard_output()  # it may be what cannot be written
             what = "cannot use the inbox, or write the output"
             if error.filename is not None:
                 what = f"cannot use the inbox ({printable(str(error.filename))})"
@@ -133,21 +112,25 @@ class Commands(click.Group):
 
 
 @click.group(
-    cls=Commands, context_settings={"auto_envvar_prefix": "FSINBOX", "help_option_names": ["-h", "--help"]}
+    cls=Commands,
+    help="\n\n".join(ABOUT),
+    context_settings={
+        "auto_envvar_prefix": "FSINBOX",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": WIDEST,
+    },
 )
 @inbox_option
 @click.version_option(
+    None,
+    "-V",
+    "--version",
     package_name="fsinbox",
     message="%(prog)s %(version)s",
     allow_from_autoenv=False,  # (many set FSINBOX_VERSION, for images for one)
 )
 def cli(inbox: str | None) -> None:
-    """A keyed, acknowledged FIFO queue in a directory.
-
-    Add from anywhere (`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`, Python), consume in one place
-    (`fsinbox consume --handler module:func`). Each option has an environment variable,
-    FSINBOX_<COMMAND>_<OPTION>.
-    """
+    pass
 
 
 @cli.command()
@@ -162,7 +145,7 @@ def cli(inbox: str | None) -> None:
     help="Wait until a power cut can no longer lose it.  [default: durable]",
 )
 @terms_options
-@click.option("--timeout", type=DURATION, default=0.0, metavar="TIME", help="Wait for room if it is full.")
+@click.option("--timeout", type=DURATION, default=0.0, help="Wait for room if it is full.")
 @key_argument
 @click.argument("value", required=False)
 def add(inbox: str | None, file: str | None, key: str, value: str | None, **how: Any) -> None:
@@ -184,49 +167,37 @@ def add(inbox: str | None, file: str | None, key: str, value: str | None, **how:
 @cli.command()
 @inbox_option
 @json_option
-@click.option(
-    "--state",
-    multiple=True,
-    type=click.Choice(["in_flight", "waiting", "deferred", "failed", "done"]),
-    help="Only these; may be repeated.  [default: all but done]",
-)
-def ls(inbox: str | None, json: bool, state: tuple[str, ...]) -> None:
-    """List the elements: what is in flight, waits (oldest first), is deferred, failed. Of what is not to be
-    handed out yet it says in how long it will be."""
-    from time import time_ns
-
-    from ..operate.rows import STATES, label, rows
-    from ..operate.units import age, seconds, when
-    from ..store.layout import Layout
-    from .text import say
-
-    layout = Layout(chosen(inbox), create=False)
-    for row in rows(layout, state or tuple(STATES)):
-        looked = row.look(layout)
-        if looked is None:
-            continue
-        size, due = looked
-        if json:
-            moment = None if due is None else when(due)
-            say(key=row.key, state=row.state, seq=row.seq, added_at=when(row.seq), size=size, due=moment)
-        else:
-            later = "" if due is None else f"  (in {seconds((due - time_ns()) / 1e9)})"
-            click.echo(f"{label(row.state):<9}  {age(row.seq):>6}  {size:>10}  {printable(row.key)}{later}")
-
-
-@cli.command()
-@inbox_option
-@json_option
 @click.option("--repair", is_flag=True, help="Mend what is wrong. Producers may run; so may a consumer.")
 def doctor(inbox: str | None, json: bool, repair: bool) -> None:
-    """Measure this file system, and check the inbox: say what was found, and what follows.
+    """Measure this file system, and check the inbox.
 
-    Where there is no inbox yet, only the file system is measured. Exit status: 0 if all is well, 1 if
-    something needs a repair or a person, 3 if the inbox cannot be used.
+    It says what was found, and what follows. Where there is no inbox yet, only the file system is measured.
+    Exit status: 0 if all is well, 1 if something needs a repair or a person, 3 if the inbox cannot be used.
     """
     from .checkup import checkup
 
     sys.exit(checkup(chosen(inbox), repair=repair, json=json))
+
+
+def _complete_commands(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in NAMES if name.startswith(incomplete)]
+
+
+@cli.command("help")
+@click.argument("command", required=False, shell_complete=_complete_commands)
+def help_(command: str | None) -> None:
+    """Show the help of COMMAND.
+
+    Without it, list the commands.
+    """
+    ctx = click.get_current_context()
+    root, group = ctx.find_root(), cli
+    if command is None:
+        click.echo(page())
+        return
+    name, found, _ = group.resolve_command(root, [command])
+    assert name and found
+    click.echo(found.get_help(click.Context(found, parent=root, info_name=name)))
 
 
 def run() -> None:

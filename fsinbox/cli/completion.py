@@ -8,7 +8,9 @@ import click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands, options and keys.
+    """Print what makes a shell complete a line.
+
+    Commands, options and keys are completed.
 
     \b
     bash:  eval "$(fsinbox completion bash)"         in ~/.bashrc

@@ -9,7 +9,19 @@ from typing import Any
 import click
 
 from .exits import EXIT_USAGE
-from .options import DURATION, RATE, SIZE, Failure, Pattern, chosen, inbox_option, outranked
+from .options import (
+    COUNT,
+    DURATION,
+    RATE,
+    SIZE,
+    Count,
+    Duration,
+    Failure,
+    Pattern,
+    chosen,
+    inbox_option,
+    outranked,
+)
 from .variables import complaint, unknown
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -69,28 +81,25 @@ def section(title: str, *options: Decorator) -> Decorator:
     click.option(
         "--concurrency",
         "-c",
-        type=click.IntRange(1),
+        type=Count(1),
         default=1,
         show_default=True,
         help="Handlers at once: threads, coroutines or commands.",
     ),
     click.option(
         "--processes",
-        metavar="N",
-        type=click.IntRange(0),
+        type=COUNT,
         default=0,
-        help="Call the function in N processes instead of threads: for what computes, crashes or hangs.",
+        help="Call the function in processes instead of threads: for what computes, crashes or hangs.",
     ),
     click.option(
         "--batch",
-        metavar="N",
-        type=click.IntRange(1),
-        help="Hand out up to N elements at once: func(elements); for a command {} is all paths, and standard "
-        "input has a JSON object a line.",
+        type=Count(1),
+        help="Hand out up to so many elements at once: func(elements); for a command {} is all paths, and "
+        "standard input has a JSON object a line.",
     ),
     click.option(
         "--batch-wait",
-        metavar="TIME",
         type=DURATION,
         default=0.0,
         help="How long to wait for a batch to become full (1s).  [default: hand out what is there]",
@@ -100,7 +109,6 @@ def section(title: str, *options: Decorator) -> Decorator:
     "How long it may take",
     click.option(
         "--timeout",
-        metavar="TIME",
         type=DURATION,
         help="End what works on an element longer than that (10m), and count a failed attempt. For commands, "
         "async functions and --processes.",
@@ -115,39 +123,37 @@ def section(title: str, *options: Decorator) -> Decorator:
     "When it fails",
     click.option(
         "--max-attempts",
-        type=click.IntRange(0),
+        type=COUNT,
         default=45,
         show_default=True,
         help="Attempts before an element moves to failed/; by default a day's. 0: no bound.",
     ),
     click.option(
         "--give-up-after",
-        metavar="TIME",
         type=DURATION,
         help="Move an element to failed/ when an attempt fails and it was queued longer ago (3d).",
     ),
     click.option(
         "--retry-delay",
-        type=click.FloatRange(0.001, 604800),
-        default=1.0,
+        type=Duration("1ms", "7d"),
+        default="1s",
         show_default=True,
-        help="First back-off, seconds; it doubles with each attempt.",
+        help="First back-off; it doubles with each attempt.",
     ),
     click.option(
         "--max-retry-delay",
-        type=click.FloatRange(0.001, 400000),
-        default=3600.0,
+        type=Duration("1ms", "400000s"),
+        default="1h",
         show_default=True,
-        help="Longest back-off, seconds.",
+        help="Longest back-off.",
     ),
     click.option(
         "--breaker",
-        metavar="N",
-        type=click.IntRange(0),
+        type=COUNT,
         default=20,
         show_default=True,
-        help="When N elements in a row have failed, try one at a time, with pauses of up to a minute, until "
-        "one is done. 0: never.",
+        help="When so many elements in a row have failed, try one at a time, with pauses of up to a minute, "
+        "until one is done. 0: never.",
     ),
     click.option(
         "--on-failed",
@@ -159,35 +165,32 @@ def section(title: str, *options: Decorator) -> Decorator:
     "What is taken, and when",
     click.option(
         "--rate",
-        metavar="N/TIME",
         type=RATE,
         help="Take at most this many: 10/s, 100/m, 1000/h, 1/30s; evenly, a second's worth at once.",
     ),
     click.option(
         "--expire",
-        metavar="TIME",
         type=DURATION,
         help="What was queued longer ago (1d) goes to failed/ as expired, without a try.",
     ),
     click.option(
         "--settle",
-        type=click.FloatRange(0),
+        type=DURATION,
         default=0.0,
-        show_default=True,
-        help="Debounce: take a key once it was left alone for this time, seconds.",
+        help="Debounce: take a key once it was left alone for this time.  [default: at once]",
     ),
     click.option(
         "--max-settle",
-        type=click.FloatRange(0),
-        default=60.0,
+        type=DURATION,
+        default="1m",
         show_default=True,
-        help="... but never longer than this, seconds.",
+        help="... but never longer than this.",
     ),
     click.option(
         "--drop-settle",
-        type=click.FloatRange(0),
-        show_default="1; 5 where the kernel cannot tell",
-        help="A file in drop/ whose writer may not be done must lie still for this time, seconds.",
+        type=DURATION,
+        help="A file in drop/ whose writer may not be done must lie still for this time.  "
+        "[default: 1s; 5s where the kernel cannot tell]",
     ),
     click.option(
         "--ignore",
@@ -197,10 +200,10 @@ def section(title: str, *options: Decorator) -> Decorator:
     ),
     click.option(
         "--max-size",
-        type=click.IntRange(0),
-        default=1 << 30,
+        type=SIZE,
+        default="1G",
         show_default=True,
-        help="Largest file ingested from drop/, bytes.",
+        help="Largest file ingested from drop/.",
     ),
     click.option(
         "--watch",
@@ -211,17 +214,17 @@ def section(title: str, *options: Decorator) -> Decorator:
     ),
     click.option(
         "--poll-interval",
-        type=click.FloatRange(0.01),
-        default=1.0,
+        type=Duration("10ms"),
+        default="1s",
         show_default=True,
-        help="Longest time between polls, seconds.",
+        help="Longest time between polls.",
     ),
     click.option(
         "--keep-done",
-        type=click.IntRange(0),
+        type=COUNT,
         default=0,
         show_default=True,
-        help="Keep the last N acknowledged in done/, to replay.",
+        help="Keep so many of the last acknowledged in done/, to replay.",
     ),
 )
 @section(
@@ -232,22 +235,19 @@ def section(title: str, *options: Decorator) -> Decorator:
     click.option("--once", is_flag=True, help="Stop after one element."),
     click.option(
         "--shutdown-timeout",
-        metavar="TIME",
         type=DURATION,
         help="How long to wait after SIGTERM or SIGINT for what runs; then it is requeued, uncounted.  "
         "[default: until it is done]",
     ),
     click.option(
         "--max-elements",
-        metavar="N",
-        type=click.IntRange(0),
+        type=COUNT,
         default=0,
-        help="Start anew after N elements (each process of --processes does): for handlers that leak.  "
+        help="Start anew after so many elements (each process of --processes does): for handlers that leak.  "
         "[default: never]",
     ),
     click.option(
         "--max-memory",
-        metavar="SIZE",
         type=SIZE,
         default=0,
         help="Start anew when more memory is in use than that (512M).  [default: never]",
@@ -264,11 +264,10 @@ def section(title: str, *options: Decorator) -> Decorator:
     ),
     click.option(
         "--lease",
-        type=click.FloatRange(1, 86400),
-        default=15.0,
+        type=Duration("1s", "1d"),
+        default="15s",
         show_default=True,
-        help="Shared by several hosts: seconds without a heartbeat after which another consumer may take "
-        "over.",
+        help="Shared by several hosts: time without a heartbeat after which another consumer may take over.",
     ),
     click.option(
         "--standby",

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from .options import SIZE, chosen, inbox_option, json_option
+from .options import COUNT, SIZE, chosen, inbox_option, json_option
 
 
 @click.command()
@@ -25,8 +25,8 @@ from .options import SIZE, chosen, inbox_option, json_option
     is_flag=True,
     help="With --scope local: for this machine alone, although it lies on a network or FUSE mount.",
 )
-@click.option("--max-waiting", type=click.IntRange(min=0), metavar="COUNT", help="See `fsinbox limit`.")
-@click.option("--min-free", type=SIZE, metavar="SIZE", help="See `fsinbox limit`.")
+@click.option("--max-waiting", type=COUNT, help="See `fsinbox limit`.")
+@click.option("--min-free", type=SIZE, help="See `fsinbox limit`.")
 def init(
     inbox: str | None,
     json: bool,

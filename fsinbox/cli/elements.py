@@ -1,4 +1,4 @@
-"""The commands that change elements: failed, retry (and requeue), replay, discard, purge."""
+"""The commands that change elements: retry (and requeue), replay, discard, purge."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .choosing import confirm, keys_of, progress, selected, steers
+from .choosing import confirm, progress, selected, steers
 from .exits import EXIT_FAILED
 from .options import (
     DURATION,
     Failure,
     Renamed,
+    State,
     chosen,
     inbox_option,
     json_option,
-    keys_argument,
     printable,
     yes_option,
 )
@@ -93,44 +93,6 @@ def _of(*states: str) -> Callable[[Steering, list[str] | None], list[Row]]:
 
 
 @click.command()
-@inbox_option
-@json_option
-@click.option("--traceback", is_flag=True, help="Print each reason in full, with its traceback.")
-@keys_argument
-def failed(inbox: str | None, json: bool, traceback: bool, keys: tuple[str, ...]) -> None:
-    """List the failed elements, the oldest first, and why they failed: all, or those of KEY."""
-    from ..operate.rows import reason
-    from ..operate.steering import Steering, size_and_time
-    from ..operate.units import age, when
-    from .text import say
-
-    with Steering(chosen(inbox)) as steering:
-        layout = steering.layout
-        for row in steering.rows(("failed",), keys_of(keys) if keys else None):
-            about = size_and_time(layout, row)
-            if about is None:
-                continue
-            size, since = about
-            why = reason(layout, row) or ""
-            summary = (why.strip().splitlines() or ["no reason is kept"])[-1]
-            if json:
-                say(
-                    key=row.key,
-                    seq=row.seq,
-                    added_at=when(row.seq),
-                    failed_at=when(since),
-                    size=size,
-                    summary=summary,
-                    reason=why,
-                    path=f"{layout.path}/failed/{row.file}",
-                )
-                continue
-            click.echo(f"{age(since):>6}  {size:>10}  {printable(row.key)}: {printable(summary)}")
-            if traceback:
-                click.echo("".join(f"    {printable(line)}\n" for line in why.splitlines()))
-
-
-@click.command()
 @steers
 def retry(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
     """Try KEY again now, whatever its state.
@@ -179,8 +141,10 @@ def requeue(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
 @click.command()
 @steers
 def replay(inbox: str | None, keys: tuple[str, ...], **how: bool) -> None:
-    """Queue again what was acknowledged and is kept in done/ (see `consume --keep-done`). For a KEY that has
-    none there it does what retry does."""
+    """Queue again what was done and is kept in done/.
+
+    (See `consume --keep-done`.) For a KEY that has none there it does what retry does.
+    """
     _change("Replay", inbox, keys, _to_replay, _retry, **how)
 
 
@@ -196,14 +160,17 @@ def _to_replay(steering: Steering, keys: list[str] | None) -> list[Row]:
     "states",
     cls=Renamed,
     multiple=True,
-    type=click.Choice(["failed", "waiting", "deferred", "done"]),
+    type=State(["failed", "waiting", "deferred", "done"]),
     default=["failed"],
     show_default=True,
     help="What to discard; may be repeated.",
 )
 @steers
 def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], **how: bool) -> None:
-    """Remove elements for good: failed ones, or those in other states. Asks first."""
+    """Remove elements for good: failed ones, or others.
+
+    With --state, those in other states. Asks first.
+    """
     _change(
         "Discard", inbox, keys, _of(*states), lambda steering, row: steering.discard(row), ask=True, **how
     )
@@ -217,7 +184,7 @@ def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], *
     "states",
     cls=Renamed,
     multiple=True,
-    type=click.Choice(["failed", "done", "waiting", "deferred"]),
+    type=State(["failed", "done", "waiting", "deferred"]),
     default=["failed", "done"],
     show_default=True,
     help="What to remove; may be repeated.",
@@ -226,14 +193,14 @@ def discard(inbox: str | None, keys: tuple[str, ...], states: tuple[str, ...], *
     "--older-than",
     type=DURATION,
     default=0.0,
-    metavar="TIME",
     help="Only elements that moved there longer ago: 90, 15m, 2h, 7d.",
 )
 @yes_option
 def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: float, yes: bool) -> None:
-    """Remove all failed elements, and all that are kept in done/; or those in other states. Asks first.
+    """Remove all that is failed or done.
 
-    A directory with something in it is left. Exit status 1 if there was one.
+    With --state, all that is in other states. Asks first. A directory with something in it is left. Exit
+    status 1 if there was one.
     """
     from time import time_ns
 

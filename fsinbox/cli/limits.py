@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import SIZE, chosen, inbox_option, json_option
+from .options import COUNT, SIZE, chosen, inbox_option, json_option
 
 
 @click.command()
@@ -12,14 +12,12 @@ from .options import SIZE, chosen, inbox_option, json_option
 @json_option
 @click.option(
     "--max-waiting",
-    type=click.IntRange(min=0),
-    metavar="COUNT",
+    type=COUNT,
     help="Elements that may wait, back-offs included; 0: no bound.",
 )
 @click.option(
     "--min-free",
     type=SIZE,
-    metavar="SIZE",
     help="What must stay free there: 500MB, 2G; 0: no bound.",
 )
 def limit(inbox: str | None, json: bool, max_waiting: int | None, min_free: int | None) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import click
 
 from .exits import EXIT_FAILED
-from .options import chosen, create_option, inbox_option, json_option, printable
+from .options import Count, chosen, create_option, inbox_option, json_option, printable
 
 
 @click.command()
@@ -37,9 +37,7 @@ from .options import chosen, create_option, inbox_option, json_option, printable
 @click.option(
     "--order-by", metavar="NAME", help="The column of the order of arrival.  [default: the primary key]"
 )
-@click.option(
-    "--batch", type=click.IntRange(1), default=1000, show_default=True, help="Rows to read at once."
-)
+@click.option("--batch", type=Count(1), default=1000, show_default=True, help="Rows to read at once.")
 @click.option(
     "--restart", is_flag=True, help="Begin with the first row, even if the last run was interrupted."
 )
@@ -58,8 +56,9 @@ def migrate(
     create: bool,
     url: str,
 ) -> None:
-    """Queue the rows of a database table, oldest first. URL is SQLAlchemy's: sqlite:///jobs.db,
-    postgresql://host/db.
+    """Queue the rows of a database table, oldest first.
+
+    URL is SQLAlchemy's: sqlite:///jobs.db, postgresql://host/db.
 
     Stop the programs that add to the table and that take from it, run this, and start them on the inbox.
     Nothing is deleted from the table. A run that was interrupted is continued by the next one; after a

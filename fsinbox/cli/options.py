@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import click
 
+from ..store.amounts import rate, seconds, size
 from .variables import INBOX
 
 Command = Callable[..., Any]
@@ -120,13 +121,40 @@ def printable(key: str) -> str:
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A duration: "90", "90s", "15m", "2h", "7d", "1h30m". Converts to seconds."""
 
-    name = "duration"
+    name = "time"  # what help shows: TIME
+
+    def __init__(self, least: str = "0s", most: str = "") -> None:
+        """It is from `least` to `most`; "": no bound."""
+        self._least = least
+        self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(value) if isinstance(value, (int, float)) else _seconds(value)
-        if not 0 <= seconds < 1e9:
-            self.fail(f"invalid duration {value!r}: use 90, 15m, 2h, 7d or 1h30m", param, ctx)
-        return seconds
+        try:
+            found = seconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if found < seconds(self._least) or (self._most and found > seconds(self._most)):
+            most = f" to {self._most}" if self._most else " or more"
+            self.fail(f"{value!r} is not {self._least}{most}", param, ctx)
+        return found
+
+
+class Count(type(click.INT)):  # type: ignore[misc]  # click has no public name for it
+    """A whole number of at least `least`; help shows COUNT."""
+
+    name = "count"
+
+    def __init__(self, least: int = 0) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = super().convert(value, param, ctx)
+        if number < self._least:
+            self.fail(f"{value!r} is not {self._least} or more", param, ctx)
+        return number
+
+
+COUNT = Count()
 
 
 class Pattern(click.ParamType):  # type: ignore[type-arg]
@@ -141,20 +169,6 @@ class Pattern(click.ParamType):  # type: ignore[type-arg]
             return check_patterns([str(value)])[0]
         except BadPattern as error:
             self.fail(str(error), param, ctx)
-
-
-def _seconds(text: str) -> float:
-    """Return a duration in seconds; -1 if it is not one."""
-    from re import fullmatch
-
-    sizes = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-    number = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-    if fullmatch(number, text):
-        return float(text)
-    match = fullmatch("".join(f"(?:({number}){unit})?" for unit in sizes), text) if text else None
-    if not match:
-        return -1.0
-    return sum(float(part or 0) * size for part, size in zip(match.groups(), sizes.values(), strict=True))
 
 
 DURATION = Duration()
@@ -181,7 +195,6 @@ def terms_options(command: Command) -> Command:
         click.option(
             "--delay",
             type=DURATION,
-            metavar="TIME",
             help="Hand it out after TIME (90, 15m, 2h) at the earliest.",
         ),
     ):
@@ -195,36 +208,35 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from re import IGNORECASE, fullmatch
-
-        match = fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])(i?b)?|b)?", str(value), IGNORECASE)
-        if not match:
-            self.fail(f"invalid size {value!r}: use 1000, 500MB, 2G or 2GiB", param, ctx)
-        number, unit, end = match.groups()
-        base = 1000 if end and end.lower() == "b" else 1024
-        return int(float(number) * base ** (" kmgt".index(unit.lower()) if unit else 0))
+        try:
+            return size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 SIZE = Size()
 
 
-class Rate(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+class Rate(click.ParamType):  # type: ignore[type-arg]
     """So many in a time: "10/s", "100/m", "1/30s". Converts to a number a second."""
 
-    name = "rate"
+    name = "count/time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        count, _, time = str(value).partition("/")
-        seconds = _seconds(time if time[:1].isdigit() else f"1{time}")
-        number = _seconds(count) if count.replace(".", "", 1).isdigit() else -1.0
-        if not (time and number > 0 and 0 < seconds < 1e9):
-            self.fail(f"invalid rate {value!r}: use 10/s, 100/m, 1000/h or 1/30s", param, ctx)
-        return number / seconds
+        try:
+            return rate(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 RATE = Rate()
+
+
+class State(click.Choice):  # type: ignore[type-arg]
+    """A state of an element; "in-flight" and "in flight" are in_flight."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(str(value).replace("-", "_").replace(" ", "_"), param, ctx)
 
 
 def keys_argument(command: Command) -> Command:

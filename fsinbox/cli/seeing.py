@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from .options import DURATION, chosen, inbox_option, json_option, key_argument, printable
+from .options import COUNT, DURATION, chosen, inbox_option, json_option, key_argument, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 
 def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --max-age, --max-pending and --max-failed to a command."""
+    """Add --max-age, --max-waiting and --max-failed to a command."""
     for option in (
+        click.option("--max-failed", type=COUNT, help="Critical if more have failed."),
         click.option(
-            "--max-failed", type=click.IntRange(0), metavar="N", help="Critical if more have failed."
+            "--max-waiting", "--max-pending", "max_waiting", type=COUNT, help="Critical if more wait."
         ),
-        click.option("--max-pending", type=click.IntRange(0), metavar="N", help="Critical if more wait."),
         click.option(
             "--max-age",
             type=DURATION,
-            metavar="TIME",
             help="Critical if one that is not done is older: 90, 15m, 2h, 1d.",
         ),
     ):
@@ -39,12 +38,13 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 @limit_options
 def status(
-    inbox: str | None, json: bool, max_age: float | None, max_pending: int | None, max_failed: int | None
+    inbox: str | None, json: bool, max_age: float | None, max_waiting: int | None, max_failed: int | None
 ) -> None:
-    """Tell how the inbox stands: who consumes, what waits and for how long, how quickly the work goes, and a
-    verdict.
+    """Tell how the inbox stands, with a verdict.
 
-    Exit status: 0; with --max-age, --max-pending or --max-failed 1 if one of them is exceeded; 3 if the inbox
+    Who consumes, what waits and for how long, how quickly the work goes.
+
+    Exit status: 0; with --max-age, --max-waiting or --max-failed 1 if one of them is exceeded; 3 if the inbox
     cannot be looked at. Each column of the histogram counts elements up to this age, but older than the
     previous column.
     """
@@ -58,7 +58,7 @@ def status(
     from .text import say
 
     found = summary(Layout(chosen(inbox), create=False))
-    level, text = verdict(found, Limits(max_age, max_pending, max_failed))
+    level, text = verdict(found, Limits(max_age, max_waiting, max_failed))
     if json:
         say(**asdict(found), level=level, verdict=text)
     else:
@@ -158,12 +158,13 @@ def histogram(ages: Ages) -> list[str]:
 @click.option("--raw", is_flag=True, help="Print the bytes as they are on a terminal, too.")
 @key_argument
 def show(inbox: str | None, json: bool, raw: bool, key: str) -> None:
-    """Print the payload of KEY: the one that waits, else the one in flight, deferred or failed.
+    """Print the payload of KEY.
+
+    It is the one that waits, else the one in flight, deferred or failed.
 
     On a terminal, characters that it would obey are printed as escapes (\\x1b), unless --raw is given.
     """
     import base64
-    import sys
 
     from ..operate.rows import find, reason
     from ..operate.units import when
@@ -192,10 +193,7 @@ def show(inbox: str | None, json: bool, raw: bool, key: str) -> None:
     if not json:
         if why:
             click.echo(escaped(why), err=True)
-        if sys.stdout.isatty() and not raw:
-            text = escaped(data.decode("utf-8", "surrogateescape"))
-            data = text.encode(sys.stdout.encoding, "backslashreplace")
-        sys.stdout.buffer.write(data)
+        _write(data, raw=raw)
         return
     due = (row.look(layout) or (0, None))[1]
     members: dict[str, object] = {
@@ -216,10 +214,26 @@ def show(inbox: str | None, json: bool, raw: bool, key: str) -> None:
     say(**members)
 
 
+def _write(data: bytes, *, raw: bool) -> None:
+    """Write a payload to standard output, if there is one; to a terminal escaped, unless `raw`."""
+    import sys
+
+    from ..store.printing import escaped
+
+    if sys.stdout is None:
+        return
+    if sys.stdout.isatty() and not raw:
+        text = escaped(data.decode("utf-8", "surrogateescape"))
+        data = text.encode(sys.stdout.encoding, "backslashreplace")
+    sys.stdout.buffer.write(data)
+
+
 @click.command()
 @inbox_option
 def metrics(inbox: str | None) -> None:
-    """Print metrics as Prometheus reads them, once: for an inbox whose consumer does not serve them itself.
+    """Print metrics for Prometheus, once.
+
+    For an inbox whose consumer does not serve them itself.
 
     For node_exporter, from a timer: fsinbox metrics >fsinbox.prom.new && mv fsinbox.prom.new fsinbox.prom
     """

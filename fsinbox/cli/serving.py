@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 @inbox_option
 @click.option(
     "--host",
+    metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="Address to listen on; others than loopback are reached by all.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0: any that is free."
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    default=8470,
+    show_default=True,
+    help="0: any that is free.",
 )
 @click.option(
     "--allow-changes", is_flag=True, help="Let whoever has the token retry, discard, pause and resume."
@@ -42,10 +48,12 @@ def web(
     private: bool,
     allow_host: tuple[str, ...],
     max_age: float | None,
-    max_pending: int | None,
+    max_waiting: int | None,
     max_failed: int | None,
 ) -> None:
-    """Show the inbox in a browser: how it stands, each element, and why what failed has failed.
+    """Show the inbox in a browser.
+
+    How it stands, each element, and why what failed has failed.
 
     Its address is printed on standard error. Anybody who reaches it may look (see --private); nothing can be
     changed without --allow-changes and the token that is printed then. It runs until SIGTERM or SIGINT. Exit
@@ -88,7 +96,7 @@ def web(
             )
         click.echo(f"fsinbox: showing {printable(path)} at {address}", err=True)
 
-    serve(make_app(path, rules, Limits(max_age, max_pending, max_failed)), listener, say_where)
+    serve(make_app(path, rules, Limits(max_age, max_waiting, max_failed)), listener, say_where)
 
 
 def _named(host: str) -> str:

@@ -136,7 +136,9 @@ def _typed_one(option: click.Option, value: Any) -> Any:
 @json_option
 @click.argument("command", required=False)
 def settings(inbox: str | None, json: bool, command: str | None) -> None:
-    """Print what each option is set to, and what has set it; only those of COMMAND, if it is given.
+    """Print what each option is set to, and by what.
+
+    Only those of COMMAND, if it is given.
 
     An option of the command line comes before its environment variable, that before [tool.fsinbox] in the
     nearest pyproject.toml upwards ($FSINBOX_SETTINGS names another file; empty, none), and that before the

@@ -16,8 +16,10 @@ from .options import DURATION, Failure, Renamed, chosen, inbox_option, json_opti
 @json_option
 @keys_argument
 def hold(inbox: str | None, json: bool, keys: tuple[str, ...]) -> None:
-    """Put KEY on hold: the consumer does not take it until it is released. Adds for it continue, and
-    replace; if it is in flight, its handler finishes.
+    """Put KEY on hold: it is not taken.
+
+    That ends when it is released. Adds for it continue, and replace; if it is in flight, its handler
+    finishes.
 
     Without KEY, list the keys on hold.
     """
@@ -40,7 +42,10 @@ def hold(inbox: str | None, json: bool, keys: tuple[str, ...]) -> None:
 @click.command()
 @steers
 def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tuple[str, ...]) -> None:
-    """End the hold of KEY: it may be taken, at its place, within a second."""
+    """End the hold of KEY.
+
+    It may be taken, at its place, within a second.
+    """
     from ..operate.steering import Steering
     from ..store import control
     from ..store.names import decode_key, encode_key
@@ -74,12 +79,13 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
     "length",
     cls=Renamed,
     type=DURATION,
-    metavar="TIME",
     help="Resume after this time: 90, 15m, 2h.  [default: never]",
 )
 def pause(inbox: str | None, json: bool, length: float | None) -> None:
-    """Have the consumer take nothing more, now and after a restart. Handlers that run finish; adds
-    continue."""
+    """Have the consumer take nothing more.
+
+    That holds after a restart, too. Handlers that run finish; adds continue.
+    """
     from time import time_ns
 
     from ..operate.steering import Steering
@@ -103,7 +109,10 @@ def pause(inbox: str | None, json: bool, length: float | None) -> None:
 @inbox_option
 @json_option
 def resume(inbox: str | None, json: bool) -> None:
-    """End a pause: the consumer takes again within a second."""
+    """End a pause.
+
+    The consumer takes again within a second.
+    """
     from ..operate.steering import Steering
     from ..store import control
     from .text import say
@@ -119,12 +128,12 @@ def resume(inbox: str | None, json: bool) -> None:
 @click.command()
 @inbox_option
 @json_option
-@click.option(
-    "--timeout", type=DURATION, metavar="TIME", help="Give up after this time: 90, 15m, 2h.  [default: never]"
-)
+@click.option("--timeout", type=DURATION, help="Give up after this time: 90, 15m, 2h.  [default: never]")
 @keys_argument
 def wait(inbox: str | None, json: bool, timeout: float | None, keys: tuple[str, ...]) -> None:
-    """Wait until KEY is done: neither waiting, nor in flight or deferred. Without KEY, until no element is.
+    """Wait until KEY, or everything, is done.
+
+    Done is what is neither waiting, nor in flight or deferred.
 
     Exit status: 0 done; 1 one of them has failed; 5 one of them is not known: it was never added, or was done
     too long ago to have left a trace; 124 the timeout has expired.

@@ -1,4 +1,9 @@
-"""Lines for programs."""
+"""What is printed: lines for programs, and on a terminal a little colour."""
+
+from __future__ import annotations
+
+import os
+import sys
 
 import click
 
@@ -9,4 +14,22 @@ def say(**members: object) -> None:
 
     text = dumps(members, ensure_ascii=False)
     # A key that came from a file name may hold bytes that are not text: escaped, then.
-    click.echo(text if text.isprintable() else dumps(members))
+    line(text if text.isprintable() else dumps(members))
+
+
+def line(text: str) -> None:
+    """Print a line, if there is a standard output. (click.echo flushes each: with a million that takes most
+    of the time.)"""
+    if sys.stdout:
+        sys.stdout.write(f"{text}\n")
+
+
+def on_terminal() -> bool:
+    """Tell whether people read standard output: then there are headers."""
+    return bool(sys.stdout and sys.stdout.isatty())
+
+
+def styled(text: str, **style: bool | str | None) -> str:
+    """Return a text in a style (see click.style) where that can be seen, and no NO_COLOR is set."""
+    wanted = on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, **style) if wanted else text  # type: ignore[arg-type]

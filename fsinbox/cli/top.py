@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import chosen, inbox_option, printable
+from .options import Duration, chosen, inbox_option, printable
 from .seeing import limit_options
 
 TYPE_CHECKING = False
@@ -39,15 +39,17 @@ _STYLES = {"OK": "bold green", "WARNING": "bold yellow", "CRITICAL": "bold red"}
 @limit_options
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
-    default=2.0,
+    type=Duration("100ms", "1h"),
+    default="2s",
     show_default=True,
-    help="Seconds from one look to the next.",
+    help="From one look to the next.",
 )
 def top(
-    inbox: str | None, max_age: float | None, max_pending: int | None, max_failed: int | None, interval: float
+    inbox: str | None, max_age: float | None, max_waiting: int | None, max_failed: int | None, interval: float
 ) -> None:
-    """Watch the inbox: how it stands, how quickly the work goes, what is in flight, what failed last.
+    """Watch the inbox on the terminal.
+
+    How it stands, how quickly the work goes, what is in flight, what failed last.
 
     The plots are of the last hour, a column a minute, and of what waited since this was started, a column a
     look. q or Ctrl-C quits. For scripts there is `fsinbox status --json`.
@@ -69,7 +71,7 @@ def top(
     # A key may have characters that this terminal lacks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        watch(layout, Limits(max_age, max_pending, max_failed), interval, console)
+        watch(layout, Limits(max_age, max_waiting, max_failed), interval, console)
     except KeyboardInterrupt:
         pass
 

@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 @click.option(
     "--settle",
     type=DURATION,
-    default=1.0,
+    default="1s",
     show_default=True,
     help="Queue a file when it has lain still for this long ...",
 )
 @click.option(
     "--max-settle",
     type=DURATION,
-    default=60.0,
+    default="1m",
     show_default=True,
     help="... or after this long, if it changes all the time.",
 )
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--poll-interval",
     type=DURATION,
-    default=10.0,
+    default="10s",
     show_default=True,
     help="Time between two rescans where no events tell of changes.",
 )
@@ -88,12 +88,12 @@ if TYPE_CHECKING:
 )
 @click.argument("dirs", nargs=-1, required=True, metavar="[NAME=]DIR...", type=click.Path(file_okay=False))
 def watch(inbox: str | None, create: bool, dirs: tuple[str, ...], **options: Any) -> None:
-    """Queue each file of DIR when it is created, changed or removed.
+    """Queue each file of DIR when it changes.
 
-    The key is the file's path, relative to DIR. Of several DIRs it begins with NAME/, or with the last part
-    of DIR. Only the newest state of a file waits. Events say at once where to look. At the start, and every
-    --rescan, DIR is compared with what was queued last, so that nothing is missed that changed meanwhile.
-    Symlinks are not followed, and an inbox in DIR is left out.
+    That is when it is created, changed or removed. The key is the file's path, relative to DIR. Of several
+    DIRs it begins with NAME/, or with the last part of DIR. Only the newest state of a file waits. Events say
+    at once where to look. At the start, and every --rescan, DIR is compared with what was queued last, so
+    that nothing is missed that changed meanwhile. Symlinks are not followed, and an inbox in DIR is left out.
 
     SIGTERM and SIGINT stop it. Exit status: 0 stopped, or done with --once; 1 a file was skipped (with
     --once); 2 usage; 3 the inbox cannot be used, or with --once DIR cannot; 4 another `watch` queues DIR

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop
 from time import time_ns
 
 from ..store.files import not_before, open_for_reading
@@ -62,9 +63,24 @@ def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Ro
     `states`: of STATES, or "done". Raises OSError.
     """
     for state in states:
-        found = [row for place in places(layout, state) if (row := row_of(state, *place))]
-        found.sort(key=lambda row: row.seq)
-        yield from found
+        found = places(layout, state)
+        yield from _by_due(state, found) if state == "deferred" else _by_name(state, found)
+
+
+def _by_name(state: str, found: list[tuple[str, str]]) -> Iterator[Row]:
+    """Go through elements whose names begin with their numbers: the first at once, however many there are."""
+    heap = [(file, folder) for folder, file in found]
+    heapify(heap)
+    while heap:
+        file, folder = heappop(heap)
+        row = row_of(state, folder, file)
+        if row:
+            yield row
+
+
+def _by_due(state: str, found: list[tuple[str, str]]) -> Iterator[Row]:
+    """Go through elements whose names begin with when they are due."""
+    yield from sorted((row for place in found if (row := row_of(state, *place))), key=lambda row: row.seq)
 
 
 def row_of(state: str, folder: str, file: str) -> Row | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .adding import Adder
+from .amounts import size
 from .codecs import encode
 from .handle import Handle, Looking
 from .terms import terms_of
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO, Unpack
 
     from .adding import Added
+    from .amounts import Size
     from .bounds import Limits
     from .terms import How
 
@@ -35,10 +37,10 @@ class Adds:
         InvalidPayload, AddFailed, ValueError.
 
         durable      whether to return only when a power cut can no longer lose it; None: as the inbox says
-        delay        seconds, or a timedelta, for which it is not handed out ...
+        delay        how long it is not handed out: seconds, "5m" or a timedelta ...
         not_before   ... or until when: a datetime, or seconds since the epoch. A newer value brings its own
         if_waiting   "replace", or "keep": a value that waits stays, and this one is not added
-        timeout      seconds to wait for room if the inbox is full: then InboxFull is raised
+        timeout      how long to wait for room if the inbox is full: then InboxFull is raised
         """
         return self._adder.add(key, encode(self.codec, key, value), terms_of(self.durable, **how))
 
@@ -85,11 +87,12 @@ class Adds:
         encoded = ((key, encode(self.codec, key, value)) for key, value in items)
         return self._adder.add_many(encoded, terms_of(self.durable, **how), progress)
 
-    def limit(self, *, max_waiting: int | None = None, min_free: int | None = None) -> Limits:
+    def limit(self, *, max_waiting: int | None = None, min_free: Size | None = None) -> Limits:
         """Bound the inbox, for all who add to it: how many elements may wait (back-offs included), and how
-        many bytes must stay free on its file system. 0: no bound; None: as it is. Returns what holds then.
-        Raises ValueError, UnusableInbox."""
+        much must stay free on its file system (bytes, or "2G"). 0: no bound; None: as it is. Returns what
+        holds then. Raises ValueError, UnusableInbox."""
         from .bounds import set_limits
 
         with Looking(self._handle) as layout:
-            return set_limits(layout, self._handle.index, max_waiting, min_free)
+            free = size(min_free) if isinstance(min_free, str) else min_free
+            return set_limits(layout, self._handle.index, max_waiting, free)

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from time import time_ns
 
+from .amounts import checked
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from typing import Literal, TypedDict
+
+    from .amounts import Time
 
     class How(TypedDict, total=False):
         """How a value is added; each may be left out.
 
         durable      whether add returns only when a power cut can no longer lose it; None: as the inbox says
-        delay        a timedelta, or seconds, for which it is not handed out ...
+        delay        how long it is not handed out: seconds, "5m" or a timedelta ...
         not_before   ... or the moment until which it is not: a datetime, or seconds since the epoch
         if_waiting   "replace": it takes the place of a value of its key that waits; "keep": that one stays,
                      and this one is not added
-        timeout      seconds to wait for room if the inbox is full (see Inbox.limit)
+        timeout      how long to wait for room if the inbox is full (see Inbox.limit)
         """
 
         durable: bool | None
-        delay: float | timedelta | None
+        delay: Time | None
         not_before: float | datetime | None
         if_waiting: Literal["replace", "keep"]
-        timeout: float
+        timeout: Time
 
 
 LONGEST = 3650 * 86_400
@@ -52,10 +56,10 @@ def terms_of(
     lasting: bool,
     *,
     durable: bool | None = None,
-    delay: float | timedelta | None = None,
+    delay: Time | None = None,
     not_before: float | datetime | None = None,
     if_waiting: str = "replace",
-    timeout: float = 0.0,
+    timeout: Time = 0.0,
 ) -> Terms:
     """Return the terms of an add to an inbox whose adds are durable, or not. Raises ValueError."""
     if durable is None:
@@ -64,13 +68,12 @@ def terms_of(
         return _USUAL[bool(durable)]
     if if_waiting not in ("replace", "keep"):
         raise ValueError(f"unknown if_waiting {if_waiting!r}: use 'replace' or 'keep'")
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be 0 or more, not {timeout}")
+    length = checked(timeout=timeout)["timeout"]
     moment = _moment(delay, not_before)
-    return Terms(durable=durable, not_before=moment, keep=if_waiting == "keep", timeout=timeout)
+    return Terms(durable=durable, not_before=moment, keep=if_waiting == "keep", timeout=length)
 
 
-def _moment(delay: float | timedelta | None, not_before: float | datetime | None) -> int:
+def _moment(delay: Time | None, not_before: float | datetime | None) -> int:
     """Return the moment, in nanoseconds since the epoch, before which a value is not handed out; 0 if it may
     be at once."""
     if delay is not None and not_before is not None:
@@ -80,9 +83,7 @@ def _moment(delay: float | timedelta | None, not_before: float | datetime | None
         moment = not_before if isinstance(not_before, int | float) else not_before.timestamp()
         left = moment - now / 1e9
     else:
-        left = 0.0 if delay is None else delay if isinstance(delay, int | float) else delay.total_seconds()
-        if left < 0:
-            raise ValueError(f"delay must be 0 or more, not {delay}")
+        left = 0.0 if delay is None else checked(delay=delay)["delay"]
     if not left <= LONGEST:  # (NaN, too)
         raise ValueError(f"a value can be delayed for {LONGEST // 86_400} days at most, not {left:g} s")
     return now + int(left * 1e9) if left > 0 else 0

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from ..operate.reasons import summary
 from ..operate.report import Limits
 from ..operate.rows import Row, folder_of, reason
 from ..store.files import open_for_reading
@@ -33,7 +34,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an element failed. `text` is the end of it, where a traceback names the error; `summary` its last
+    """Why an element failed. `text` is the end of it, where a traceback names the error; `summary`: in one
     line; `cut`: there is more than `text`."""
 
     text: str
@@ -149,8 +150,7 @@ def _reason(layout: Layout, row: Row, most: int) -> Reason | None:
     text = reason(layout, row)
     if text is None:
         return None
-    lines = text.rstrip().rpartition("\n")
-    return Reason(text[-most:], lines[2][:300], len(text) > most)
+    return Reason(text[-most:], summary(text)[:300], len(text) > most)
 
 
 def _pieces(fd: int) -> Iterator[bytes]:

@@ -217,8 +217,9 @@ def _judge(name: str, status: int, tail: str) -> Outcome:
     if status == 0:
         return DONE
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-    summary = f"{name!r} {how}"
-    detail = f"{summary}\n\nthe end of its output:\n{tail}" if tail else f"{summary}, without output"
+    last = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
+    summary = f"{name!r} {how}: {last}" if last else f"{name!r} {how}"
+    detail = f"{summary}\n\nthe end of its output:\n{tail}" if last else f"{summary}, without output"
     if status in TEMPORARY:
         return Outcome("later", summary, detail)
     return Outcome("reject" if status in PERMANENT else "retry", summary, detail)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..operate.reasons import headline
 from ..store.printing import cut
 
 LONGEST = 96 * 1024
@@ -22,18 +23,23 @@ _DEEPEST = 100
 
 
 class Described(NamedTuple):
-    """An exception: its name, its text, and its traceback, with causes and notes."""
+    """An exception: its name, its text, its traceback with causes and notes; and in one line its name and the
+    first line of its text."""
 
     name: str
     text: str
     full: str
+    summary: str
 
 
 def describe(error: BaseException) -> Described:
     """Describe an exception. Takes little longer than its own __str__."""
     found = traceback.TracebackException.from_exception(_bounded(error))
-    name, _, text = "".join(found.format_exception_only()).strip().partition(": ")
-    return Described(name, text, "".join(found.format()))
+    said = list(found.format_exception_only())
+    name, _, text = "".join(said).strip().partition(": ")
+    # A SyntaxError begins with where it is; notes stand at the end.
+    raised = next((part for part in said if not part.startswith(" ")), name)
+    return Described(name, text, "".join(found.format()), headline(raised))
 
 
 def _bounded(error: BaseException) -> BaseException:

@@ -55,7 +55,19 @@ def _imported(name: str) -> Any:
             raise HandlerError(
                 f"cannot import {name!r}: no such module in {os.getcwd()} or on sys.path"
             ) from error
-        raise HandlerError(f"importing {name!r} failed:\n{traceback.format_exc()}") from error
+        raise HandlerError(f"importing {name!r} failed:\n{_traceback_in_it(error)}") from error
+
+
+def _traceback_in_it(error: BaseException) -> str:
+    """Return the traceback from the module on that was imported: no frame is ours, or importlib's."""
+    found = error.__traceback__
+    while found and _imports(found.tb_frame.f_code.co_filename):
+        found = found.tb_next
+    return "".join(traceback.format_exception(error.with_traceback(found)))
+
+
+def _imports(file: str) -> bool:
+    return file in (__file__, importlib.__file__) or file.startswith("<frozen importlib")
 
 
 def _installed(name: str) -> str:
@@ -173,14 +185,14 @@ def _run_for_ever(loop: asyncio.AbstractEventLoop) -> NoReturn:
 
 def _judge(error: BaseException) -> Outcome:
     """Return what becomes of an element whose handler raised `error`."""
-    name, text, detail = describe(error)
+    _, text, detail, summary = describe(error)
     if isinstance(error, Reject):
         return Outcome("reject", f"rejected: {text}", detail)
     if isinstance(error, TryLater):
         return Outcome("later", f"not now: {text}", detail)
     if isinstance(error, InvalidPayload):  # func(element) that asked for element.value
         return Outcome("reject", text, detail)
-    return Outcome("retry", f"{name}: {text}".splitlines()[-1] if text else name, detail)
+    return Outcome("retry", summary, detail)
 
 
 def _end_if_forked(process: int, error: BaseException | None) -> None:

@@ -75,7 +75,7 @@ class Limits:
         if work is None or work.outcome is None or outcome.kind == "done":
             return outcome
         said = work.outcome
-        return Outcome(said.kind, said.summary, f"{outcome.detail}\n\n{said.detail}")
+        return Outcome(said.kind, said.summary, f"{said.detail}\n\n{outcome.detail}")
 
     def _has_time(self, element: Element, work: _Work, now: float) -> bool:
         """Tell whether the work has begun only after it was handed over, so that it has time left."""
