@@ -70,7 +70,7 @@ class Engine:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                **self._who,  # type: ignore[call-overload]
+                **self._who,
             )
         wait_until(self._answers, f"for {self.name}")
 
@@ -86,7 +86,7 @@ class Engine:
 
     def run(self, *words: str) -> None:
         """Run a command to its end as who runs the server."""
-        subprocess.run(words, cwd=self.folder, check=True, capture_output=True, **self._who)  # type: ignore[call-overload]
+        subprocess.run(words, cwd=self.folder, check=True, capture_output=True, **self._who)
 
     def _answers(self) -> bool:
         assert self.process

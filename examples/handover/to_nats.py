@@ -49,10 +49,9 @@ async def move(elements):
             if not clients:
                 clients.append(await connect())
             jetstream = clients[0].jetstream()
-            last = (
-                await jetstream.stream_info(STREAM)
-            ).state.last_seq  # before the payloads are read: who may
-            await put(jetstream, last, [(subject(one.key), one.data) for one in elements])  # is the consumer
+            # First where the stream ends, then the payloads: who may still read them is still the consumer.
+            last = (await jetstream.stream_info(STREAM)).state.last_seq
+            await put(jetstream, last, [(subject(element.key), element.data) for element in elements])
         except BaseException as error:
             for client in clients:
                 await client.close()
