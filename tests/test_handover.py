@@ -296,6 +296,25 @@ def test_the_listener_looks_at_start_and_then_listens(engine: Engine, folder: Pa
                 wait_until(lambda: engine.contents() == {})
 
 
+def test_a_listener_whose_connection_breaks_ends(engine: Engine, folder: Path) -> None:
+    """It must not go on with another: what was sent to it on the first, and lost, comes only at a start."""
+    with (
+        Inbox(folder / "inbox", codec="bytes") as inbox,
+        Inbox(folder / "back", codec="bytes") as back,
+    ):
+        inbox.add("k", b"1")
+        hand_over(engine, folder)
+        with listener(engine, folder) as service:
+            take(back, 30).ack()
+            if isinstance(engine, Redis):  # which is there again at once
+                engine.connect().client_kill_filter(_type="normal", skipme=True)
+            else:
+                engine.kill()
+                engine.start()
+            wait_until(lambda: service.process.poll() is not None, "for its end", patience=15)
+            assert service.process.returncode == 1
+
+
 def unacknowledged(engine: Engine) -> int:
     """Return how many values an engine has of which it was not told that the inbox has them."""
     if isinstance(engine, Redis):

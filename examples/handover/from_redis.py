@@ -10,6 +10,8 @@ import sys
 from contextlib import suppress
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from fsinbox import Inbox
 
@@ -27,7 +29,9 @@ def main(path: str) -> None:
     """Read, add, acknowledge. A second one waits: two could add an older value after a newer one."""
     with Inbox(path, codec="bytes") as inbox, open(f"{inbox.path}.listener", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        db = redis.from_url(os.environ.get("REDIS_URL", "redis://localhost"), protocol=2)
+        url = os.environ.get("REDIS_URL", "redis://localhost")
+        once = Retry(NoBackoff(), 0)  # an answer that was lost comes again at the next start, and not before
+        db = redis.from_url(url, retry=once, socket_timeout=60, protocol=2)
         with suppress(redis.ResponseError):  # it is there
             db.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
         since = "0"  # first what was not acknowledged, oldest first; then, with ">", what is new
@@ -37,9 +41,7 @@ def main(path: str) -> None:
             if not entries:
                 since = ">"
                 continue
-            whole = [
-                fields for _, fields in entries if fields
-            ]  # the others: replaced since, a newer one comes
+            whole = [fields for _, fields in entries if fields]  # (the others: a newer one comes)
             inbox.add_many((os.fsdecode(fields[b"key"]), fields[b"payload"]) for fields in whole)
             done = [word for place, fields in entries for word in (place, (fields or {}).get(b"key", b""))]
             db.eval(DONE, 3, STREAM, NEWEST, GROUP, *done)
