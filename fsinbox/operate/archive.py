@@ -24,6 +24,7 @@ from ..store import control, files, transitions
 from ..store.errors import AddFailed, InboxError, InvalidKey
 from ..store.layout import Layout
 from ..store.names import decode_key, element_name, encode_key, parse_element
+from ..store.subfolders import dropped
 from ..store.terms import LONGEST, terms_of
 from .drafts import draft_of
 from .rows import Row, reason, rows
@@ -94,7 +95,7 @@ def write(
             written.exported += 1
             progress(written.exported)
     others = {state: sum(1 for _ in rows(layout, (state,))) for state in STATES if state not in states}
-    others["drop"] = len(layout.names("drop"))
+    others["drop"] = len(dropped(layout))
     written.left_out = {state: count for state, count in others.items() if count}
     return written
 

@@ -9,6 +9,7 @@ from ..consumer.ownership import WHOLE, Shard
 from ..store.errors import InvalidKey
 from ..store.layout import Layout
 from ..store.names import element_of, encode_key, split_name
+from ..store.subfolders import dropped
 from .rows import STATES, places
 
 
@@ -37,7 +38,7 @@ def census(layout: Layout, shard: Shard = WHOLE) -> Census:
         count[state] = len(numbers)
         if numbers:
             oldest[state] = int(min(numbers))
-    drops = layout.names("drop")
+    drops = dropped(layout)
     count["dropped"] = len(drops) if shard == WHOLE else sum(map(shard.has, map(_encoded, drops)))
     return Census(count, oldest, waiting)
 

@@ -10,6 +10,7 @@ from ..store.control import requests
 from ..store.ignoring import Ignored, looked_up
 from ..store.layout import Layout
 from ..store.names import decode_key
+from ..store.subfolders import dropped
 from .admission import held_by
 from .ages import Ages, ages
 from .census import Census, census
@@ -108,7 +109,7 @@ def _slowed(running: list[dict[str, object]], every: list[ConsumerStats]) -> lis
 
 def _count(layout: Layout, ignored: Ignored) -> int:
     """Return how many files in drop/ are ignored."""
-    names = layout.names("drop")
+    names = dropped(layout)
     return len(names) - len(ignored.left(names))
 
 

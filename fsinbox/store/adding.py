@@ -127,7 +127,8 @@ class Add:
         for temporary, (key, encoded) in zip(self._drafts[done : done + len(keys)], keys, strict=True):
             if observer is not None:
                 observer.publishing(self._layout, temporary)
-            dropped = finished_drop(self._layout, key) if listed is None or key in listed else None
+            may_be = listed is None or key in listed or "/" in key
+            dropped = finished_drop(self._layout, key) if may_be else None
             drafts.append((temporary, encoded, dropped))
         keep = self._terms.keep
         self._index.locked(publish, self._layout, self._index, drafts, self._published, keep, self._let_in)
