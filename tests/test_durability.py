@@ -171,6 +171,18 @@ def test_a_dropped_file_in_a_subfolder_is_flushed_before_an_add_of_its_key_moves
     ]
 
 
+def test_what_fits_of_many_is_flushed_before_it_is_said_that_the_rest_does_not(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.limit(max_waiting=2)
+    code = """
+try: Inbox('inbox').add_many([('a', 1), ('b', 1), ('c', 1)])
+except Exception as error: assert error.added == 2
+"""
+    calls = traced(tmp_path, code)
+    assert calls[-1] == "fsync pending"
+    assert calls.count("renameat tmp -> pending") == 2
+
+
 def test_the_mark_of_subfolders_is_flushed_before_anything_is_ingested(tmp_path: Path) -> None:
     Inbox(tmp_path / "inbox").close()
     calls = traced(tmp_path, "Inbox('inbox', drop_recursive=True).become_consumer()")

@@ -385,11 +385,14 @@ def _newer_is_held(layout: Layout, number: int, encoded: str) -> bool:
     return False
 
 
-def add_if_none_waits(layout: Layout, index: Index, temporary: str, encoded: str) -> bool:
+def add_if_none_waits(
+    layout: Layout, index: Index, temporary: str, encoded: str, let_in: Callable[[], object] = lambda: None
+) -> bool:
     """Publish a file in tmp/ as its key's value unless one waits; tell whether it was done. Inside the
-    section."""
+    section. `let_in`: see publish."""
     number, waits, _ = index.admit(encoded)
     if not waits:
+        let_in()
         _rename(layout, "tmp", temporary, "pending", element_name(number, encoded))
     return not waits
 

@@ -86,8 +86,8 @@ MUTANTS = [
         (
             "added-not-flushed",
             ADDING,
-            "            flush_published(self._layout, self._published)\n",
-            "            pass\n",
+            "            flush_published(self._layout, self._published)\n        return [\n",
+            "            pass\n        return [\n",
             crash("create | new:a=1"),
         ),
         (
@@ -582,6 +582,14 @@ MUTANTS = [
             "                flush_all(layout, opened, last)\n",
             "                pass\n",
             "tests/test_durability.py -k in_a_subfolder",
+        ),
+        (
+            "what-fitted-not-flushed",
+            ADDING,
+            "            if self._terms.durable:  # so many were added\n"
+            "                flush_published(self._layout, self._published)\n",
+            "",
+            "tests/test_durability.py -k what_fits_of_many",
         ),
         (
             "mark-of-subfolders-itself-not-flushed",
