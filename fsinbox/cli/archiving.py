@@ -132,9 +132,7 @@ def _tell_export(written: Written, file: str, *, json: bool) -> None:
 @json_option
 @click.option("--replace", is_flag=True, help="Replace waiting values.  [default: they are newer, and stay]")
 @click.option("--max-size", type=SIZE, help="Skip larger elements.  [default: no limit]")
-@click.option(
-    "--timeout", type=DURATION, default=0.0, metavar="TIME", help="Wait for room for each, if it is full."
-)
+@click.option("--timeout", type=DURATION, default=0.0, help="Wait for room for each, if it is full.")
 @create_option
 @click.argument("file")
 def import_(

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--restart", is_flag=True, help="Begin with the first row, even if the last run was interrupted."
 )
-@click.option(
-    "--timeout", type=DURATION, default=0.0, metavar="TIME", help="Wait for room for each, if it is full."
-)
+@click.option("--timeout", type=DURATION, default=0.0, help="Wait for room for each, if it is full.")
 @create_option
 @click.argument("url", envvar="FSINBOX_MIGRATE_URL", metavar="URL")
 def migrate(
