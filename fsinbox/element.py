@@ -266,12 +266,12 @@ class Looks:
         with Looking(self._handle) as layout:
             if any(parse_element(name) for name in layout.names("pending")):
                 return True
-            dropped = layout.names("drop")
-            if not dropped:
+            if not layout.names("drop"):
                 return False
             from .store.ignoring import looked_up
+            from .store.subfolders import dropped
 
-            return bool(looked_up(layout, self._ignore).left(dropped))
+            return bool(looked_up(layout, self._ignore).left(dropped(layout)))
 
     def __bool__(self) -> bool:
         """An open inbox is true, also when it is empty: `if inbox:` must not list a million files."""

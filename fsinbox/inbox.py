@@ -43,6 +43,7 @@ class Inbox(Adds, Looks):
     max_settle     ... but once it has waited this long it is taken anyway
     drop_settle    how long a file in drop/ must lie still that may be unfinished (None: 1 s; 5 s if untold)
     ignore         more patterns, as in a .gitignore, of names in drop/ that are left alone
+    drop_recursive subfolders of drop/ are looked into: drop/a/b.pdf is ingested as key "a/b.pdf"
     max_drop_size  a larger file in drop/ is set aside
     watch          "auto", "events" or "poll": how an idle consumer notices arrivals
     poll_interval  time between polls at most, where it polls
@@ -67,6 +68,7 @@ class Inbox(Adds, Looks):
         max_settle: Time = 60.0,
         drop_settle: Time | None = None,
         ignore: Sequence[str] = (),
+        drop_recursive: bool = False,
         max_drop_size: Size = 1 << 30,
         watch: str = "auto",
         poll_interval: Time = 1.0,
@@ -91,6 +93,7 @@ class Inbox(Adds, Looks):
             "max_settle": times["max_settle"],
             "drop_settle": None if drop_settle is None else checked(drop_settle=drop_settle)["drop_settle"],
             "ignore": self._ignore,
+            "drop_recursive": drop_recursive,
             "max_drop_size": _bytes(max_drop_size),
             "durable": durable,
             "lease": times["lease"],

@@ -242,6 +242,55 @@ def test_an_import_that_was_interrupted_continues_and_nothing_comes_twice(
     assert sorted(first + waiting(home / "new")) == sorted(VALUES)
 
 
+@pytest.mark.parametrize("option", [(), ("--replace",)], ids=["keep", "replace"])
+@pytest.mark.parametrize("pipe", [False, True], ids=["file", "pipe"])
+def test_an_import_that_finds_the_inbox_full_continues_when_there_is_room(
+    home: Path, pipe: bool, option: tuple[str, ...]
+) -> None:
+    run("export", "--state", "waiting", "--state", "failed", "all.tar", cwd=home)
+    content = (home / "all.tar").read_bytes()
+    found: list[tuple[str, str]] = []
+    with Inbox(home / "new", codec="text") as inbox:
+        inbox.limit(max_waiting=1)
+        for status in (6, 6, 0):
+            words = ("--inbox", "new", "import", *option, "-" if pipe else "all.tar")
+            done = run(*words, cwd=home, status=status, stdin=content if pipe else b"")
+            assert status == 0 or "is full" in done.stderr
+            assert status == 0 or "again when there is room, or with --timeout" in done.stderr
+            found += drain(inbox)
+    assert found == [(key, f"{key}'s value") for key in KEYS]
+    assert len(list((home / "new/failed").glob("*-failed"))) == 1  # what has failed waits for nothing
+    assert list((home / "new/tmp").iterdir()) == []
+
+
+def test_an_import_waits_for_room(home: Path) -> None:
+    run("export", "all.tar", cwd=home)
+    with Inbox(home / "new", codec="text") as inbox:
+        inbox.limit(max_waiting=1)
+        words = command("--inbox", "new", "import", "--timeout", "1m", "all.tar")
+        child = subprocess.Popen(words, cwd=home, env=environment(), stdout=subprocess.DEVNULL)
+        found: list[tuple[str, str]] = []
+        while child.poll() is None:
+            found += drain(inbox)
+        found += drain(inbox)
+    assert child.returncode == 0
+    assert sorted(found) == sorted(VALUES)
+
+
+def test_an_import_replaces_what_waits_though_the_inbox_is_full(home: Path) -> None:
+    run("export", "--state", "waiting", "all.tar", cwd=home)
+    with Inbox(home / "new", codec="text") as inbox:
+        for key in KEYS:
+            inbox.add(key, "older")
+        inbox.limit(max_waiting=1)
+        run("--inbox", "new", "import", "--replace", "all.tar", cwd=home)
+        assert drain(inbox) == [(key, f"{key}'s value") for key in KEYS]
+        for key in KEYS:
+            inbox.add(key, "newer") if key == KEYS[0] else None
+        run("--inbox", "new", "import", "all.tar", cwd=home, status=6)  # the first is kept, the next is new
+        assert drain(inbox) == [(KEYS[0], "newer")]
+
+
 def test_an_import_that_is_killed_repeats_no_more_than_its_last_batch(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

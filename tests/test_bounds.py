@@ -104,8 +104,16 @@ def test_of_many_those_that_fit_are_added(inbox: Inbox) -> None:
     with pytest.raises(InboxFull) as told:
         inbox.add_many([(f"k{number}", "1") for number in range(5)])
     assert told.value.maybe_added
+    assert told.value.added == 3
     assert len(inbox) == 3
     assert os.listdir(f"{inbox.path}/tmp") == []
+
+
+def test_of_very_many_it_is_told_how_many_were_added(inbox: Inbox) -> None:
+    inbox.limit(max_waiting=2345)
+    with pytest.raises(InboxFull) as told:
+        inbox.add_many(((f"k{number}", "1") for number in range(4000)), durable=False)
+    assert told.value.added == len(inbox) == 2345
 
 
 def test_of_many_each_waits_for_room(inbox: Inbox) -> None:

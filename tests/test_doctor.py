@@ -588,6 +588,7 @@ def test_what_the_dead_left_is_found_and_removed_once_it_is_old(
 
 def test_every_kind_of_wrong_is_made_by_some_test() -> None:
     here = Path(__file__).read_text() + Path(__file__).with_name("test_one_host.py").read_text()
+    here += Path(__file__).with_name("test_subfolders.py").read_text()
     assert [kind for kind in KINDS if f'"{kind}"' not in here] == []
 
 

@@ -141,6 +141,56 @@ def test_a_dropped_file_is_flushed_before_an_add_of_its_key_moves_it(tmp_path: P
     ]
 
 
+def drop_into_subfolder(tmp_path: Path) -> None:
+    """Drop a file as sub/a, where subfolders are ingested."""
+    with Inbox(tmp_path / "inbox", drop_recursive=True) as inbox:
+        inbox.become_consumer()
+        (tmp_path / "draft").write_text("1")
+        os.utime(tmp_path / "draft", (1, 1))
+        Path(inbox.path, "drop", "sub").mkdir()
+        os.rename(tmp_path / "draft", Path(inbox.path, "drop", "sub", "a"))
+
+
+def test_a_dropped_file_in_a_subfolder_is_flushed_before_it_is_named(tmp_path: Path) -> None:
+    drop_into_subfolder(tmp_path)
+    calls = traced(tmp_path, "assert Inbox('inbox', drop_recursive=True).take().key == 'sub/a'")
+    assert flushes(calls) == ["fsync a", "fsync pending", "fsync sub"]
+    moved = calls.index("renameat sub -> pending")
+    assert calls.index("fsync a") < moved < calls.index("fsync pending", moved) < calls.index("fsync sub")
+
+
+def test_a_dropped_file_in_a_subfolder_is_flushed_before_an_add_of_its_key_moves_it(tmp_path: Path) -> None:
+    drop_into_subfolder(tmp_path)
+    assert traced(tmp_path, "Inbox('inbox').add('sub/a', 2)") == [
+        "fsync tmp",
+        "fsync a",
+        "renameat sub -> pending",
+        "renameat tmp -> pending",
+        "fsync pending",
+        "fsync sub",
+    ]
+
+
+def test_what_fits_of_many_is_flushed_before_it_is_said_that_the_rest_does_not(tmp_path: Path) -> None:
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.limit(max_waiting=2)
+    code = """
+try: Inbox('inbox').add_many([('a', 1), ('b', 1), ('c', 1)])
+except Exception as error: assert error.added == 2
+"""
+    calls = traced(tmp_path, code)
+    assert calls[-1] == "fsync pending"
+    assert calls.count("renameat tmp -> pending") == 2
+
+
+def test_the_mark_of_subfolders_is_flushed_before_anything_is_ingested(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
+    calls = traced(tmp_path, "Inbox('inbox', drop_recursive=True).become_consumer()")
+    assert "fsync subfolders" in calls
+    assert calls.index("fsync subfolders") < calls.index("fsync inbox")
+    assert "fsync inbox" in traced(tmp_path, "Inbox('inbox').become_consumer()")
+
+
 def test_take_and_ack_flush_nothing(tmp_path: Path) -> None:
     with Inbox(tmp_path / "inbox") as inbox:
         inbox.add_many((key, 1) for key in "abc")

@@ -447,6 +447,23 @@ def test_a_producer_that_knows_no_patterns_does_not_guess(inbox: Inbox, command:
 
 
 @pytest.mark.parametrize("command", [["sh", SH, "--inbox"], ["perl", PERL]], ids=["sh", "perl"])
+def test_a_producer_that_opens_no_subfolders_does_not_guess(inbox_dir: Path, command: list[str]) -> None:
+    """Where they are ingested, only fsinbox can tell whether what lies there is older, and move it."""
+    with Inbox(inbox_dir, codec="bytes", drop_settle=0) as inbox:
+        (inbox_dir / "drop/a").mkdir()
+        drop(inbox, "a/b")
+        subprocess.run([*command, inbox.path, "a/b"], input=b"1", check=True, timeout=60)
+    with Inbox(inbox_dir, codec="bytes", drop_settle=0, drop_recursive=True) as inbox:
+        inbox.become_consumer()
+        for key, status in (("a/b", False), ("a/c", True), ("a/.b", True)):
+            done = subprocess.run([*command, inbox.path, key], input=b"1", capture_output=True, timeout=60)
+            assert (done.returncode == 0) == status, done.stderr
+            assert status or b"use fsinbox add" in done.stderr
+        assert names(inbox, "tmp") == []
+        assert dict(drain(inbox)) == {"a/b": b"dropped", "a/c": b"1", "a/.b": b"1"}
+
+
+@pytest.mark.parametrize("command", [["sh", SH, "--inbox"], ["perl", PERL]], ids=["sh", "perl"])
 def test_another_user_s_list_does_not_stop_them(inbox: Inbox, command: list[str]) -> None:
     of_another_user(write_list(inbox, "*"))
     drop(inbox, "a", b"older")

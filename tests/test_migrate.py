@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import pty
 import subprocess
+import time
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers import command, contents, environment, json_lines, run
 from fsinbox import Inbox
 from fsinbox.cli.commands import cli
 from fsinbox.store.layout import Layout
+from tests.usual import drain
 
 sqlalchemy = pytest.importorskip("sqlalchemy", reason="pip install 'fsinbox[migrate]'")
 
@@ -128,6 +130,49 @@ def test_a_run_that_was_killed_goes_on_where_it_was(project: Path) -> None:
     locked = [f"k{number:04}" for number in range(50, 2001, 50)]
     assert keys == locked + [f"k{number:04}" for number in range(1, 2001) if number % 50]
     assert f"{2000 - half} new" in done.stdout
+
+
+def test_a_run_that_finds_the_inbox_full_goes_on_behind_what_was_queued(project: Path) -> None:
+    rows = [(number, f"k{number:04}", b"%d" % number, False) for number in range(1, 501)]
+    url = make(project, *DRAFT, rows=rows)
+    with Inbox(project / "inbox", codec="bytes") as inbox:
+        inbox.limit(max_waiting=220)
+        found: list[str] = []
+        for status in (6, 6, 0):
+            done = run("migrate", url, cwd=project, status=status)
+            assert status == 0 or "it goes on there" in done.stderr
+            found += [key for key, _ in drain(inbox)]
+            time.sleep(0.05)  # (a count is made anew 10 us for each that waited after the last)
+    assert found == [key for _, key, _, _ in rows]
+
+
+def test_a_run_that_finds_no_room_at_all_keeps_its_place(project: Path) -> None:
+    url = make(project, *DRAFT, rows=[(1, "a", b"1", False), (2, "b", b"2", False)])
+    with Inbox(project / "inbox", codec="bytes") as inbox:
+        inbox.limit(max_waiting=1)
+        run("migrate", "--batch", "1", url, cwd=project, status=6)
+        run("migrate", "--batch", "1", url, cwd=project, status=6)
+        assert [key for key, _ in drain(inbox)] == ["a"]
+        run("migrate", "--batch", "1", url, cwd=project)
+        assert [key for key, _ in drain(inbox)] == ["b"]
+
+
+def test_a_run_waits_for_room(project: Path) -> None:
+    url = make(project, *DRAFT, rows=[(number, f"k{number}", b"1", False) for number in range(1, 31)])
+    with Inbox(project / "inbox", codec="bytes") as inbox:
+        inbox.limit(max_waiting=4)
+        child = subprocess.Popen(
+            command("migrate", "--timeout", "1m", url),
+            cwd=project,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+        )
+        found: list[str] = []
+        while child.poll() is None:
+            found += [key for key, _ in drain(inbox)]
+        found += [key for key, _ in drain(inbox)]
+    assert child.returncode == 0
+    assert found == [f"k{number}" for number in range(1, 31)]
 
 
 def test_the_place_is_kept_for_each_table_and_order_and_restart_forgets_it(project: Path) -> None:

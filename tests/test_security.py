@@ -240,6 +240,7 @@ def test_no_module_writes_a_file_in_place_but_where_it_says_why() -> None:
         "consumer/ownership.py",  # consumer.lock: opened by dir_fd, O_NOFOLLOW, one name
         "store/creating.py",  # index and consumer.lock: the same
         "store/bounds.py",  # limits: the same
+        "store/subfolders.py",  # subfolders: the same
         "store/section.py",  # index: the same
         "doctor/filesystem.py",  # within a new folder of its own, mode 0700
     }

@@ -26,7 +26,8 @@ MINUTE = 60 * 10**9
 
 MEMBERS = (
     "path waiting in_flight deferred failed dropped oldest_waiting oldest_in_flight consumer consumers "
-    "scope oldest_deferred held paused paused_until paused_by ages pace totals stuck level verdict".split()
+    "scope oldest_deferred held paused paused_until paused_by ages pace totals stuck level verdict later "
+    "later_known".split()
 )
 
 

@@ -32,6 +32,7 @@ binmode STDIN;
 my $value = do { local $/; <STDIN> } // '';
 die "cannot read the value: $!\n" if STDIN->error;
 print $file $value and $file->flush and chmod $mode, $file and $file->sync and close $file or die "$temporary: $!\n";
+$key =~ m{/} && -e 'subfolders' && -f "drop/$key" and die "drop/$key may be older: use fsinbox add\n";
 my $dropped = $key !~ m{/|^\.} && finished("drop/$key");
 
 # 2. The section: lock, find the place or give out a number, publish.

@@ -11,8 +11,9 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from .exits import EXIT_FAILED, EXIT_UNUSABLE, EXIT_USAGE
+from .exits import EXIT_FAILED, EXIT_FULL, EXIT_UNUSABLE, EXIT_USAGE
 from .options import (
+    DURATION,
     SIZE,
     Failure,
     Renamed,
@@ -131,29 +132,40 @@ def _tell_export(written: Written, file: str, *, json: bool) -> None:
 @json_option
 @click.option("--replace", is_flag=True, help="Replace waiting values.  [default: they are newer, and stay]")
 @click.option("--max-size", type=SIZE, help="Skip larger elements.  [default: no limit]")
+@click.option("--timeout", type=DURATION, default=0.0, help="Wait for room for each, if it is full.")
 @create_option
 @click.argument("file")
 def import_(
-    inbox: str | None, json: bool, replace: bool, max_size: int | None, create: bool, file: str
+    inbox: str | None,
+    json: bool,
+    replace: bool,
+    max_size: int | None,
+    timeout: float,
+    create: bool,
+    file: str,
 ) -> None:
     """Queue the elements of an export.
 
     FILE is what `fsinbox export` has written; - is standard input. They stand behind what is waiting.
 
-    Failed elements go to failed/, with their reasons. If it is interrupted, or FILE is incomplete, the next
-    run continues there. Exit status: 1 if an element was too large, 2 if FILE is damaged or incomplete.
+    Failed elements go to failed/, with their reasons. If it is interrupted, FILE is incomplete, or the inbox
+    is full, the next run continues there. Exit status: 1 if an element was too large, 2 if FILE is damaged or
+    incomplete, 6 if the inbox is full (fsinbox limit).
     """
     from itertools import chain, islice
 
     from ..inbox import Inbox
     from ..operate import archive
+    from ..store.errors import InboxFull
 
     counts: Counter[str] = Counter()
     with _source(file) as source, Inbox(chosen(inbox), codec="bytes", create=create) as target:
         try:
             found = archive.members(source)
             first = [*islice(found, 1)]
-            work = archive.Import(target, _identity(file, first), replace=replace, max_size=max_size)
+            work = archive.Import(
+                target, _identity(file, first), replace=replace, max_size=max_size, timeout=timeout
+            )
             before = work.done
             if before:
                 click.echo(f"fsinbox: continuing: {before} elements were imported before", err=True)
@@ -170,6 +182,12 @@ def import_(
                 f"{printable(file)}: {error}: {counts.total()} elements were imported; export or copy it "
                 "again, and import that: it continues there",
                 EXIT_USAGE,
+            ) from error
+        except InboxFull as error:
+            raise Failure(
+                f"{error}: {counts.total()} elements were imported; import {printable(file)} again when "
+                "there is room, or with --timeout: it continues there",
+                EXIT_FULL,
             ) from error
     _tell_import(counts, before, chosen(inbox), json=json)
     if counts["large"]:

@@ -199,6 +199,11 @@ def section(title: str, *options: Decorator) -> Decorator:
         help="Leave such names in drop/ alone, too: as in a .gitignore. Repeatable.",
     ),
     click.option(
+        "--drop-recursive",
+        is_flag=True,
+        help="Look into subfolders of drop/, too: drop/a/b.pdf is of key a/b.pdf.",
+    ),
+    click.option(
         "--max-size",
         type=SIZE,
         default="1G",

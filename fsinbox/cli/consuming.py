@@ -26,7 +26,9 @@ from .handling import bounds, handler_for
 
 log = logging.getLogger("fsinbox")
 
-SAME = "codec settle max_settle drop_settle ignore watch poll_interval shard lease keep_done".split()
+SAME = (
+    "codec settle max_settle drop_settle ignore drop_recursive watch poll_interval shard lease keep_done"
+).split()
 """Options that Inbox has under the same names."""
 
 

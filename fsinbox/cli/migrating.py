@@ -9,8 +9,13 @@ from contextlib import contextmanager
 
 import click
 
-from .exits import EXIT_FAILED
-from .options import Count, chosen, create_option, inbox_option, json_option, printable
+from .exits import EXIT_FAILED, EXIT_FULL
+from .options import DURATION, Count, Failure, chosen, create_option, inbox_option, json_option, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..inbox import Inbox
+    from ..operate.migration import Place, Rows
 
 
 @click.command()
@@ -41,6 +46,7 @@ from .options import Count, chosen, create_option, inbox_option, json_option, pr
 @click.option(
     "--restart", is_flag=True, help="Begin with the first row, even if the last run was interrupted."
 )
+@click.option("--timeout", type=DURATION, default=0.0, help="Wait for room for each, if it is full.")
 @create_option
 @click.argument("url", envvar="FSINBOX_MIGRATE_URL", metavar="URL")
 def migrate(
@@ -53,6 +59,7 @@ def migrate(
     order_by: str | None,
     batch: int,
     restart: bool,
+    timeout: float,
     create: bool,
     url: str,
 ) -> None:
@@ -61,10 +68,10 @@ def migrate(
     URL is SQLAlchemy's: sqlite:///jobs.db, postgresql://host/db.
 
     Stop the programs that add to the table and that take from it, run this, and start them on the inbox.
-    Nothing is deleted from the table. A run that was interrupted is continued by the next one; after a
-    complete run it begins again, and replaces waiting values. A row that cannot be an element is named and
-    skipped: exit status 1. (Every user of this host sees a password in URL: put the URL into
-    $FSINBOX_MIGRATE_URL.)
+    Nothing is deleted from the table. A run that was interrupted, or found the inbox full (exit status 6), is
+    continued by the next one; after a complete run it begins again, and replaces waiting values. A row that
+    cannot be an element is named and skipped: exit status 1. (Every user of this host sees a password in URL:
+    put the URL into $FSINBOX_MIGRATE_URL.)
     """
     from contextlib import closing
 
@@ -82,7 +89,7 @@ def migrate(
                 click.echo("fsinbox: continuing the run that was interrupted", err=True)
             with _bar(count) as advance:
                 for rows in source.batches(start, batch):
-                    total.update(target.add_many(rows.good))
+                    total.update(_add(target, rows, place, timeout))
                     total["skipped"] += len(rows.bad)
                     for name, reason in rows.bad:
                         click.echo(
@@ -97,6 +104,20 @@ def migrate(
         _tell(target.path, table, total)
     if total["skipped"]:
         click.get_current_context().exit(EXIT_FAILED)
+
+
+def _add(target: Inbox, rows: Rows, place: Place, timeout: float) -> Counter[str]:
+    """Queue some rows. If the inbox is full, the next run begins behind those that were queued."""
+    from ..store.errors import InboxFull
+
+    try:
+        return Counter(target.add_many(rows.good, timeout=timeout))
+    except InboxFull as error:
+        if error.added:
+            place.write(rows.ends[error.added - 1])
+        raise Failure(
+            f"{error}: run this again when there is room, or with --timeout: it goes on there", EXIT_FULL
+        ) from error
 
 
 @contextmanager

@@ -70,12 +70,14 @@ def status(
 
 def lines(found: Summary) -> list[str]:
     """Return what `status` prints, but for the verdict."""
-    from ..operate.report import pause, rate
+    from ..operate.report import later, pause, rate
     from ..operate.units import length, seconds
     from ..store.ignoring import OF_FILE
 
-    def aged(age: float | None) -> str:
-        return "" if age is None else f"  (oldest {seconds(age)})"
+    def aged(age: float | None, state: str = "") -> str:
+        oldest = "" if age is None else f"oldest {seconds(age)}"
+        notes = ", ".join(filter(None, [oldest, later(found, state) if state else ""]))
+        return f"  ({notes})" if notes else ""
 
     text = [
         f"inbox     {found.path}",
@@ -94,9 +96,9 @@ def lines(found: Summary) -> list[str]:
         elif lease:
             text.append(f"lease     {lease}")
     text += [
-        f"waiting   {found.waiting}{aged(found.oldest_waiting)}",
+        f"waiting   {found.waiting}{aged(found.oldest_waiting, 'waiting')}",
         f"in flight {found.in_flight}{aged(found.oldest_in_flight)}",
-        f"deferred  {found.deferred}{aged(found.oldest_deferred)}",
+        f"deferred  {found.deferred}{aged(found.oldest_deferred, 'deferred')}",
         f"failed    {found.failed}",
     ]
     if found.max_waiting or found.min_free:
@@ -114,7 +116,7 @@ def lines(found: Summary) -> list[str]:
     if found.paused:
         text.append(f"paused    {pause(found).removeprefix('paused ')}")
     text.append(f"rate      {rate(found)}")
-    if found.waiting:
+    if found.ready:
         pace = found.pace
         text.append(
             "to empty  "

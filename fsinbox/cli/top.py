@@ -201,7 +201,7 @@ def head(found: Summary, every: list[ConsumerStats], limits: Limits) -> list[Ren
     from rich.text import Text
 
     from ..operate.consumers import stats_of
-    from ..operate.report import rate, verdict
+    from ..operate.report import later, rate, verdict
     from ..operate.rows import label
     from ..operate.units import length, seconds
 
@@ -228,16 +228,18 @@ def head(found: Summary, every: list[ConsumerStats], limits: Limits) -> list[Ren
     }
     for state in ("waiting", "in_flight", "deferred", "failed", "dropped"):
         age = ages.get(state)
+        aged = "" if age is None else seconds(age)
+        notes = ", ".join(filter(None, [aged, later(found, state) if state in found.later else ""]))
         counts += [
             (f"{label(state)} ", "bold"),
-            f"{getattr(found, state)}{'' if age is None else f' ({seconds(age)})'}   ",
+            f"{getattr(found, state)}{f' ({notes})' if notes else ''}   ",
         ]
     counts += [("on hold ", "bold"), str(len(found.held))]
     ends = (
         found.pace.why
         if found.pace.to_empty is None
         else f"about {length(found.pace.to_empty)}"
-        if found.waiting
+        if found.ready
         else "now"
     )
     return [

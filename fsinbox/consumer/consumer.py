@@ -43,13 +43,14 @@ from ..store.errors import UnusableInbox
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import element_of, parse_element
+from ..store.subfolders import set_mark
 from .attempts import Attempts, Note
 from .controls import Controls
 from .done import Done
 from .foreign import Foreign
 from .ingest import Drops
 from .listing import STUCK, Listing
-from .ownership import ConsumerLock
+from .ownership import WHOLE, ConsumerLock
 from .ready import Ready
 from .recovery import Recovery
 from .returning import SOON, Ended, Returning, WayBack, requeued
@@ -78,6 +79,12 @@ def _own(layout: Layout, settings: Settings) -> ConsumerLock:
 
         own = Lease(layout, settings.shard, settings.lease)
     warn_root(layout)  # not before: on standby one asks again and again
+    try:
+        if settings.drop_recursive or settings.shard == WHOLE:  # (another part's consumer may want them)
+            set_mark(layout, wanted=settings.drop_recursive)
+    except BaseException:
+        own.close()
+        raise
     return own
 
 

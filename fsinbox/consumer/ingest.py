@@ -17,7 +17,6 @@ What others may still write to then is copied (copying.py), and the copy ingeste
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from time import monotonic, time_ns
@@ -28,17 +27,16 @@ from ..store.bounds import NAME as LIMITS
 from ..store.bounds import let_in
 from ..store.drops import CLOSED, NEVER, UNTOLD, has_writer, open_drop, renamed_in
 from ..store.errors import Full, InvalidKey
-from ..store.files import flush_all, flush_folder, flush_pending
+from ..store.files import flush_all, flush_pending
 from ..store.folders import close_quietly
-from ..store.ignoring import FILE, OF_FILE, Ignored
 from ..store.index import Index
 from ..store.layout import Layout
 from ..store.names import element_name, encode_key
 from ..store.section import Busy
+from ..store.subfolders import Within, flush_content, flush_folders
+from .arrivals import Arrivals, tell
 from .copying import ENOUGH, Copies, Copy, close_to_others
 from .settings import Settings
-
-log = logging.getLogger("fsinbox")
 
 _BATCH = 100
 """Files ingested in one go: with two flushes, before the consumer gets on with its work. New keys wait as
@@ -47,6 +45,12 @@ long for the lock."""
 
 FULL_PAUSE = 0.5
 """Seconds until what found no room in the inbox is tried again."""
+
+_LONG_LOOK = 0.005
+"""Seconds: where a look into drop/ and its subfolders takes longer ..."""
+
+_REST = 9
+"""... there is none for so many times as long."""
 
 
 _REPLACED = "it was replaced while it was ingested, and others may write to it: retry it, or drop it again"
@@ -60,93 +64,69 @@ class Finished(NamedTuple):
     copy: Copy | None
 
 
-class Arrivals:
-    """What lies in drop/, of this consumer's shard, and is not ignored."""
+class Stillness:
+    """How long a file in drop/ is to be left alone that may be unfinished."""
 
     def __init__(self, layout: Layout, settings: Settings) -> None:
-        """Of the settings it goes by ignore and the shard. Says what is ignored."""
+        """Of the settings it goes by drop_settle and max_settle."""
         self._layout = layout
-        self._shard = settings.shard
-        self._ignored = Ignored(layout, settings.ignore)
-        self._told = ""
-        self._refresh()
+        given = settings.drop_settle
+        self.closed, self._untold = (CLOSED, UNTOLD) if given is None else (given, given)
+        self._ceiling = max(settings.max_settle, self._untold)
+        # name -> first seen, still since, its stamp
+        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}
+        self.moved_in: set[str] = set()
+        """Names that were seen to be renamed in: finished, whatever their times say."""
 
-    def oldest_last(self) -> list[str] | None:
-        """Return the names, the earliest arrival (ctime) last; None if what is ignored cannot be told now."""
-        names = self._layout.names("drop")
-        if names and not self._refresh():
-            return None
-        arrived = []
-        for name in self._ignored.left(names):
-            if not self._is_mine(name):
-                continue
-            try:
-                status = os.lstat(name, dir_fd=self._layout.folder("drop"))
-            except FileNotFoundError:
-                continue
-            except OSError:
-                arrived.append((0, name))  # left alone when it is inspected: it must not keep the others
-                continue
-            if not (stat.S_ISDIR(status.st_mode) and self._ignored.why(name, folder=True)):
-                arrived.append((status.st_ctime_ns, name))
-        return [name for _, name in sorted(arrived, reverse=True)]
+    def keep(self, names: set[str]) -> None:
+        """Forget all other names."""
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        # Not emptied each time, for one may just have come: only names that others took away are left for
+        # long.
+        if not names and len(self.moved_in) > 10_000:
+            self.moved_in.clear()
 
-    def _is_mine(self, name: str) -> bool:
-        if self._shard.count == 1:
-            return True
-        try:
-            return self._shard.has(encode_key(name))
-        except InvalidKey:
-            return self._shard.has("")
-
-    def _refresh(self) -> bool:
-        """Read .fsinboxignore, and say what is ignored if that was not said yet; tell whether it is known."""
-        ignored = self._ignored
-        try:
-            ignored.refresh()
-        except OSError as error:
-            if self._told != str(error):
-                self._told = str(error)
-                _tell(
-                    "left",
-                    FILE,
-                    f"cannot read {OF_FILE} now: {error.strerror}: nothing is ingested until it can be",
-                )
-            return False
-        if (text := f"{ignored}{ignored.refused}") != self._told:
-            self._told = text
-            log.info(
-                "ignoring in drop/: %s",
-                ignored,
-                extra={"event": "ignoring", "folder": "drop", **ignored.lists()},
-            )
-            for what in filter(None, [ignored.refused, *ignored.bad_lines()]):
-                _tell("ignore_file", FILE, f"{OF_FILE}, or a line of it, is not in force: {what}")
-        return True
+    def time_left(self, name: str, status: os.stat_result, *, writer: bool | None) -> float:
+        """Return how many seconds to leave a file alone; 0 if it is finished."""
+        if writer is not True and (renamed_in(status) or name in self.moved_in):
+            self.moved_in.discard(name)
+            return 0
+        now = monotonic()
+        stamp = (status.st_mtime_ns, status.st_size)
+        first, still, known = self._seen.get(name, (now, now, stamp))
+        if known != stamp:
+            still = now
+        self._seen[name] = (first, still, stamp)
+        if writer:
+            return max(self.closed, 0.05)  # somebody has it open now: no ceiling, half a file helps nobody
+        quiet = now - still
+        if self._layout.sharing is None:  # else the clock that has set its times is another one than ours
+            quiet = max(quiet, (time_ns() - status.st_ctime_ns) / 1e9)
+        settle = self._untold if writer is None else self.closed
+        return max(0.0, min(settle - quiet, self._ceiling - (now - first)))
 
 
 class Drops:
     """The consumer's watch over drop/: ingests what is finished, sets aside what cannot be an element."""
 
     def __init__(self, layout: Layout, index: Index, settings: Settings) -> None:
-        """Of the settings it goes by drop_settle, max_settle, max_drop_size, ignore and the shard."""
+        """Of the settings it goes by drop_settle, max_settle, max_drop_size, ignore, drop_recursive and the
+        shard."""
         self._layout = layout
         self._index = index
-        given = settings.drop_settle
-        self._closed, self._untold = (CLOSED, UNTOLD) if given is None else (given, given)
-        self._ceiling = max(settings.max_settle, self._untold)
+        self._still = Stillness(layout, settings)
+        self.moved_in = self._still.moved_in
+        """Names that were seen to be renamed in: the watch adds them."""
         self._max_size = settings.max_drop_size
-        self._arrivals = Arrivals(layout, settings)
+        self._recursive = settings.drop_recursive
+        self.arrivals = Arrivals(layout, settings)
         self._copies = Copies(layout)
         self._arrived: list[str] = []  # of the last listing, what has not been looked at
-        # name -> first seen, still since, its stamp
-        self._seen: dict[str, tuple[float, float, tuple[int, int]]] = {}
         self._stuck: set[str] = set()
-        self.moved_in: set[str] = set()
-        """Names that were seen to be renamed in (the watch adds them): finished, whatever their times say."""
         self.look_again: float | None = None
-        self._full_until = 0.0  # the inbox was full: when to look again (monotonic seconds)
         """When a file will have lain still (monotonic seconds), or None."""
+        self._full_until = 0.0  # the inbox was full: when to look again (monotonic seconds)
+        self._rest_until = 0.0  # the last look took long: the same
 
     def close(self) -> None:
         """Remove what was not ingested after all from tmp/."""
@@ -155,8 +135,9 @@ class Drops:
     def ingest(self) -> int:
         """Ingest finished files, in order of arrival, up to a batch of them. Return how many."""
         self.look_again = None
-        if monotonic() < self._full_until:
-            self.look_again = self._full_until
+        until = self._full_until if self._arrived else max(self._full_until, self._rest_until)
+        if monotonic() < until:
+            self.look_again = until
             return 0
         if not self._arrived:
             self._list()
@@ -173,23 +154,34 @@ class Drops:
 
     def _list(self) -> None:
         """List drop/ into _arrived, the earliest arrival (ctime) last."""
-        arrived = self._arrivals.oldest_last()
+        began = monotonic()
+        arrived = self.arrivals.oldest_last()
         if arrived is None:
             return
         self._arrived = arrived
         names = set(arrived)
-        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        if self._recursive:
+            took = monotonic() - began
+            self._rest_until = monotonic() + _REST * took if took > _LONG_LOOK else 0.0
+        self._still.keep(names)
         self._stuck &= names
         self._copies.keep(names)
-        # Not emptied each time, for one may just have come: only names that others took away are left for
-        # long.
-        if not names and len(self.moved_in) > 10_000:
-            self.moved_in.clear()
 
     def _inspect(self, name: str) -> Finished | None:
         """Return a file that may be ingested now; set aside what never may."""
         try:
-            status = os.lstat(name, dir_fd=self._layout.folder("drop"))
+            with Within(self._layout, name) as (folder, last):
+                return self._inspect_in(name, folder, last)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._leave_for_now(name, "look at", error)
+            return None
+
+    def _inspect_in(self, name: str, folder: str, last: str) -> Finished | None:
+        """The same, in its open folder."""
+        try:
+            status = os.lstat(last, dir_fd=self._layout.folder(folder))
             encoded = encode_key(name)
         except FileNotFoundError:
             return None
@@ -201,20 +193,21 @@ class Drops:
             return None
         if stat.S_ISREG(status.st_mode) and self._is_too_large(name, status):
             return None
-        fd = self._open(name, status)
+        fd = self._open(name, folder, last, status)
         if fd is None:
             return None
         doing = "look at"
         try:
             status = os.fstat(fd)
-            left = self._time_left(name, status, writer=None if self._layout.sharing else has_writer(fd))
+            writer = None if self._layout.sharing else has_writer(fd)
+            left = self._still.time_left(name, status, writer=writer)
             if left > 0:
                 self._look_in(left)
                 return None
             if not self._copies.are_needed(status):
                 if close_to_others(self._layout, fd, status):
                     return Finished(name, encoded, None)
-                self._look_in(max(self._closed, 0.05))
+                self._look_in(max(self._still.closed, 0.05))
                 return None
             if self._is_too_large(name, status):  # (it has grown just now)
                 return None
@@ -229,15 +222,15 @@ class Drops:
         self._look_in(self._copies.wait(name))
         return None
 
-    def _open(self, name: str, status: os.stat_result) -> int | None:
+    def _open(self, name: str, folder: str, last: str, status: os.stat_result) -> int | None:
         """Open a file; set aside what never may be; None if it is not for now."""
         try:
-            return open_drop(self._layout, name, status)
+            return open_drop(self._layout, last, status, folder)
         except FileNotFoundError:
             pass
         except BlockingIOError:
             # somebody has a lease on it (Samba takes them), and has just been asked to give it back
-            self._look_in(max(self._closed, 0.05))
+            self._look_in(max(self._still.closed, 0.05))
         except OSError as error:
             if error.errno in NEVER:
                 self._set_aside(name, str(error.strerror))
@@ -261,32 +254,13 @@ class Drops:
         at = monotonic() + seconds
         self.look_again = min(self.look_again or at, at)
 
-    def _time_left(self, name: str, status: os.stat_result, *, writer: bool | None) -> float:
-        """Return how many seconds to leave a file alone; 0 if it is finished."""
-        if writer is not True and (renamed_in(status) or name in self.moved_in):
-            self.moved_in.discard(name)
-            return 0
-        now = monotonic()
-        stamp = (status.st_mtime_ns, status.st_size)
-        first, still, known = self._seen.get(name, (now, now, stamp))
-        if known != stamp:
-            still = now
-        self._seen[name] = (first, still, stamp)
-        if writer:
-            return max(self._closed, 0.05)  # somebody has it open now: no ceiling, half a file helps nobody
-        quiet = now - still
-        if self._layout.sharing is None:  # else the clock that has set its times is another one than ours
-            quiet = max(quiet, (time_ns() - status.st_ctime_ns) / 1e9)
-        settle = self._untold if writer is None else self._closed
-        return max(0.0, min(settle - quiet, self._ceiling - (now - first)))
-
     def _admit_all(self, finished: list[Finished]) -> int:
         """Make these files the waiting values of their keys; return of how many."""
         first = finished[0].name
         try:
             # Their writers need not have done it: in pending/ a name must not outlive its content.
             if names := [entry.name for entry in finished if not entry.copy]:
-                flush_all(self._layout, "drop", names)
+                flush_content(self._layout, names)
             if copies := [entry.copy.name for entry in finished if entry.copy]:
                 flush_all(self._layout, "tmp", copies)
         except OSError as error:
@@ -305,7 +279,7 @@ class Drops:
             moved = self._index.try_locked(self._admit, finished)
             if moved:
                 flush_pending(self._layout)  # first: what was moved must not be lost in between
-                flush_folder(self._layout, "drop")
+                flush_folders(self._layout, [entry.name for entry in finished])
         except Busy:
             self.look_again = monotonic() + 0.01
         except OSError as error:
@@ -352,11 +326,13 @@ class Drops:
 
     def _set_aside(self, name: str, reason: str, place: str = "") -> None:
         """Move it to failed/ from drop/, or from its place in pending/."""
-        folder = "pending" if place else "drop"
+        said = f"dropped file {name!r} was set aside: {reason}\n"
         try:
-            aside = transitions.set_aside(
-                self._layout, folder, place or name, f"dropped file {name!r} was set aside: {reason}\n"
-            )
+            if place:
+                aside = transitions.set_aside(self._layout, "pending", place, said)
+            else:
+                with Within(self._layout, name) as (folder, last):
+                    aside = transitions.set_aside(self._layout, folder, last, said, label=name)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -364,7 +340,7 @@ class Drops:
                 name, f"dropped file {name!r} is no element ({reason}) and cannot be moved: {error.strerror}"
             )
             return
-        _tell("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
+        tell("set_aside", name, f"set aside dropped file {name!r}: {reason} (it is now failed/{aside})")
 
     def _leave_for_now(self, name: str, what: str, error: OSError, how: str = "now") -> None:
         self._leave(
@@ -374,8 +350,4 @@ class Drops:
     def _leave(self, name: str, message: str) -> None:
         if name not in self._stuck:
             self._stuck.add(name)
-            _tell("left", name, message)
-
-
-def _tell(event: str, name: str, message: str) -> None:
-    log.warning("%s", message, extra={"event": event, "key": name, "folder": "drop"})
+            tell("left", name, message)

@@ -264,6 +264,7 @@ class Session:
                     f"cannot consume inbox {self.path}: {error}: nothing was lost; mend that, try again"
                 ) from error
             self.consumer.ownership.tell = self.sleeper.wake
+            self.consumer.drops.arrivals.entering = self.sleeper.watch_folder
             self._handle.at_fork = self.consumer.ownership.abandon
         return self.consumer
 

@@ -18,6 +18,7 @@ class Settings:
     max_settle: float = 60.0
     drop_settle: float | None = None
     ignore: tuple[str, ...] = ()
+    drop_recursive: bool = False
     max_drop_size: int = 1 << 30
     durable: bool = True
     shard: Shard = WHOLE

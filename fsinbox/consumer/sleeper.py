@@ -52,6 +52,11 @@ class Sleeper:
         watch.start()
         return watch.armed()
 
+    def watch_folder(self, fd: int) -> None:
+        """Notice arrivals in one more open folder, for this sleep."""
+        if self._watch:
+            self._watch.add_folder(fd)
+
     def wake(self) -> None:
         """Have the sleeper look again."""
         if self._watch:

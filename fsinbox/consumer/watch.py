@@ -79,6 +79,9 @@ class Source(Protocol):
     def arm(self) -> None:
         """Call back for every arrival from now on."""
 
+    def add_folder(self, fd: int) -> None:
+        """Until `disarm`, call back for those in one more open folder, too. Raises OSError."""
+
     def disarm(self) -> None:
         """Stop calling back."""
 
@@ -122,9 +125,7 @@ class Watch:
             try:
                 self._source.arm()
             except OSError as error:
-                self._say_polling(error)
-                source, self._source = self._source, None
-                source.close()
+                self._give_up(self._source, error)
         self._armed = True
         try:
             yield self
@@ -132,6 +133,21 @@ class Watch:
             self._armed = False
             if self._source:
                 self._source.disarm()
+
+    def add_folder(self, fd: int) -> None:
+        """While it is armed, have arrivals in this open folder wake the sleeper, too. List it *after*
+        this."""
+        if self._armed and self._source:
+            try:
+                self._source.add_folder(fd)
+            except OSError as error:
+                self._give_up(self._source, error)
+
+    def _give_up(self, source: Source, error: OSError) -> None:
+        """From now on poll."""
+        self._say_polling(error)
+        self._source = None
+        source.close()
 
     def sleep(self, limit: float | None) -> None:
         """Sleep until something may have arrived, or woken, at most `limit` seconds."""
@@ -227,18 +243,20 @@ class InotifySource:
         arrival = InotifyConstants.IN_MOVED_TO
         self._moved_to = arrival
         # pending/ only ever gets renames; into drop/ people also copy and link.
+        self._of_drop = Mask(
+            arrival
+            | InotifyConstants.IN_CLOSE_WRITE
+            | InotifyConstants.IN_CREATE
+            | InotifyConstants.IN_ONLYDIR
+        )
         self._wanted = {
             "pending": Mask(arrival | InotifyConstants.IN_ONLYDIR),
-            "drop": Mask(
-                arrival
-                | InotifyConstants.IN_CLOSE_WRITE
-                | InotifyConstants.IN_CREATE
-                | InotifyConstants.IN_ONLYDIR
-            ),
+            "drop": self._of_drop,
         }
         # By descriptor: the folder that was opened, wherever its path leads by now.
         self._paths = {folder: f"/proc/self/fd/{layout.folder(folder)}".encode() for folder in self._wanted}
         self._watches: dict[str, Any] = {}
+        self._more: dict[tuple[int, int], Any] = {}
         self._drop: Any = None
         self._reader = InotifyFD()
         self._reader.start()
@@ -255,8 +273,16 @@ class InotifySource:
         self._drop = self._watches["drop"]
 
     def disarm(self) -> None:
-        watches, self._watches = self._watches, {}
-        self._reader.remove_callbacks([(watch, self._id) for watch in watches.values()])
+        watches, self._watches = [*self._watches.values(), *self._more.values()], {}
+        self._more = {}
+        self._reader.remove_callbacks([(watch, self._id) for watch in watches])
+
+    def add_folder(self, fd: int) -> None:
+        status = os.fstat(fd)
+        identity = (status.st_dev, status.st_ino)
+        if identity not in self._more:
+            path = f"/proc/self/fd/{fd}".encode()
+            self._more[identity] = self._reader.add_callback(path, self._of_drop, self, self._id)
 
     def close(self) -> None:
         self._reader.stop()
@@ -270,6 +296,8 @@ class InotifySource:
         self._wake()
 
     def on_watch_deleted(self, wd: Any) -> None:
+        for identity in [identity for identity, watch in list(self._more.items()) if watch == wd]:
+            self._more.pop(identity, None)  # another folder may get its inode
         self._wake()
 
     def on_queue_overflow(self) -> None:
@@ -294,7 +322,10 @@ class ObserverSource:
 
     def arm(self) -> None:
         for path in self._paths:
-            self._observer.schedule(self._handler, path)
+            self._observer.schedule(self._handler, path, recursive=path.endswith("/drop"))
+
+    def add_folder(self, fd: int) -> None:
+        """drop/ is watched with all that is in it."""
 
     def disarm(self) -> None:
         self._observer.unschedule_all()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..store.ignoring import OF_FILE
+from ..store.subfolders import MOST
 
 
 class Sign(NamedTuple):
@@ -359,6 +360,18 @@ KINDS: dict[str, Kind] = {
         "the consumer moves it to failed/, with the reason beside it",
         "does that now, unless a consumer is running",
         _WAS_ASIDE,
+    ),
+    "drop-unread": Kind(
+        "person",
+        "the consumer cannot look into it, so what is in it is not ingested",
+        "",
+        "let the consumer's user enter it and write in it, on the inbox's own file system",
+    ),
+    "drop-folders": Kind(
+        "person",
+        f"it has more than {MOST} subfolders: the consumer does not look into all of them",
+        "",
+        "`find drop -mindepth 1 -type d -empty -delete` in the inbox removes the empty ones",
     ),
     "drop-waits": Kind("note", "it has not been ingested", "the consumer ingests it"),
     "holder-gone": Kind(

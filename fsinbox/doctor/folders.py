@@ -14,6 +14,7 @@ from ..store.drops import has_writer, open_drop
 from ..store.errors import InvalidKey
 from ..store.ignoring import OF_FILE, Ignored, looked_up
 from ..store.names import REASON, element_name, encode_key, is_element, parse_deferred, parse_element
+from ..store.subfolders import Walk, Within, are_ingested
 from .filesystem import SCRATCH
 from .signs import HOUR, MINUTE, Signs, kind_of
 
@@ -196,19 +197,28 @@ class Folders:
         for name in names:
             where = f"drop/{name}"
             status = self._signs.status("drop", name)
-            if why := ignored.why(name, folder=status is not None and stat.S_ISDIR(status.st_mode)):
-                if where != OF_FILE:
-                    self._signs.see("drop-draft", where, why)
-                continue
-            self.count["drop"] += 1
-            try:
-                self._dropped(name, where)
-            except FileNotFoundError:
-                pass
-            except InvalidKey as error:
-                self._signs.see("drop-bad", where, error)
-            except OSError as error:
-                self._signs.see("drop-bad", where, error.strerror)
+            why = ignored.why(name, folder=status is not None and stat.S_ISDIR(status.st_mode))
+            if why and where != OF_FILE:
+                self._signs.see("drop-draft", where, why)
+        walk = Walk(self._layout, ignored, recursive=are_ingested(self._layout))
+        for name, _ in walk:
+            self._one_dropped(name)
+        for path, error in walk.unread.items():
+            self._signs.see("drop-unread", f"drop/{path}", error.strerror)
+        if walk.left:
+            self._signs.see("drop-folders", "drop", walk.left)
+
+    def _one_dropped(self, name: str) -> None:
+        where = f"drop/{name}"
+        self.count["drop"] += 1
+        try:
+            self._dropped(name, where)
+        except FileNotFoundError:
+            pass
+        except InvalidKey as error:
+            self._signs.see("drop-bad", where, error)
+        except OSError as error:
+            self._signs.see("drop-bad", where, error.strerror)
 
     def _ignored(self) -> Ignored:
         """Return which names in drop/ are ignored; see what is wrong with .fsinboxignore."""
@@ -221,8 +231,9 @@ class Folders:
     def _dropped(self, name: str, where: str) -> None:
         """Look at a file in drop/. Raises InvalidKey, OSError if it cannot become an element."""
         encode_key(name)
-        status = os.lstat(name, dir_fd=self._layout.folder("drop"))
-        fd = open_drop(self._layout, name, status)
+        with Within(self._layout, name) as (folder, last):
+            status = os.lstat(last, dir_fd=self._layout.folder(folder))
+            fd = open_drop(self._layout, last, status, folder)
         try:
             open_for_writing = has_writer(fd)
         finally:
@@ -231,7 +242,7 @@ class Folders:
             self._signs.see("drop-open", where)
         elif status.st_size > _LARGE:
             self._signs.see("drop-bad", where, f"it has {status.st_size} bytes: see consume --max-size")
-        elif not self._consumed or self._signs.older("drop", name, MINUTE):
+        elif not self._consumed or time_ns() - status.st_ctime_ns > MINUTE * 1e9:
             self._signs.see("drop-waits", where)
 
 

@@ -35,6 +35,7 @@ from ..store.layout import Layout
 from ..store.names import REASON, parse_element
 from ..store.opening import open_index
 from ..store.section import Busy
+from ..store.subfolders import are_ingested
 from .examination import PAUSE, Look
 from .findings import KINDS, Finding, Sign, group
 
@@ -225,7 +226,8 @@ class _Repair:
     def _mend_as_consumer(self, layout: Layout, index: Index, signs: set[Sign]) -> bool:
         """Be the consumer for a moment; tell whether there was no other consumer."""
         try:
-            consumer = Consumer(layout, index, Settings())  # which requeues, drops and sets aside
+            settings = Settings(drop_recursive=are_ingested(layout))
+            consumer = Consumer(layout, index, settings)  # which requeues, drops and sets aside
         except InboxBusy as error:
             who = error.holder or "it did not say who it is"
             why = f"a consumer is running ({who}) and does it by itself, or when it next starts"

@@ -21,9 +21,11 @@ from time import time
 from typing import IO, TYPE_CHECKING, BinaryIO, NoReturn, Self, cast
 
 from ..store import control, files, transitions
-from ..store.errors import AddFailed, InboxError, InvalidKey
+from ..store.bounds import let_in, when_there_is_room
+from ..store.errors import AddFailed, Full, InboxError, InboxFull, InvalidKey
 from ..store.layout import Layout
 from ..store.names import decode_key, element_name, encode_key, parse_element
+from ..store.subfolders import dropped
 from ..store.terms import LONGEST, terms_of
 from .drafts import draft_of
 from .rows import Row, reason, rows
@@ -94,7 +96,7 @@ def write(
             written.exported += 1
             progress(written.exported)
     others = {state: sum(1 for _ in rows(layout, (state,))) for state in STATES if state not in states}
-    others["drop"] = len(layout.names("drop"))
+    others["drop"] = len(dropped(layout))
     written.left_out = {state: count for state, count in others.items() if count}
     return written
 
@@ -218,11 +220,19 @@ class Import:
     resumed."""
 
     def __init__(
-        self, inbox: Inbox, identity: bytes, *, replace: bool = False, max_size: int | None = None
+        self,
+        inbox: Inbox,
+        identity: bytes,
+        *,
+        replace: bool = False,
+        max_size: int | None = None,
+        timeout: float = 0.0,
     ) -> None:
         """`identity`: tells this archive from others. `replace`: its values replace waiting ones. `max_size`:
-        bytes; what is larger is skipped."""
+        bytes; what is larger is skipped. `timeout`: seconds to wait for room for each, if the inbox is
+        full."""
         self._max_size = max_size
+        self._timeout = timeout
         self._inbox = inbox
         self._layout = inbox.layout
         self._replace = replace
@@ -232,7 +242,7 @@ class Import:
 
     def put_all(self, found: Iterable[Member], tell: Callable[[Member, str], object]) -> None:
         """Queue all that was not imported before, and `tell` each outcome. The progress is noted, whatever
-        ends this early. Raises ArchiveError, AddFailed, OSError."""
+        ends this early. Raises ArchiveError, InboxFull, AddFailed, OSError."""
         before = self.done
         try:
             for index, member in enumerate(found):
@@ -264,12 +274,21 @@ class Import:
         if self._max_size is not None and member.size > self._max_size:
             return "large"
         if member.state != "failed" and self._replace:
-            self._inbox.add_stream(member.key, member.open(), not_before=member.not_before)
+            self._inbox.add_stream(
+                member.key, member.open(), not_before=member.not_before, timeout=self._timeout
+            )
             return "added"
         try:
             later = terms_of(True, not_before=member.not_before).not_before
             with draft_of(self._layout, member.open(), not_before=later) as draft:
                 draft.published = self._publish(member, draft.name)
+        except Full as error:
+            raise InboxFull(
+                error.errno,
+                f"inbox {self._layout.path} is full: {error.strerror}: key {member.key!r} was not added; try "
+                "again later, or raise the bound (fsinbox limit)",
+                maybe_added=False,
+            ) from error
         except OSError as error:
             raise AddFailed(
                 error.errno,
@@ -287,7 +306,17 @@ class Import:
         if member.state == "failed":
             step = transitions.put_into_failed
             return index.locked(step, self._layout, temporary, member.seq, encoded, member.reason)
-        return index.locked(transitions.add_if_none_waits, self._layout, index, temporary, encoded)
+        return when_there_is_room(
+            lambda: index.locked(
+                transitions.add_if_none_waits,
+                self._layout,
+                index,
+                temporary,
+                encoded,
+                lambda: let_in(self._layout, index),
+            ),
+            self._timeout,
+        )
 
     def note(self) -> None:
         """Flush what was queued, and note the progress. Raises OSError."""

@@ -43,6 +43,8 @@ class Rows:
     after: Start
     good: list[tuple[str, bytes]] = field(default_factory=list)
     """(Key, payload.)"""
+    ends: list[Start] = field(default_factory=list)
+    """Behind each of those."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(Which row, why it cannot be an element.)"""
 
@@ -187,6 +189,7 @@ class Source:
                     done.add(name)
                 try:
                     rows.good.append(_element(key, value))
+                    rows.ends.append((not free, place))
                 except (InvalidKey, UnicodeError) as error:
                     rows.bad.append((name, str(error)))
             yield rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import time
 
-from .census import Census
+from .census import Census, ready
 from .consumers import stats_of
 from .stats import ConsumerStats
 
@@ -51,7 +51,7 @@ def pace(
     rate = _acknowledged(every, begun) * 60 / window if known else None
     to_empty: float | None = 0.0
     why = ""
-    if found.waiting:
+    if ready(found):
         why = _unknown(found, consumers, asked) or ("" if known else _NO_STATISTICS)
         to_empty, why = (None, why) if why else _estimate(_ready(found, asked), every, at_work, now)
     return Pace(rate, window, last_acknowledged(every), to_empty, why)
@@ -72,8 +72,8 @@ def _unknown(found: Census, consumers: list[dict[str, object]], asked: Requests)
 
 
 def _ready(found: Census, asked: Requests) -> list[str]:
-    """Return the places (as digits) of what is waiting and not on hold."""
-    return [digits for encoded, digits in found.waiting.items() if encoded not in asked.held]
+    """Return the places (as digits) of what is waiting, not for later and not on hold."""
+    return [digits for encoded, digits in ready(found).items() if encoded not in asked.held]
 
 
 def _estimate(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Limits:
     """What an inbox must not exceed; None: no limit.
 
-    age      seconds, of the oldest element that is waiting, in flight or deferred
-    pending  elements that are waiting
+    age      seconds, of the oldest element that is waiting, in flight or deferred, and not for later
+    pending  elements that are waiting, and not for later
     failed   elements that have failed
     """
 
@@ -37,7 +37,19 @@ def verdict(found: Summary, limits: Limits) -> tuple[str, str]:
         return "WARNING", " ".join(odd)
     if not found.waiting:
         return "OK", "No elements are waiting."
-    return "OK", f"{elements(found.waiting)} waiting{_to_empty(found)}."
+    return "OK", f"{elements(found.waiting)} waiting{_for_later(found)}{_to_empty(found)}."
+
+
+def later(found: Summary, state: str) -> str:
+    """Return how many of those in a state are for later: "3 for later", "at least 3 for later"; "" if none
+    is."""
+    count = found.later[state]
+    return f"{'' if found.later_known else 'at least '}{count} for later" if count else ""
+
+
+def _for_later(found: Summary) -> str:
+    text = later(found, "waiting")
+    return f", {text}" if text else ""
 
 
 def elements(count: int) -> str:
@@ -55,8 +67,8 @@ def _exceeded(found: Summary, limits: Limits) -> list[str]:
     broken = []
     if limits.age is not None and oldest > limits.age:
         broken.append(f"The oldest element is {seconds(oldest)} old (limit {seconds(limits.age)}).")
-    if limits.pending is not None and found.waiting > limits.pending:
-        broken.append(f"{elements(found.waiting)} waiting (limit {limits.pending}).")
+    if limits.pending is not None and found.ready > limits.pending:
+        broken.append(f"{elements(found.ready)} waiting (limit {limits.pending}).")
     if limits.failed is not None and found.failed > limits.failed:
         broken.append(f"{_failed(found)} (limit {limits.failed}).")
     return broken

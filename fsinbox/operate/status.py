@@ -10,9 +10,10 @@ from ..store.control import requests
 from ..store.ignoring import Ignored, looked_up
 from ..store.layout import Layout
 from ..store.names import decode_key
+from ..store.subfolders import dropped
 from .admission import held_by
 from .ages import Ages, ages
-from .census import Census, census
+from .census import Census, census, ready
 from .consumers import consumers, stats_of
 from .pace import Pace, pace
 from .stats import ConsumerStats, Totals, read_stats, sum_of
@@ -60,6 +61,15 @@ class Summary:
     """... of which so many will not be, for their names (see store.ignoring)."""
     ignoring: dict[str, list[str]]
     """The lists of such names; what a consumer was given in addition is only in its log."""
+    later: dict[str, int]
+    """How many of those "waiting" and "deferred" are for later: not to be handed out before their time ..."""
+    later_known: bool
+    """... and whether that is all of them (see operate.later)."""
+
+    @property
+    def ready(self) -> int:
+        """How many are waiting that are not for later."""
+        return self.waiting - self.later["waiting"]
 
 
 def summary(layout: Layout) -> Summary:
@@ -88,7 +98,7 @@ def summary(layout: Layout) -> Summary:
         paused=asked.paused,
         paused_until=asked.until / 1e9 if asked.paused and asked.until else None,
         paused_by=asked.by or None if asked.paused else None,
-        ages=ages(found.waiting, now),
+        ages=ages(ready(found), now),
         slowed_until=min(_slowed(running, every), default=None),
         pace=pace(found, every, running, asked),
         totals=sum_of(every),
@@ -97,6 +107,8 @@ def summary(layout: Layout) -> Summary:
         stuck=held_by(layout),
         ignored=_count(layout, ignored) if found.count["dropped"] else 0,
         ignoring=ignored.lists(),
+        later={state: len(keys) for state, keys in found.later.items()},
+        later_known=found.later_known,
     )
 
 
@@ -108,7 +120,7 @@ def _slowed(running: list[dict[str, object]], every: list[ConsumerStats]) -> lis
 
 def _count(layout: Layout, ignored: Ignored) -> int:
     """Return how many files in drop/ are ignored."""
-    names = layout.names("drop")
+    names = dropped(layout)
     return len(names) - len(ignored.left(names))
 
 

@@ -8,6 +8,7 @@ from time import monotonic, sleep
 from ..store.layout import Layout
 from ..store.names import encode_key
 from ..store.opening import open_index
+from ..store.subfolders import dropped
 from .rows import rows
 
 _SHORTEST, _LONGEST = 0.02, 0.5
@@ -25,7 +26,7 @@ def not_done(layout: Layout, keys: Iterable[str] | None) -> set[str]:
     that none is missed on its way.
     """
     wanted = None if keys is None else set(keys)
-    found = {name for name in layout.names("drop") if wanted is None or name in wanted}
+    found = {name for name in dropped(layout) if wanted is None or name in wanted}
     for state in ("waiting", "in_flight", "deferred", "waiting", "in_flight"):
         found |= {row.key for row in rows(layout, (state,)) if wanted is None or row.key in wanted}
     return found

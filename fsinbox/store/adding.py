@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic, sleep
+from time import monotonic
 
 from .drops import finished_drop
 from .errors import AddFailed, Full, InboxFull, UnusableInbox
@@ -92,6 +92,12 @@ class Add:
                 flush_all(self._layout, "tmp", self._drafts)
             for start in range(0, len(items), SECTION):
                 self._publish([(key, encoded) for key, encoded, _ in items[start : start + SECTION]])
+        except Full as error:
+            error.added = len(self._published.outcomes)
+            self._discard()
+            if self._terms.durable:  # so many were added
+                flush_published(self._layout, self._published)
+            raise
         except BaseException:
             self._discard()
             raise
@@ -107,17 +113,14 @@ class Add:
         if self._let_in is None:
             self._try_to_publish(keys)
             return
-        begun, until, pause = len(self._published.outcomes), monotonic() + self._terms.timeout, 0.02
-        while True:
-            try:
-                self._try_to_publish(keys[len(self._published.outcomes) - begun :])
-                return
-            except Full:
-                left = until - monotonic()
-                if left <= 0 or self._handle.closed:
-                    raise
-            sleep(min(pause, left))
-            pause = min(2 * pause, 0.5)
+        from .bounds import when_there_is_room
+
+        begun = len(self._published.outcomes)
+        when_there_is_room(
+            lambda: self._try_to_publish(keys[len(self._published.outcomes) - begun :]),
+            self._terms.timeout,
+            lambda: self._handle.closed,
+        )
 
     def _try_to_publish(self, keys: list[tuple[str, str]]) -> None:
         done = len(self._published.outcomes)
@@ -127,7 +130,8 @@ class Add:
         for temporary, (key, encoded) in zip(self._drafts[done : done + len(keys)], keys, strict=True):
             if observer is not None:
                 observer.publishing(self._layout, temporary)
-            dropped = finished_drop(self._layout, key) if listed is None or key in listed else None
+            may_be = listed is None or key in listed or "/" in key
+            dropped = finished_drop(self._layout, key) if may_be else None
             drafts.append((temporary, encoded, dropped))
         keep = self._terms.keep
         self._index.locked(publish, self._layout, self._index, drafts, self._published, keep, self._let_in)
@@ -202,7 +206,12 @@ class Adder:
         def finish() -> None:
             now = batch[:]
             batch.clear()  # first: it is tried once
-            for outcome in self._run(now[0][0], lambda add: add.many(now), terms):
+            try:
+                outcomes = self._run(now[0][0], lambda add: add.many(now), terms)
+            except InboxFull as error:
+                error.added += sum(total.values())
+                raise
+            for outcome in outcomes:
                 total[outcome] += 1
             if progress:
                 progress(sum(total.values()))
@@ -254,12 +263,14 @@ class Adder:
         else:
             outcome = "it was not added; free what is short or mend what is wrong, then add it again"
         if isinstance(error, Full):
-            return InboxFull(
+            full = InboxFull(
                 error.errno,
                 f"inbox {self._handle.path} is full: {error.strerror}: key {key!r} was not added; try again "
                 "later, or raise the bound (fsinbox limit)",
                 maybe_added=maybe_added,
             )
+            full.added = error.added
+            return full
         return AddFailed(
             error.errno,
             f"cannot add key {key!r} to inbox {self._handle.path}: {error.strerror or error}: {outcome}",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
-from time import time_ns
+from time import monotonic, sleep, time_ns
 
 from .errors import Full
 from .files import flush, flush_shared
@@ -25,7 +25,10 @@ from .layout import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NamedTuple
+    from collections.abc import Callable
+    from typing import NamedTuple, TypeVar
+
+    Done = TypeVar("Done")
 
     class Limits(NamedTuple):
         """Bounds; 0 for none. `min_free` in bytes."""
@@ -105,6 +108,23 @@ def let_in(layout: Layout, index: Index) -> None:
             _demand_room(layout, index, fd, *record)
     finally:
         os.close(fd)
+
+
+def when_there_is_room(
+    step: Callable[[], Done], timeout: float, is_over: Callable[[], bool] = lambda: False
+) -> Done:
+    """Return what a step returns that raises Full while there is no room: it is done again for `timeout`
+    seconds, or until it is over."""
+    until, pause = monotonic() + timeout, 0.02
+    while True:
+        try:
+            return step()
+        except Full:
+            left = until - monotonic()
+            if left <= 0 or is_over():
+                raise
+        sleep(min(pause, left))
+        pause = min(2 * pause, 0.5)
 
 
 def _demand_room(

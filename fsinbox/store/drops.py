@@ -33,7 +33,7 @@ _KINDS = {
 }
 
 
-def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
+def open_drop(layout: Layout, name: str, status: os.stat_result, folder: str = "drop") -> int:
     """Open a dropped file for reading. Raises OSError, whose strerror says in plain words why it cannot be an
     element."""
     kind = stat.S_IFMT(status.st_mode)
@@ -43,7 +43,7 @@ def open_drop(layout: Layout, name: str, status: os.stat_result) -> int:
             errno.EINVAL, f"it is {_KINDS.get(kind, 'not a regular file')}: only regular files are ingested"
         )
     try:
-        return open_for_reading(layout, "drop", name)
+        return open_for_reading(layout, folder, name)
     except PermissionError:
         raise OSError(
             errno.EACCES,
@@ -58,39 +58,58 @@ def finished_drop(layout: Layout, key: str) -> str | None:
 
     Raises OSError.
     """
-    if "/" in key or "\0" in key or key[0] == ".":
+    if "\0" in key or key[0] == ".":
+        return None
+    if "/" not in key:
+        return key if _is_finished(layout, key, "drop", key) else None
+    from .subfolders import Within, are_ingested, may_be_path  # not at the top: most keys are no path
+
+    if not (may_be_path(key) and are_ingested(layout)):
         return None
     try:
-        status = os.lstat(key, dir_fd=layout.fresh("drop"))
+        with Within(layout, key) as (folder, name):
+            return key if _is_finished(layout, key, folder, name) else None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EXDEV):
+            return None
+        raise
+
+
+def _is_finished(layout: Layout, key: str, folder: str, name: str) -> bool:
+    """Tell whether a finished file lies there, which is flushed then."""
+    try:
+        status = os.lstat(name, dir_fd=layout.fresh(folder))
     except FileNotFoundError:
-        return None
+        return False
     from .ignoring import ignored_by_all  # not at the top: most producers meet no drop
 
     if ignored_by_all(layout, key):
-        return None
+        return False
     try:
-        fd = open_drop(layout, key, status)
+        fd = open_drop(layout, name, status, folder)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM) and stat.S_ISREG(
             status.st_mode
         ):  # another user's, to be read by the consumer
-            return key if renamed_in(status) or _lies_still(layout, key, status) else None
+            return renamed_in(status) or _lies_still(layout, folder, name, status)
         if error.errno in NEVER or error.errno == errno.ENOENT:
-            return None
+            return False
         # it may be one: to add now and have it ingested later would put an older value in place of a newer
         raise
     try:
         writer = None if layout.sharing else has_writer(fd)
         status = os.fstat(fd)
-        if writer or (writer is None and not renamed_in(status) and not _lies_still(layout, key, status)):
-            return None  # unfinished: it arrives later than this add
+        if writer or (
+            writer is None and not renamed_in(status) and not _lies_still(layout, folder, name, status)
+        ):
+            return False  # unfinished: it arrives later than this add
         flush_shared(layout, fd)
     finally:
         close_quietly(fd)
-    return key
+    return True
 
 
-def _lies_still(layout: Layout, key: str, before: os.stat_result) -> bool:
+def _lies_still(layout: Layout, folder: str, name: str, before: os.stat_result) -> bool:
     """Wait until a dropped file has been left alone for UNTOLD seconds; tell whether it was.
 
     Where no lease tells (another user's file, another host's writer), this is left of finding out whether it
@@ -101,7 +120,7 @@ def _lies_still(layout: Layout, key: str, before: os.stat_result) -> bool:
         quiet = min(max(0.0, (time_ns() - before.st_ctime_ns) / 1e9), UNTOLD)
     sleep(UNTOLD - quiet)
     try:
-        now = os.lstat(key, dir_fd=layout.fresh("drop"))
+        now = os.lstat(name, dir_fd=layout.fresh(folder))
     except FileNotFoundError:
         return False  # ingested; or removed
     return (before.st_ino, before.st_size, before.st_mtime_ns) == (now.st_ino, now.st_size, now.st_mtime_ns)

@@ -56,11 +56,20 @@ class AddFailed(InboxError, OSError):
 
 class InboxFull(AddFailed):
     """An element was not added: as many wait as may, or too little is free. A value that replaces a waiting
-    one is always added."""
+    one is always added.
+
+    `added`: how many of the values of add_many, from the first, were added before.
+    """
+
+    added = 0
 
 
 class Full(OSError):
-    """Inside: an element may not be added now, for the inbox has bounds. Its text says which."""
+    """Inside: an element may not be added now, for the inbox has bounds. Its text says which.
+
+    `added`: of several, how many were."""
+
+    added = 0
 
 
 class Reject(InboxError):

@@ -228,7 +228,7 @@ def flush_all(layout: Layout, folder: str, names: list[str]) -> None:
 
     A file that is gone by now is passed over. Raises OSError.
     """
-    if folder == "drop" and is_btrfs(layout.folder(folder)):
+    if folder.startswith("drop") and is_btrfs(layout.folder(folder)):
         commit(layout.folder(folder))  # as in flush_shared
         return
     syncfs = None

@@ -19,6 +19,7 @@ leaves them alone:
     done/       the last elements that were acknowledged, if the consumer is asked to keep some
     watch/      what `fsinbox watch` has queued of each folder: see worker.tree.state
     limits      how many may wait, if that is bounded: see bounds
+    subfolders  the consumer ingests what lies in subfolders of drop/: see subfolders
 
 Every system call below an inbox goes through a descriptor of its folder (`dir_fd`): no path is walked twice,
 and a folder that somebody replaces by a symlink is refused when it is opened.
@@ -44,7 +45,7 @@ VERSION = 2
 FOLDERS = ("tmp", "drop", "pending", "inflight", "deferred", "failed", "attempts")
 FILES = ("index", "consumer.lock", "format")
 OPTIONAL = ("control", "stats", "done", "watch")
-OPTIONAL_FILES = ("limits",)
+OPTIONAL_FILES = ("limits", "subfolders")
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 SHARED_FOLDER, SHARED_FILE = 0o2770, 0o660  # new files belong to the folder's group
@@ -128,6 +129,19 @@ class Folders:
         if self.sharing and self.sharing.opens_first:
             os.close(os.open(".", OPEN_FOLDER, dir_fd=fd))
         return fd
+
+    def lend(self, fd: int) -> str:
+        """Return a name by which an open subfolder of drop/ is known here until `take_back`, which closes
+        it."""
+        name = f"drop/{fd}"  # no other folder that is open now has it
+        self._fds[name] = fd
+        return name
+
+    def take_back(self, name: str) -> None:
+        """Close what was lent."""
+        fd = self._fds.pop(name, None)
+        if fd is not None:  # else close() was quicker
+            close_quietly(fd)
 
     def enter_claim(self, name: str) -> None:
         """From now on `inflight` is the folder of this name in it, until enter_claim("")."""

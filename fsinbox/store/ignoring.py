@@ -42,6 +42,9 @@ OF_FILE = f"drop/{FILE}"
 _LARGEST = 1 << 16
 """Bytes of .fsinboxignore; it has a handful of lines."""
 
+_MOST_KNOWN = 1 << 17
+"""Names of which it is remembered whether they are ignored; or twice those that were asked for."""
+
 _MOST_STARS = 3
 """With a fourth `*` in a pattern a name of 255 bytes, which anybody may choose, could take seconds to
 match."""
@@ -91,16 +94,27 @@ class Ignored:
     def left(self, names: Iterable[str]) -> list[str]:
         """Return those of the names in drop/ that are not ignored, in their order, as of the last refresh."""
         names = list(names)
-        self._known = {name: self._is_ignored(name) for name in names}
-        return [name for name in names if not self._known[name]]
+        if len(self._known) > max(2 * len(names), _MOST_KNOWN):
+            self._known.clear()
+        return [name for name in names if not self._is_ignored(name)]
+
+    def is_folder_left_alone(self, name: str) -> bool:
+        """Tell whether a folder in drop/ is ignored, as of the last refresh."""
+        known = self._known.get(f"{name}/")
+        if known is None:
+            known = self._known[f"{name}/"] = bool(self.why(name, folder=True))
+        return known
 
     def _is_ignored(self, name: str) -> bool:
         known = self._known.get(name)
-        return bool(self.why(name)) if known is None else known
+        if known is None:
+            known = self._known[name] = bool(self.why(name))
+        return known
 
     def why(self, name: str, *, folder: bool = False) -> str:
-        """Return by which pattern a name is ignored, and where that stands; "" if it is not ignored."""
-        if name[0] == ".":
+        """Return by which pattern a name (a path, in subfolders) is ignored, and where that stands; "" if it
+        is not ignored."""
+        if name[0] == "." or "/." in name:
             return "hidden"
         if folder:
             name += "/"
@@ -189,7 +203,12 @@ def ignored_by_all(layout: Layout, name: str) -> bool:
     told."""
     ignored = Ignored(layout)
     ignored.refresh()
-    return bool(ignored.why(name))
+    path = ""
+    for part in name.split("/"):  # as it is looked for: from above
+        path = f"{path}/{part}" if path else part
+        if ignored.why(path) or (path != name and ignored.why(path, folder=True)):
+            return True
+    return False
 
 
 @cache

@@ -83,7 +83,7 @@ class Published:
     def __init__(self) -> None:
         self.outcomes: list[tuple[bool, list[int]]] = []
         self.kept: set[str] = set()
-        self.moved_drop = False
+        self.moved_drops: list[str] = []
 
 
 def publish(
@@ -117,7 +117,8 @@ def publish(
         if dropped is not None:
             moved = move_drop(layout, dropped, name)
             waits |= moved
-            published.moved_drop |= moved
+            if moved:
+                published.moved_drops.append(dropped)
             if held and (moved or held.has(encoded)):
                 published.kept.add(temporary)
                 published.outcomes.append((True, []))
@@ -139,14 +140,21 @@ def flush_published(layout: Layout, published: Published) -> None:
     """Make it survive a power cut. A drop that was replaced only after what replaced it: it must not be lost
     with it."""
     flush_pending(layout)
-    if published.moved_drop:
-        flush_folder(layout, "drop")
+    if published.moved_drops:
+        from .subfolders import flush_folders  # not at the top: most adds find nothing in drop/
+
+        flush_folders(layout, published.moved_drops)
 
 
 def move_drop(layout: Layout, name: str, place: str, folder: str = "drop") -> bool:
     """Move a file that no producer of ours wrote to its place in pending/; False if it is gone. Inside the
     section."""
     try:
+        if "/" in name:  # in a subfolder of drop/
+            from .subfolders import Within
+
+            with Within(layout, name) as (inner, last):
+                return move_drop(layout, last, place, inner)
         os.rename(name, place, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("pending"))
     except FileNotFoundError:
         return False
@@ -162,8 +170,11 @@ def move_drop_as_copy(layout: Layout, name: str, seen: os.stat_result, temporary
     it was replaced just then, and is in its place.
     """
     try:
-        if _identity(os.lstat(name, dir_fd=layout.folder("drop"))) != _identity(seen):
-            return "changed"
+        from .subfolders import Within  # only the consumer gets here
+
+        with Within(layout, name) as (folder, last):
+            if _identity(os.lstat(last, dir_fd=layout.folder(folder))) != _identity(seen):
+                return "changed"
     except FileNotFoundError:
         return "gone"
     if not move_drop(layout, name, place):
@@ -374,11 +385,14 @@ def _newer_is_held(layout: Layout, number: int, encoded: str) -> bool:
     return False
 
 
-def add_if_none_waits(layout: Layout, index: Index, temporary: str, encoded: str) -> bool:
+def add_if_none_waits(
+    layout: Layout, index: Index, temporary: str, encoded: str, let_in: Callable[[], object] = lambda: None
+) -> bool:
     """Publish a file in tmp/ as its key's value unless one waits; tell whether it was done. Inside the
-    section."""
+    section. `let_in`: see publish."""
     number, waits, _ = index.admit(encoded)
     if not waits:
+        let_in()
         _rename(layout, "tmp", temporary, "pending", element_name(number, encoded))
     return not waits
 
@@ -400,15 +414,15 @@ def put_into_failed(layout: Layout, temporary: str, number: int, encoded: str, r
 # --- what is no element -------------------------------------------------------------------------------
 
 
-def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
+def set_aside(layout: Layout, folder: str, name: str, reason: str, label: str = "") -> str:
     """Move what is no element out of the way, whatever it is, to failed/; return its name there.
 
-    It gets a number of the present and its own name as key, shortened if need be. Nothing is opened or
-    followed.
+    It gets a number of the present and its own name (or `label`) as key, shortened if need be. Nothing is
+    opened or followed.
     """
-    aside = name if is_element(name) else element_name(time_ns(), label_for(name))
+    aside = name if is_element(name) else element_name(time_ns(), label_for(label or name))
     while layout.exists("failed", aside):
-        aside = element_name(time_ns(), label_for(name))
+        aside = element_name(time_ns(), label_for(label or name))
     os.rename(name, aside, src_dir_fd=layout.folder(folder), dst_dir_fd=layout.folder("failed"))
     layout.set_aside += 1
     write_reason(layout, aside, reason)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ..operate.ages import Ages
 from ..operate.consumers import stats_of
-from ..operate.report import Limits, rate, verdict
+from ..operate.report import Limits, later, rate, verdict
 from ..operate.stats import ConsumerStats, Failure, Running, read_stats
 from ..operate.status import Summary, summary
 from ..operate.units import length
@@ -24,13 +24,15 @@ _RUNNING = 20
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The figures of one state. `oldest` in seconds; `more`: there are more than were looked at."""
+    """The figures of one state. `oldest` in seconds; `more`: there are more than were looked at; `later`: how
+    many are for later, in words."""
 
     state: str
     count: int
     oldest: float | None
     more: bool
     says: str
+    later: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,22 @@ def overview(layout: Glance, limits: Limits) -> Figures:
 
 def _cards(found: Summary, cut: set[str]) -> list[Card]:
     return [
-        Card("waiting", found.waiting, found.oldest_waiting, "pending" in cut, "Waiting"),
+        Card(
+            "waiting",
+            found.waiting,
+            found.oldest_waiting,
+            "pending" in cut,
+            "Waiting",
+            later(found, "waiting"),
+        ),
         Card("in_flight", found.in_flight, found.oldest_in_flight, "inflight" in cut, "In flight"),
         Card(
             "deferred",
             found.deferred,
             found.oldest_deferred,
             "deferred" in cut,
-            "Deferred until the next try",
+            "Deferred until the next try, or its time",
+            later(found, "deferred"),
         ),
         Card("failed", found.failed, None, "failed" in cut, "Failed"),
         Card("dropped", found.dropped, None, "drop" in cut, "In drop/, not ingested yet"),
@@ -130,6 +140,8 @@ def _cards(found: Summary, cut: set[str]) -> list[Card]:
 def _to_empty(found: Summary, *, cut: bool) -> str:
     if not found.waiting:
         return "no elements are waiting"
+    if not found.ready:
+        return "all that is waiting is for later"
     if cut:
         return "unknown: not all elements are counted here"
     return (

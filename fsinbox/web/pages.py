@@ -70,8 +70,10 @@ class Pages:
         with closing(Glance(self._path)) as layout:
             state = _state(layout, request)
             page = listing.page(layout, state, text, number)
-            rows = [(row, size) for row in page.rows if (size := row.size(layout)) is not None]
-            reasons = {row.file: _reason(layout, row, _REASON_LISTED) for row, _ in rows if state == "failed"}
+            rows = [(row, *looked) for row in page.rows if (looked := row.look(layout))]
+            reasons = {
+                row.file: _reason(layout, row, _REASON_LISTED) for row in page.rows if state == "failed"
+            }
             return self._renderer.page(
                 request,
                 "elements.html",

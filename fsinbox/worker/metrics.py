@@ -20,6 +20,7 @@ from ..consumer.ownership import Shard, parse_shard
 from ..element import Element
 from ..operate.census import census
 from ..operate.consumers import consumers, stats_of
+from ..operate.later import LOOKS
 from ..operate.pace import last_acknowledged
 from ..operate.rows import STATES
 from ..operate.stats import ConsumerStats, Totals, read_stats
@@ -94,6 +95,14 @@ _LATENCY = (
 )
 _LABELS = ("inbox", "shard")
 
+_BY_STATE = {
+    "elements": "How many elements there are; dropped: files in drop/ not ingested yet.",
+    "oldest_age_seconds": "Since the oldest element arrived, or since its time came if it was for later; 0 "
+    "if there is none.",
+    "elements_for_later": f"How many of these are not to be handed out before their time; {LOOKS} of each "
+    "state are looked at.",
+}
+
 
 @dataclass(slots=True)
 class Standing:
@@ -124,6 +133,8 @@ class Folders:
     """Whether it could be taken."""
     count: dict[str, int] = field(default_factory=dict)
     oldest: dict[str, int] = field(default_factory=dict)
+    later: dict[str, int] = field(default_factory=dict)
+    """State -> how many are known to be for later."""
     held: int = 0
     paused: bool = False
 
@@ -134,7 +145,8 @@ def look(layout: Layout, shard: Shard) -> Folders:
 
     asked = requests(layout)
     found = census(layout, shard)
-    return Folders(True, found.count, found.oldest, sum(map(shard.has, asked.held)), asked.paused)
+    later = {state: len(keys) for state, keys in found.later.items()}
+    return Folders(True, found.count, found.oldest, later, sum(map(shard.has, asked.held)), asked.paused)
 
 
 def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
@@ -143,16 +155,10 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
     counters = {
         name: CounterMetricFamily(f"fsinbox_{name}", text, labels=_LABELS) for name, text in COUNTERS.items()
     }
-    elements = GaugeMetricFamily(
-        "fsinbox_elements",
-        "How many elements there are; dropped: files in drop/ not ingested yet.",
-        labels=[*_LABELS, "state"],
-    )
-    oldest = GaugeMetricFamily(
-        "fsinbox_oldest_age_seconds",
-        "Since the oldest element arrived; 0 if there is none.",
-        labels=[*_LABELS, "state"],
-    )
+    by_state = {
+        name: GaugeMetricFamily(f"fsinbox_{name}", text, labels=[*_LABELS, "state"])
+        for name, text in _BY_STATE.items()
+    }
     gauges = {
         name: GaugeMetricFamily(f"fsinbox_{name}", text, labels=_LABELS)
         for name, text in (
@@ -185,24 +191,24 @@ def families(inbox: str, standings: Iterable[Standing]) -> Iterator[Metric]:
             values["folders_readable"] = one.folders.readable
             if one.folders.readable:
                 values |= {"held_keys": one.folders.held, "paused": one.folders.paused}
-                _count(labels, one.folders, elements, oldest)
+                _count(labels, one.folders, by_state)
         for name, value in values.items():
             if value is not None:
                 gauges[name].add_metric(labels, value)
     yield from (
-        metric for metric in (elements, oldest, *counters.values(), *gauges.values()) if metric.samples
+        metric for metric in (*by_state.values(), *counters.values(), *gauges.values()) if metric.samples
     )
 
 
-def _count(
-    labels: tuple[str, str], found: Folders, elements: GaugeMetricFamily, oldest: GaugeMetricFamily
-) -> None:
+def _count(labels: tuple[str, str], found: Folders, by_state: dict[str, GaugeMetricFamily]) -> None:
     now = time_ns()
     for state, count in found.count.items():
-        elements.add_metric((*labels, state), count)
+        by_state["elements"].add_metric((*labels, state), count)
     for state in STATES:
         elapsed = max(0, now - found.oldest[state]) / 1e9 if state in found.oldest else 0.0
-        oldest.add_metric((*labels, state), elapsed)
+        by_state["oldest_age_seconds"].add_metric((*labels, state), elapsed)
+    for state, count in found.later.items():
+        by_state["elements_for_later"].add_metric((*labels, state), count)
 
 
 def label(text: str) -> str:

@@ -117,6 +117,59 @@ def swap_at(path: Path, folder: str, put: Callable[[Any, Path], None], moment: i
     return calls > moment
 
 
+def test_a_subfolder_swapped_for_a_link_before_any_call_of_a_take_or_an_add_leads_nowhere(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """`sub/secret` becomes a path to a file outside, which a link could lead to."""
+    unmount = in_memory(tmp_path) if is_root() else lambda: None
+    try:
+        Inbox(tmp_path / "made").close()
+        moment = 0
+        while swap_folder_at(tmp_path, moment):
+            moment += 1
+    finally:
+        unmount()
+    assert moment > 40
+    figure(f"{moment} moments")
+
+
+def swap_folder_at(path: Path, moment: int) -> bool:
+    """Ingest, add and take with drop/sub swapped for a link before the call of that number; False if there is
+    none."""
+    made, path = path / "made", path / str(moment)
+    path.mkdir()
+    shutil.copytree(made, path / "inbox", symlinks=True)
+    outside = Outside(path / "outside")
+    sub = path / "inbox/drop/sub"
+    calls = 0
+
+    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == moment + 1:
+            sub.rename(path / "gone")
+            sub.symlink_to(outside.folder)
+        return call(*arguments, **more)
+
+    with Inbox(path / "inbox", codec="bytes", durable=False, drop_settle=0, drop_recursive=True) as inbox:
+        inbox.become_consumer()
+        sub.mkdir()
+        for name in ("secret", "other"):
+            (path / "draft").write_bytes(payload(name))
+            (path / "draft").rename(sub / name)
+        outside.begin()
+        found = []
+        with intercepted(hook):
+            inbox.add_bytes("sub/secret", payload("added"))
+            while element := inbox.take():
+                found.append(element.data)
+                element.ack()
+        assert not outside.complaints(), f"call {moment}"
+        assert payload("added") in found
+        assert not any(SECRET in data for data in found), f"call {moment}"
+    return calls > moment
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that everybody may enter, which tmp_path is not."""
@@ -227,6 +280,66 @@ def test_another_user_who_swaps_links_and_drops_without_rest_stops_nothing_and_l
     assert his_own
     assert not outside.complaints()
     figure(f"{his_own} swapped files taken beside {number} others")
+
+
+@only_root
+def test_another_user_who_swaps_folders_and_links_without_rest_stops_nothing_and_learns_nothing(
+    folder: Path, figure: Callable[[str], None]
+) -> None:
+    outside = Outside(folder / "outside")
+    outside.hide()
+    (folder / "his").mkdir()
+    os.chown(folder / "his", USER, USER)
+    his, drop = folder / "his", folder / "inbox/drop"
+
+    def attack() -> None:
+        for number in range(1 << 30):
+            try:
+                (his / "sub").mkdir()
+                (his / "sub" / "secret").write_bytes(payload("his"))
+                (his / "link").symlink_to(outside.folder)
+                (his / "sub").rename(drop / "sub")
+                (drop / "sub").rename(drop / f"sub{number % 5}")
+                (his / "link").rename(drop / "sub")
+                (drop / "sub").unlink()
+            except OSError:
+                for path in (his / "sub", his / "link", drop / "sub", drop / f"sub{number % 5}"):
+                    try:
+                        things.remove(path)
+                    except OSError:
+                        continue  # the consumer is at it
+
+    with Inbox(folder / "inbox", codec="bytes", drop_settle=0, drop_recursive=True) as inbox:
+        (folder / "inbox").chmod(0o711)
+        drop.chmod(0o1777)
+        child = as_user(attack)
+        try:
+            outside.begin()
+            end, his_own, number, delivered = time.monotonic() + 0.5, 0, 0, []
+            while time.monotonic() < end or not his_own:
+                assert time.monotonic() < end + 20, "none of his files came"
+                inbox.add_bytes(f"sub/good-{number}", payload(str(number)), durable=False)
+                number += 1
+                for _ in range(5):
+                    element = inbox.take()
+                    if element is None:
+                        break
+                    assert SECRET not in element.data
+                    if "good" in element.key:
+                        delivered.append(value_of(element.data))
+                    else:
+                        his_own += 1
+                    element.ack()
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        while element := inbox.take():
+            if "good" in element.key:
+                delivered.append(value_of(element.data))
+            element.ack()
+    assert delivered == [str(n) for n in range(number)]
+    assert not outside.complaints()
+    figure(f"{his_own} files out of swapped folders taken beside {number} others")
 
 
 @only_root

@@ -33,6 +33,7 @@ COALESCING = "fsinbox/consumer/coalescing.py"
 CONSUMER = "fsinbox/consumer/consumer.py"
 COPYING = "fsinbox/consumer/copying.py"
 HELD = "fsinbox/store/held.py"
+SUBFOLDERS = "fsinbox/store/subfolders.py"
 HANDLE = "fsinbox/store/handle.py"
 LISTING = "fsinbox/consumer/listing.py"
 RECOVERY = "fsinbox/consumer/recovery.py"
@@ -85,8 +86,8 @@ MUTANTS = [
         (
             "added-not-flushed",
             ADDING,
-            "            flush_published(self._layout, self._published)\n",
-            "            pass\n",
+            "            flush_published(self._layout, self._published)\n        return [\n",
+            "            pass\n        return [\n",
             crash("create | new:a=1"),
         ),
         (
@@ -99,7 +100,7 @@ MUTANTS = [
         (
             "replaced-drop-not-flushed",
             PROTOCOL,
-            '        flush_folder(layout, "drop")\n',
+            "        flush_folders(layout, published.moved_drops)\n",
             "        pass\n",
             crash("create mv:a=1 | add:a=2 take ack"),
         ),
@@ -543,8 +544,8 @@ MUTANTS = [
         (
             "drop-content-not-flushed",
             ADOPT,
-            '            flush_all(self._layout, "drop", names)\n',
-            "            pass\n",
+            "                flush_content(self._layout, names)\n",
+            "                pass\n",
             "tests/test_durability.py -k a_dropped_file_is_flushed_before_it",
         ),
         (
@@ -564,9 +565,45 @@ MUTANTS = [
         (
             "ingested-drop-not-flushed",
             ADOPT,
-            '                flush_folder(self._layout, "drop")\n',
+            "                flush_folders(self._layout, [entry.name for entry in finished])\n",
             "                pass\n",
             "tests/test_durability.py -k a_dropped_file_is_flushed_before_it",
+        ),
+        (
+            "subfolder-not-flushed",
+            SUBFOLDERS,
+            "                flush_folder(layout, opened)\n",
+            "                pass\n",
+            "tests/test_durability.py -k in_a_subfolder",
+        ),
+        (
+            "content-in-a-subfolder-not-flushed",
+            SUBFOLDERS,
+            "                flush_all(layout, opened, last)\n",
+            "                pass\n",
+            "tests/test_durability.py -k in_a_subfolder",
+        ),
+        (
+            "what-fitted-not-flushed",
+            ADDING,
+            "            if self._terms.durable:  # so many were added\n"
+            "                flush_published(self._layout, self._published)\n",
+            "",
+            "tests/test_durability.py -k what_fits_of_many",
+        ),
+        (
+            "mark-of-subfolders-itself-not-flushed",
+            SUBFOLDERS,
+            "            flush(fd)\n",
+            "            pass\n",
+            "tests/test_durability.py -k mark",
+        ),
+        (
+            "mark-of-subfolders-not-flushed",
+            SUBFOLDERS,
+            '    flush_folder(layout, ".")\n',
+            "",
+            "tests/test_durability.py -k mark",
         ),
         (
             "overtaken-drop-not-flushed",
@@ -1183,7 +1220,7 @@ MUTANTS = [
         (
             "drop-overlooked",
             ADDING,
-            "finished_drop(self._layout, key) if listed is None or key in listed else None",
+            "finished_drop(self._layout, key) if may_be else None",
             "None",
             "tests/test_adopt.py -k an_add_after_a_drop_of_its_key_wins",
         ),
@@ -1218,15 +1255,15 @@ MUTANTS = [
         (
             "lies-still-not-asked",
             DROPPED,
-            "(writer is None and not renamed_in(status) and not _lies_still(layout, key, status))",
-            "(writer is None and not renamed_in(status))",
+            "writer is None and not renamed_in(status) and not _lies_still(layout, folder, name, status)",
+            "writer is None and not renamed_in(status)",
             "tests/test_hosts.py -k a_drop_that_lies",
         ),
         (
             "writer-overlooked",
             DROPPED,
-            "        if writer or (writer is None and",
-            "        if (writer is None and",
+            "        if writer or (\n",
+            "        if (\n",
             "tests/test_adopt.py -k an_add_is_not",
         ),
         (
@@ -1274,8 +1311,8 @@ MUTANTS = [
         (
             "changed-drop-overwritten-by-its-copy",
             PROTOCOL,
-            'os.lstat(name, dir_fd=layout.folder("drop"))) != _identity(seen)',
-            'os.lstat(name, dir_fd=layout.folder("drop"))) == 0',
+            "os.lstat(last, dir_fd=layout.folder(folder))) != _identity(seen)",
+            "os.lstat(last, dir_fd=layout.folder(folder))) == 0",
             "tests/test_copying.py -k changes_before_the_section",
         ),
         (
@@ -1298,6 +1335,44 @@ MUTANTS = [
             "        if writer:\n            return max",
             "        if False:\n            return max",
             "tests/test_adopt.py -k a_file_that_a",
+        ),
+        (
+            "link-in-place-of-a-subfolder-followed",
+            SUBFOLDERS,
+            "inner = os.open(part, OPEN_FOLDER, dir_fd=fd)",
+            "inner = os.open(part, OPEN_FOLDER & ~os.O_NOFOLLOW, dir_fd=fd)",
+            "tests/test_subfolders.py -k link_in_place_of_a_folder",
+        ),
+        (
+            "subfolder-overlooked-by-an-add",
+            DROPPED,
+            "    if not (may_be_path(key) and are_ingested(layout)):\n",
+            "    if True:\n",
+            "tests/test_subfolders.py -k an_add_that_begins_later",
+        ),
+        (
+            "way-out-of-drop",
+            SUBFOLDERS,
+            '    return all(part and part[0] != "." for part in key.split("/"))\n',
+            "    return True\n",
+            "tests/test_subfolders.py -k no_path_of_a_file",
+        ),
+        (
+            "subfolder-watched-too-late",
+            SUBFOLDERS,
+            "                        self._entering(self._layout.folder(folder))\n                    yield from "
+            "self._list(folder, path)\n",
+            "                        pass\n                    yield from self._list(folder, path)\n"
+            "                    if path:\n"
+            "                        self._entering(self._layout.folder(folder))\n",
+            "tests/test_subfolders.py -k made_and_filled",
+        ),
+        (
+            "subfolders-without-a-bound",
+            SUBFOLDERS,
+            "            if looked_into > MOST:",
+            "            if False:",
+            "tests/test_subfolders.py -k more_folders",
         ),
         (
             "refused-drop-passed-over",
