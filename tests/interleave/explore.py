@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from tests.oracle import Event, judge, judge_order
 
-from .scenarios import AGAIN, Scenario
+from .scenarios import AGAIN, FOR_LATER, Scenario
 from .stepper import NOTED, SHARED, Actor, Run, World, spell, unspell
 
 Events = tuple[tuple[str, str, str], ...]
@@ -87,6 +87,7 @@ class Explorer:
         self.world = world
         self.scenario = scenario
         self.causal = causal
+        self._exact = scenario.keeps or scenario.max_waiting > 0
         self.learnt = 0
         self._nodes: dict[Any, int] = {}
         self._disks = Numbers()
@@ -228,7 +229,7 @@ class Explorer:
         after = self._knows.get(key)
         if after is None:
             after = self._knows[key] = self._knowns.of(
-                _heard(self._knowns.things[known], self._letters[index], events)
+                _heard(self._knowns.things[known], self._letters[index], events, exact=self._exact)
             )
         return after
 
@@ -293,7 +294,10 @@ class Explorer:
             self._note_spot(actor)
         self._knowns.of(
             _heard(
-                ((), (), (), ()), "-", tuple((event.what, event.key, event.value) for event in self._begin)
+                ((), (), (), ()),
+                "-",
+                tuple((event.what, event.key, event.value) for event in self._begin),
+                exact=self._exact,
             )
         )
         nodes = tuple(actor.node for actor in self._run.actors)
@@ -357,18 +361,19 @@ class Explorer:
         self._path = []
 
 
-def _heard(known: tuple[Any, ...], who: str, events: Events) -> tuple[Any, ...]:
-    """Return what the oracle needs to know after these events, of what it had to know before."""
+def _heard(known: tuple[Any, ...], who: str, events: Events, *, exact: bool) -> tuple[Any, ...]:
+    """Return what the oracle needs to know after these events, of what it had to know before. `exact`: also
+    after how much of what was seen each add began."""
     order, added, completed, seen = known
     for what, key, value in events:
         if what == "add_start":
-            order = tuple(sorted((*order, (key, value, added))))
+            order = tuple(sorted((*order, (key, value, added, len(seen) if exact else 0))))
             continue
-        if what in ("add_end", "deliver"):
+        if what in ("add_end", "first", "deliver"):
             added = tuple(sorted({*added, (key, value)}))
-        if what == "add_end":
+        if what in ("add_end", "first"):
             completed = tuple(sorted((*completed, (key, value))))
-        else:
+        if what != "add_end":
             seen = (*seen, (what, who, key, value))
     return order, added, completed, seen
 
@@ -383,6 +388,12 @@ def judge_all(history: list[Event], scenario: Scenario, *, causal: bool) -> list
     again: dict[tuple[str, str], str] = {}
     wrong = []
     for at, event in enumerate(history):
+        if event.what in ("waited", "refused"):
+            wrong += _refused(history, at, scenario) if event.what == "refused" else []
+            continue
+        if event.what == "first":
+            wrong += _not_kept(history[:at], event)
+            event = event._replace(what="add_end")
         if event.what == "queued":
             again[event.key, event.value] = event.value + AGAIN
             wrong += _gave_way(history[:at], event)
@@ -393,6 +404,49 @@ def judge_all(history: list[Event], scenario: Scenario, *, causal: bool) -> list
     wrong += judge(plain, causal=causal)
     if scenario.in_order:
         wrong += judge_order(plain)
+    return wrong
+
+
+def _not_kept(before: list[Event], added: Event) -> list[str]:
+    """Return what waited for its time, all the while that a value was added that should have kept it."""
+    start = max(
+        at for at, event in enumerate(before) if event.what == "add_start" and event[2:4] == added[2:4]
+    )
+    waits = {event.value for event in before[:start] if event.what == "add_end" and event.key == added.key}
+    begun = {event.value for event in before if event.what == "add_start" and event.key == added.key}
+    if any(event.what == "waited" for event in before) or begun != waits | {added.value}:
+        return []
+    return [
+        f"kept: key {added.key}: {added.value} was added, and {value} waited for its time"
+        for value in waits
+        if value.endswith(FOR_LATER)
+    ]
+
+
+def _refused(history: list[Event], at: int, scenario: Scenario) -> list[str]:
+    """Return what is wrong with the refusal at this place: there was room, or it was delivered."""
+    refused = history[at]
+    wrong = [
+        f"bound: key {event.key}: {event.value} was refused, and delivered"
+        for event in history
+        if event.what == "deliver" and event[2:4] == refused[2:4]
+    ]
+    start = max(
+        place
+        for place, event in enumerate(history[:at])
+        if event.what == "add_start" and event[2:4] == refused[2:4]
+    )
+    waiting = {event[2:4] for event in history[:at] if event.what == "add_start"} - {refused[2:4]}
+    waiting -= {event[2:4] for event in history[:at] if event.what == "refused"}
+    waiting -= {event[2:4] for event in history[:start] if event.what == "deliver"}
+    if len({key for key, _ in waiting}) < scenario.max_waiting:
+        wrong.append(f"bound: key {refused.key}: {refused.value} was refused, and {len(waiting)} waited")
+    if not any(role.consumer for role in scenario.roles):
+        wrong += [
+            f"bound: key {refused.key}: {refused.value} was refused, and {event.value} waited"
+            for event in history[:start]
+            if event.what == "add_end" and event.key == refused.key
+        ]
     return wrong
 
 

@@ -265,5 +265,77 @@ MUTANTS = {
             ("dropped", "dropped-nack"),
             (Edit("store.adding:Add._try_to_publish", "finished_drop(self._layout, key)", "None"),),
         ),
+        Mutant(
+            "handed-out-too-soon",
+            "nobody looks for when a value is",
+            ("later", "later-nack"),
+            (Edit("consumer.taking:Taking._have_taken", "max(0, not_before(status) - ", "min(0, 0 * "),),
+            finds=("error",),
+        ),
+        Mutant(
+            "delay-not-ended",
+            "a producer whose clock is behind takes what was handed out to be put off, and adds nothing",
+            ("kept-later",),
+            (
+                Edit(
+                    "consumer.taking:Taking._have_taken", 'end_delay(self._layout, "inflight", name)', "pass"
+                ),
+            ),
+            finds=("kept",),
+        ),
+        Mutant(
+            "kept-for-what-is-in-flight",
+            "an add is told that a value waits, and that one has been taken long ago",
+            ("kept-waiting", "kept-defer"),
+            (Edit("store.held:Held._is_too_soon", "> time_ns()", ">= 0"),),
+            finds=("kept",),
+        ),
+        Mutant(
+            "not-kept-for-what-is-deferred",
+            "what waits for its time is replaced by an add that should have kept it",
+            ("kept-later",),
+            (Edit("store.held:Held.has", "encoded in self._deferred or any(", "any("),),
+            finds=("kept",),
+        ),
+        Mutant(
+            "not-kept-for-what-is-put-off",
+            "the same, in the moment in which the consumer has it to find that it is too soon",
+            ("kept-later",),
+            (Edit("store.held:Held._is_too_soon", "> time_ns()", "< 0"),),
+            finds=("kept",),
+        ),
+        Mutant(
+            "not-counted",
+            "more wait than may",
+            ("bounded", "bounded-alone"),
+            (
+                Edit(
+                    "store.bounds:_demand_room",
+                    'os.pwrite(fd, b"%010d" % min(counted + 1, 10**10 - 1), 28)',
+                    "pass",
+                ),
+            ),
+            finds=("error",),
+        ),
+        Mutant(
+            "never-counted-anew",
+            "an inbox that was full once stays full",
+            ("bounded", "bounded-two"),
+            (Edit("store.bounds:_demand_room", "(counted >= most and _is_old(counted, when))", "False"),),
+            finds=("bound",),
+        ),
+        Mutant(
+            "refused-to-replace",
+            "a full inbox refuses a value that would replace one",
+            ("bounded-alone",),
+            (
+                Edit(
+                    "store.transitions:publish",
+                    "if let_in is not None and not waits:",
+                    "if let_in is not None:",
+                ),
+            ),
+            finds=("bound",),
+        ),
     )
 }

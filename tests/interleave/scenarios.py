@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import fsinbox.store.transitions
+from fsinbox import InboxFull
 from fsinbox.store.files import read_payload
 from fsinbox.store.names import REASON, element_name, parse_element
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 PROBE = 10**9 * 3600
 """Nanoseconds by which a consumer's `wait` moves its clock on: more than any delay in a script."""
 
+
+LATER = PROBE // 10**9 // 2
+"""Seconds: when what is for later may be handed out. A consumer's first `wait` ends after that."""
+
+FOR_LATER = "+"
+"""Values that end so are for later."""
 
 AGAIN = " again"
 """Added to the value of what a person has queued again."""
@@ -47,6 +54,8 @@ class Scenario:
     crashers: str = ""  # which may (their letters); empty: all
     drops: bool = False  # something is dropped: drop/ is looked at
     notes: bool = False  # a crash between two operations in attempts/ counts
+    keeps: bool = False  # a producer keeps what waits: it looks at what is in flight
+    max_waiting: int = 0  # the inbox's bound; 0: none
     meets: tuple[
         str, ...
     ] = ()  # of inflight/, deferred/ and failed/: what the consumer changes, and others look at
@@ -69,6 +78,45 @@ def producer(*adds: tuple[str, str]) -> Role:
             actor.will("add_start", key, value)
             actor.inbox.add(key, value, durable=False)
             actor.did("add_end", key, value)
+            actor.forget()
+
+    return Role(script)
+
+
+def later(key: str, value: str) -> Role:
+    """A producer that adds a value for later."""
+
+    def script(actor: Actor) -> None:
+        assert value.endswith(FOR_LATER)
+        actor.will("add_start", key, value)
+        actor.inbox.add(key, value, durable=False, not_before=LATER)
+        actor.did("add_end", key, value)
+
+    return Role(script)
+
+
+def first(key: str, value: str) -> Role:
+    """A producer that adds a value only if none waits."""
+
+    def script(actor: Actor) -> None:
+        actor.will("add_start", key, value)
+        answer = actor.inbox.add(key, value, durable=False, if_waiting="keep")
+        actor.did("kept" if answer == "kept" else "first", key, value)
+
+    return Role(script)
+
+
+def bounded(*adds: tuple[str, str]) -> Role:
+    """A producer that adds these keys and values to an inbox that may be full."""
+
+    def script(actor: Actor) -> None:
+        for key, value in adds:
+            actor.will("add_start", key, value)
+            try:
+                actor.inbox.add(key, value, durable=False)
+                actor.did("add_end", key, value)
+            except InboxFull:
+                actor.did("refused", key, value)
             actor.forget()
 
     return Role(script)
@@ -159,7 +207,7 @@ LOSER = Role(_lose)
 def consumer(script: str, *, opened: bool = False, after: int | None = None, inflight: int = 1) -> Role:
     """A consumer that does this, word for word.
 
-    take             take an element, if one is to be had
+    take             take an element, if one is to be had, and another may be in flight
     ack nack fail    end the one that has been out longest, if any is
     defer            nack it, with a delay
     wait             until a delay is over
@@ -171,14 +219,17 @@ def consumer(script: str, *, opened: bool = False, after: int | None = None, inf
         out: list[Any] = list(actor.taken)
         for word in words:
             if word == "take":
-                element = actor.inbox.take()
+                element = actor.inbox.take() if len(out) < inflight else None
                 if element:
                     with actor.world.nobody():  # nobody else touches its file any more: reading it is no step
                         value = element.value
+                    early = value.endswith(FOR_LATER) and actor.clock < LATER * 10**9
+                    assert not early, f"{value} was handed out too soon"
                     actor.did("deliver", element.key, value)
                     out.append(element)
             elif word == "wait":
                 actor.clock += PROBE
+                actor.did("waited")
             elif word == "close":
                 for element in out:
                     actor.did("nack", element.key)
@@ -220,6 +271,10 @@ HELD = ("inflight",)
 OLD = {"before": WAITING, "loses": "old", "meets": HELD, "clock_runs": True}
 SCATTERED = (("k", "o"), ("k", "p"), ("k", "q"))
 IN_ORDER = (producer(("k", "a"), ("j", "b")), producer(("i", "c")), _opened("take ack take"))
+
+LATE = later("k", "a+")
+FIRST = first("k", "a")
+KEEPS = {"keeps": True, "meets": ("inflight", "deferred")}
 
 SCENARIOS = {
     scenario.name: scenario
@@ -385,6 +440,48 @@ SCENARIOS = {
             (_k("a"), _opened("take defer take ack"), person("deferred")),
             before=WAITING,
             meets=("inflight", "deferred"),
+            crashes=1,
+        ),
+        Scenario("later", (later("k", "a+"), _k("b"), _opened("take wait take ack take ack")), crashes=1),
+        Scenario("later-waiting", (LATE, _opened("take ack take wait take ack")), before=WAITING, crashes=1),
+        Scenario("later-nack", (LATE, _opened("take nack take wait take ack")), before=WAITING, crashes=1),
+        Scenario("later-defer", (LATE, _opened("take defer wait take ack")), before=WAITING),
+        Scenario(
+            "later-recovery",
+            (LATE, _k("b"), _opened("take ack"), consumer("take ack wait take ack", after=2)),
+            crashes=1,
+            crashers="C",
+        ),
+        Scenario("kept", (FIRST, first("k", "b"), _opened("take ack")), keeps=True, crashes=1),
+        Scenario("kept-waiting", (FIRST, _k("b"), _opened("take ack take ack")), before=WAITING, **KEEPS),
+        Scenario("kept-nack", (FIRST, _k("b"), _opened("take nack take ack")), before=WAITING, **KEEPS),
+        Scenario("kept-defer", (FIRST, _opened("take defer wait take ack")), before=WAITING, **KEEPS),
+        Scenario("kept-later", (LATE, first("k", "b"), _opened("take take wait take ack")), **KEEPS),
+        Scenario("kept-dropped", (dropper("k", "d"), FIRST, _opened("take ack")), drops=True, **KEEPS),
+        Scenario(
+            "bounded",
+            (bounded(("k", "a"), ("k", "b")), bounded(("j", "c")), _opened("take ack take ack")),
+            max_waiting=1,
+            crashes=1,
+        ),
+        Scenario(
+            "bounded-alone",
+            (bounded(("k", "a"), ("k", "b")), bounded(("j", "c"), ("j", "d"))),
+            max_waiting=1,
+            crashes=1,
+        ),
+        Scenario(
+            "bounded-waiting",
+            (bounded(("j", "a")), bounded(("k", "b")), _opened("take ack take ack")),
+            before=WAITING,
+            max_waiting=1,
+            crashes=1,
+        ),
+        Scenario(
+            "bounded-two",
+            (bounded(("j", "a")), bounded(("i", "b")), _opened("take ack")),
+            before=WAITING,
+            max_waiting=2,
             crashes=1,
         ),
         Scenario("by-hand", (_k("a", "b"), _opened("take nack take ack"), careless(5, "k", "h"))),

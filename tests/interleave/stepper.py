@@ -16,6 +16,10 @@ These calls are not steps:
  - unlocking: it only lets others go on, so it might as well happen at once after the step before it;
  - a producer's look whether an element is in flight: it only decides between "new" and "behind";
  - everything in drop/, in a scenario where nobody drops anything.
+In a scenario that says `keeps=True` a producer keeps what waits: there a look at what is in flight is a step,
+and so is writing the times of what was for later. `limits` is only read and written by who holds the lock of
+`index`, and counts as a part of it.
+
 What nobody else looks at is a step before which its actor may crash, but nobody else runs in between, for it
 would make no difference to either: the lines of `index` (its header is read without the lock, so writing that
 is a step), and what only consumers touch, inflight/, deferred/, failed/ and attempts/. In attempts/ a
@@ -56,15 +60,19 @@ import fsinbox.consumer.ownership
 import fsinbox.consumer.recovery
 import fsinbox.consumer.taking
 import fsinbox.inbox
+import fsinbox.store.bounds
 import fsinbox.store.files
 import fsinbox.store.folders
 import fsinbox.store.handle
+import fsinbox.store.held
 import fsinbox.store.index
 import fsinbox.store.layout
 import fsinbox.store.lines
 import fsinbox.store.section
 import fsinbox.store.transitions
 from fsinbox import Inbox
+from fsinbox.store.bounds import set_limits
+from fsinbox.store.files import for_later
 from fsinbox.store.folders import FOLDERS
 from fsinbox.store.ignoring import FILE
 from fsinbox.store.layout import Layout
@@ -153,6 +161,8 @@ class Files:
             fd = os.open(path, flags, mode, dir_fd=dir_fd)
             world.files[os.fstat(fd).st_ino] = path
         else:
+            # The clock here is long ago, so a read would set an atime that the system leaves in earnest.
+            flags |= os.O_NOATIME
             fd = world.call(
                 ("open", folder, path), (folder,), lambda: os.open(path, flags, mode, dir_fd=dir_fd), "a file"
             )
@@ -165,10 +175,12 @@ class Files:
 
     def rename(self, src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         one, two = self._world.folders[src_dir_fd], self._world.folders[dst_dir_fd]
-        what = ("rename", one, src, two, dst)
-        return self._world.call(
-            what, (one, two), lambda: os.rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
-        )
+
+        def rename() -> None:
+            os.rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+            self._world.check_bound(one)
+
+        return self._world.call(("rename", one, src, two, dst), (one, two), rename)
 
     def link(
         self, src: str, dst: str, *, src_dir_fd: int, dst_dir_fd: int, follow_symlinks: bool = True
@@ -214,11 +226,20 @@ class Files:
         """Return what kind of step a look at a name in a folder is, None: the usual one."""
         if name == FILE:
             return UNSEEN  # nobody makes one
-        if folder != "inflight":
+        if folder != "inflight" or (self._identity and self._world.run.scenario.keeps):
             return None
         return (
             PRIVATE if self._world.is_consumer() else UNSEEN
         )  # who moves all that is in it; who only wants to tell "behind"
+
+    def utime(self, path: int | str, *, ns: tuple[int, int], dir_fd: int | None = None, **how: bool) -> None:
+        if dir_fd is None:  # a draft's
+            os.utime(path, ns=ns)
+            return
+        folder = self._world.folders[dir_fd]
+        self._world.call(
+            ("utime", folder, path, ns), (folder,), lambda: os.utime(path, ns=ns, dir_fd=dir_fd, **how)
+        )
 
     def stat(self, path: str) -> Status:
         return self._world.same_for_all(os.stat(path))
@@ -247,6 +268,8 @@ class Files:
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         world = self._world
+        if world.folders[fd] == "limits":
+            return os.pread(fd, length, offset)
         # (The header is read just after the file was locked: what happens in between might as well have
         # happened before.)
         kind = SHARED if world.is_written_to() and offset else UNSEEN
@@ -254,6 +277,10 @@ class Files:
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         world = self._world
+        if world.folders[fd] == "limits":
+            return world.call(
+                ("pwrite", "limits", data), ("limits",), lambda: os.pwrite(fd, data, offset), kind=PRIVATE
+            )
         if world.folders[fd] != "index":
             return os.pwrite(fd, data, offset)
 
@@ -327,7 +354,7 @@ def _modules() -> list[ModuleType]:
 # --- the world ----------------------------------------------------------------------------------------
 
 
-CLOCKED = (fsinbox.consumer.ownership, fsinbox.consumer.recovery)
+CLOCKED = (fsinbox.consumer.ownership, fsinbox.consumer.recovery, fsinbox.store.files, fsinbox.store.held)
 """The modules that ask for the time of day, but for the index."""
 
 
@@ -370,6 +397,8 @@ class World:
             mock.patch.object(fsinbox.store.lines, "BUCKET", 0),
             mock.patch.object(fsinbox.store.index, "FEWEST_LINES", 0),
             mock.patch.object(fsinbox.store.index, "LINES_A_KEY", 1),
+            # Who finds the inbox full counts anew: enough time has passed.
+            mock.patch.object(fsinbox.store.bounds, "RECOUNT_SHARE", 0),
             # An actor's descriptors are closed when it ends.
             mock.patch.object(fsinbox.consumer.ownership.ConsumerLock, "__del__", lambda lock: None),
             mock.patch.object(fsinbox.store.files, "unused_temporary", self._unused_temporary),
@@ -551,7 +580,25 @@ class World:
         status = os.fstat(fd)
         if self.is_written_to():
             return status.st_nlink, status.st_size, self._now(), os.pread(fd, fsinbox.store.lines.HEADER, 0)
-        return (status.st_nlink, _state_of(os.pread(fd, 1 << 20, 0)))
+        return (status.st_nlink, _state_of(os.pread(fd, 1 << 20, 0)), self.read_limits())
+
+    def read_limits(self) -> bytes:
+        """Return what `limits` says."""
+        try:
+            fd = os.open("limits", os.O_RDONLY, dir_fd=self.base.root)
+        except FileNotFoundError:
+            return b""
+        try:
+            return os.pread(fd, fsinbox.store.bounds.SIZE, 0)
+        finally:
+            os.close(fd)
+
+    def check_bound(self, folder: str) -> None:
+        """A producer has published something: does more wait than may? (What goes back may exceed it.)"""
+        most = self.run.scenario.max_waiting
+        if most and self.actor and folder == "tmp":
+            waiting = sum(len(os.listdir(self.base.folder(place))) for place in ("pending", "deferred"))
+            assert waiting <= most, f"{waiting} wait, and {most} may"
 
     def _forget_indexes(self) -> None:
         for fd in self._indexes:
@@ -607,7 +654,10 @@ class World:
     def same_for_all(self, status: os.stat_result) -> Status:
         """Return what is the same in every replay."""
         inode = self.files.get(status.st_ino, "?")
-        return Status(status.st_mode, inode, 0, status.st_size, status.st_nlink)
+        plain = Status(status.st_mode, inode, 0, status.st_size, status.st_nlink)
+        if not for_later(status):
+            return plain
+        return plain._replace(st_mtime_ns=status.st_mtime_ns, st_atime_ns=status.st_atime_ns)
 
     def listing_order(self, folder: str) -> tuple[int, ...]:
         """Return in which order a listing sees the numbers, () if at once."""
@@ -627,6 +677,8 @@ class World:
             fd = self.base.folder(folder)
             for name in os.listdir(fd):
                 os.unlink(name, dir_fd=fd)
+        if self.read_limits():
+            os.unlink("limits", dir_fd=self.base.root)
         self._forget_indexes()
         self.write_index(blank_index(FIRST - 1))
         os.close(self.open_index(os.O_RDWR))
@@ -635,16 +687,20 @@ class World:
     def contents(self) -> tuple[Any, ...]:
         """Return what is on disk, but for tmp/, where each actor's files are its own business."""
         indexes = tuple((os.fstat(fd).st_nlink, _state_of(os.pread(fd, 1 << 20, 0))) for fd in self._indexes)
-        found: list[Any] = [(indexes, self.highest)]
+        found: list[Any] = [(indexes, self.highest, self.read_limits())]
         for folder in CONTENTS[1:6]:
             with os.scandir(self.base.folder(folder)) as entries:
-                found.append(
-                    tuple(sorted((entry.name, self.files.get(entry.inode(), "?")) for entry in entries))
-                )
+                found.append(tuple(sorted(map(self._entry, entries))))
         for folder in CONTENTS[6:]:
             fd = self.base.folder(folder)
             found.append(tuple((name, os.readlink(name, dir_fd=fd)) for name in sorted(os.listdir(fd))))
         return tuple(found)
+
+    def _entry(self, entry: os.DirEntry[str]) -> tuple[Any, ...]:
+        """Return what is to be known of a file: its name, and which it is; if it is for later, its times."""
+        status = entry.stat(follow_symlinks=False)
+        times = (status.st_mtime_ns, status.st_atime_ns) if for_later(status) else ()
+        return (entry.name, self.files.get(entry.inode(), "?"), *times)
 
     def is_free(self, fd: int) -> bool:
         """Tell whether this descriptor could lock its file now."""
@@ -811,9 +867,7 @@ class Actor:
             scenarios
         ):  # the script's own are as they were between two calls
             variables = [
-                (name, _recovering(value) if isinstance(value, fsinbox.consumer.recovery.Recovery) else value)
-                for name, value in frame.f_locals.items()
-                if name not in IRRELEVANT
+                (name, _known_to(value)) for name, value in frame.f_locals.items() if name not in IRRELEVANT
             ]
             frames.append((frame.f_code.co_qualname, _place(frame.f_code, frame.f_lasti), variables))
             frame = frame.f_back
@@ -830,7 +884,7 @@ class Actor:
         if self.holds:
             knows += [self.holds, index._last, index._lines, index._is_ours]
             if not self.world.is_written_to():
-                knows.append(self.world.read_index(self.holds))
+                knows += [self.world.read_index(self.holds), self.world.read_limits()]
         elif self.run.scenario.loses == "removed" and index._fd >= 0:
             knows.append(self.world.generation(index._fd))
         if self.run.scenario.loses:
@@ -893,6 +947,13 @@ FIXED = {
 """What a consumer has, and does not change; and its parts, each of which is looked at by itself."""
 
 
+def _known_to(value: Any) -> Any:
+    """Return what a variable holds."""
+    if isinstance(value, fsinbox.consumer.recovery.Recovery):
+        return _recovering(value)
+    return sorted(value._deferred or ()) if isinstance(value, fsinbox.store.held.Held) else value
+
+
 def _recovering(knows: fsinbox.consumer.recovery.Recovery) -> list[Any]:
     """Return what a consumer knows that is just beginning, and that its inbox does not have yet."""
     return [*map(_kept_by, (knows._ready, knows._returning, knows._attempts)), list(knows._ended)]
@@ -937,6 +998,9 @@ class Run:
         fsinbox.store.index.BUCKET = fsinbox.store.lines.BUCKET = scenario.bucket
         fsinbox.store.index.FEWEST_LINES = scenario.bucket
         world.clear()
+        if scenario.max_waiting:
+            with Inbox(world.path, codec="text") as inbox:
+                set_limits(inbox.layout, inbox.index, scenario.max_waiting, None)
         self.actors = [Actor(self, index, role) for index, role in enumerate(scenario.roles)]
         for actor in self.actors:
             actor.open()
