@@ -101,7 +101,13 @@ class Element(Waiting):
 
     def __init__(self, handle: Handle, codec: str, claim: Claim) -> None:
         taken = claim.taken
-        super().__init__(handle, codec, handle.layout.inflight, taken.name, taken.key, taken.number)
+        # (As Waiting does it. One call fewer a take.)
+        self._handle = handle
+        self._codec = codec
+        self._folder = handle.layout.inflight
+        self._file = taken.name
+        self.key = taken.key
+        self.seq = taken.number
         self._claim = claim
         self.attempts = taken.attempts
 
@@ -154,7 +160,7 @@ class Element(Waiting):
     def data(self) -> bytes:
         """The payload, read now. Raises OSError, LeaseLost."""
         try:
-            return super().data
+            return files.read_payload(self._handle.layout, self._folder, self._file)
         except OSError:
             self._claim.check_lease()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .element import Element, Looks
+from .store import handle as handles
 from .store.adding import Adder
 from .store.codecs import check_codec
 from .store.handle import Handle, Looking
@@ -165,13 +166,14 @@ class Inbox(Adds, Looks):
     def _taking(self) -> Session:
         """Return this process's session, made at the first call: a producer has none, and does not import
         it."""
-        session = self._sessions.get(os.getpid())
+        session = self._sessions.get(handles.process)
         if session is None:
             from .consumer.session import open_session
 
             room = lambda: self.max_inflight  # noqa: E731
             session = open_session(self._handle, room, self._watch, self._shard, self._consuming)
-        return self._sessions.setdefault(session.pid, session)
+            session = self._sessions.setdefault(session.pid, session)  # (another thread may be quicker)
+        return session
 
     # --- waiting ------------------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Inbox(Adds, Looks):
         """
         if not self._handle.closed:
             self._handle.current()  # in a forked child: its own
-            session = self._sessions.get(os.getpid())
+            session = self._sessions.get(handles.process)
             self._handle.close(session.close if session else lambda: None)
 
     def __enter__(self) -> Self:

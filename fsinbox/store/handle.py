@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+process = os.getpid()
+"""This process; in a forked child, the child. (os.getpid() is a system call each time.)"""
+
 _open: set[ref[Handle]] = set()
 """Those of this process. (A weakref.WeakSet: importing that is a tenth of what a cold producer imports.)"""
 
@@ -29,7 +32,7 @@ class Handle:
 
     def __init__(self, path: str, *, create: bool, shared: bool, scope: str, force: bool) -> None:
         """Open the inbox: see Layout. Raises UnusableInbox."""
-        self.pid = os.getpid()
+        self.pid = process
         self.closed = False
         self.at_fork: Callable[[], object] | None = None
         """Called in a forked child, as soon as it is: lets go of the consumer's lock."""
@@ -51,7 +54,7 @@ class Handle:
     def begin(self, call: object) -> Layout:
         """Have the folders stay open until end(call). Raises WrongState if the inbox was closed."""
         self._calls.add(call)  # first: close() looks at it after it has set `closed`
-        return self.layout if self.pid == os.getpid() and not self.closed else self.current()
+        return self.layout if self.pid == process and not self.closed else self.current()
 
     def end(self, call: object) -> None:
         """The call has ended, or never began. Safe to call twice."""
@@ -63,7 +66,7 @@ class Handle:
         """Return the layout, opened anew in a forked child. Raises WrongState if the inbox was closed."""
         if self.closed:
             raise WrongState(f"inbox {self.path} was closed: open it again")
-        if self.pid != os.getpid():
+        if self.pid != process:
             self._reopen_after_fork()
         return self.layout
 
@@ -78,7 +81,7 @@ class Handle:
             self.end(call)
 
     def _reopen_after_fork(self) -> None:
-        self.pid = os.getpid()
+        self.pid = process
         self._close_files()
         self.layout = Layout(self.layout.path, create=False)
         self.index = open_index(self.layout)
@@ -111,6 +114,8 @@ class Looking:
 def _after_fork() -> None:
     """In a forked child: let go of the parent's locks, which the child would otherwise hold after its
     death."""
+    global process
+    process = os.getpid()
     section.forget_sections()
     for handle in filter(None, [known() for known in list(_open)]):
         handle._calls.clear()  # of threads that are not here

@@ -1574,7 +1574,7 @@ MUTANTS = [
         (
             "hold-is-not-heeded",
             CONSUMER,
-            "            if self.controls.holds(name):",
+            "            if held and encoded_of(name) in held:",
             "            if False:",
             "tests/test_steering.py -k a_key_on_hold_is",
         ),
