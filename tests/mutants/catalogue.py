@@ -1120,8 +1120,8 @@ MUTANTS = [
         (
             "attempts-not-counted",
             TAKING,
-            "attempts=(note.attempts if note else 0) + 1,",
-            "attempts=1,",
+            "(note.attempts + 1, note.alone) if note",
+            "(1, note.alone) if note",
             "tests/test_inbox.py -k attempts_survive_restarts",
         ),
         (
