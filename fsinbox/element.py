@@ -141,9 +141,12 @@ class Element(Waiting):
     @property
     def deaths(self) -> int:
         """How often in a row a consumer died while this, and nothing else, was in flight."""
+        alone = self._claim.taken.alone
+        if not alone:
+            return 0
         from .consumer.attempts import deaths_alone
 
-        return deaths_alone(self._claim.taken.alone)
+        return deaths_alone(alone)
 
     @property
     def age(self) -> float:

@@ -245,7 +245,7 @@ class Session:
         """It was ended."""
         if self.claims.get(claim.taken.encoded) is claim:
             del self.claims[claim.taken.encoded]
-        self.sleeper.wake()  # another thread may wait for this key, or for a place among max_inflight
+        self.sleeper.ended()
 
     # --- being the consumer -------------------------------------------------------------------------------
 
