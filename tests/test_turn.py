@@ -6,6 +6,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from helpers import wait_until
 
 from fsinbox import Element, Inbox
 from fsinbox.store.errors import LeaseLost
@@ -153,3 +154,16 @@ def test_a_handler_that_is_left_behind_ends_nothing_when_the_run_is_over(inbox: 
     sleep(0.1)
     assert runner.tally.acknowledged == 0
     assert [name[20:] for name in sorted(p.name for p in Path(inbox.path, "pending").iterdir())] == ["b"]
+
+
+def test_a_handler_that_was_woken_goes_before_the_main_thread(
+    inbox: Inbox, rests: list[float | None]
+) -> None:
+    def come() -> None:
+        wait_until(lambda: len(rests) == 1)
+        inbox.add("a", 1)
+
+    threading.Thread(target=come, daemon=True).start()
+    Runner(inbox, FunctionHandler("f", lambda key, value: None), once=True).run()
+    assert rests[1] is not None
+    assert rests[1] <= 0.001

@@ -36,6 +36,9 @@ log = logging.getLogger("fsinbox")
 _LONG = 1.0
 """Seconds of a pause that a drain does not wait for without a look whether anything is left."""
 
+_HANDLER_FIRST = 0.001
+"""Seconds for which a handler that was woken has the interpreter to itself."""
+
 _FOLLOWED = 1.0
 """Seconds between two looks at least whether what is in flight is superseded: a file in drop/ may be finished
 without an event."""
@@ -180,7 +183,9 @@ class Runner:
             if pause == 0:
                 self._asleep_since = time_ns()
                 self._turn.rest(watch.sleep, self._until(self.inbox.sleeper.limit()))
-                self._work()  # at once: leaving the watch takes longer than a take
+                # At once, and the handler goes first: leaving the watch takes longer than a take.
+                if self._work() and not self._has_room():
+                    self._turn.rest(self.waker.wait, self._until(_HANDLER_FIRST))
                 self._asleep_since = None
             else:
                 self._turn.rest(watch.sleep, self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
@@ -222,9 +227,7 @@ class Runner:
         return busy
 
     def _has_room(self) -> bool:
-        if self._signals or self._is_over():
-            return False
-        return len(self._crew.running) < self.concurrency
+        return not (self._signals or self._is_over()) and len(self._crew.running) < self.concurrency
 
     def _is_over(self) -> bool:
         """Tell whether nothing more is to be started."""
