@@ -34,7 +34,6 @@ What holds at every moment, and makes the steps right (docs/protocol.md has the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from time import time_ns
 
 from .files import end_delay, flush_folder, flush_pending, remove, write_whole
@@ -50,7 +49,10 @@ from .names import (
     label_for,
     parse_element,
 )
-from .printing import cut
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LONGEST_REASON = 128 * 1024
 """Characters of a reason that are kept: more than fsinbox itself says."""
@@ -420,6 +422,8 @@ def set_aside(layout: Layout, folder: str, name: str, reason: str) -> str:
 def write_reason(layout: Layout, name: str, reason: str) -> None:
     """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being
     moved. Of a very long reason the middle is left out."""
+    from .printing import cut  # not at the top: a producer gives no reasons
+
     try:
         text = cut(reason, _LONGEST_REASON)
         write_whole(layout, "failed", name + REASON, text.encode("utf-8", "backslashreplace"))
