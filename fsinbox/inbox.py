@@ -179,7 +179,8 @@ class Inbox(Adds, Looks):
 
             room = lambda: self.max_inflight  # noqa: E731
             session = open_session(self._handle, room, self._watch, self._shard, self._consuming)
-        return self._sessions.setdefault(session.pid, session)
+            session = self._sessions.setdefault(session.pid, session)  # (another thread may be quicker)
+        return session
 
     # --- waiting ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import json
@@ -464,6 +465,20 @@ def test_dying_with_a_newer_value_waiting_drops_the_older(inbox: Inbox) -> None:
     assert inbox.add("a", 2) == "behind"
     assert drain(inbox) == [("b", 1), ("a", 2)]
     assert names(inbox, "attempts") == []
+
+
+def test_a_child_of_which_python_was_not_told_has_descriptors_of_its_own(inbox: Inbox) -> None:
+    """uWSGI forks its workers so: sharing the parent's, they would share its locks, and lose adds."""
+    inbox.add("a", 1)
+    child = ctypes.PyDLL(None).fork()
+    if not child:
+        try:
+            inbox.add("b", 1)
+            os._exit(0 if inbox._handle.pid == os.getpid() else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(inbox) == 2
 
 
 def test_attempts_survive_restarts_and_are_of_one_value(inbox_dir: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ..inbox import Inbox
 from ..store.errors import AddFailed, InboxError, InboxFull, InvalidPayload, UnusableInbox
+from ..store.producing import Producer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add(
     outcome: Added
     try:
         new = create and not os.path.exists(inbox)
-        with Inbox(inbox, codec="bytes", create=create) as target:
+        with Producer(inbox, create=create) as target:
             if new:
                 print(f"fsinbox: created inbox {target.path}", file=sys.stderr)
             if file is not None and file != "-":

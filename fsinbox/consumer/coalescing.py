@@ -22,6 +22,8 @@ keeps."""
 def hashes_of_twins(names: list[str]) -> set[int]:
     """Return the hashes of the keys that more than one of these names has. In parts, and by hashes: see
     _PART."""
+    if len(names) < 2:
+        return set()  # (what wakes an idle consumer, as a rule)
     hashes = array("q", map(hash, map(encoded_of, names)))
     a_byte_of_each = bytes(memoryview(hashes).cast("B")[:: hashes.itemsize])
     parts = 1 + len(hashes) // _PART

@@ -42,7 +42,7 @@ from ..store import transitions
 from ..store.errors import UnusableInbox
 from ..store.index import Index
 from ..store.layout import Layout
-from ..store.names import element_of, parse_element
+from ..store.names import element_of, encoded_of, parse_element
 from ..store.subfolders import set_mark
 from .attempts import Attempts, Note
 from .controls import Controls
@@ -144,7 +144,8 @@ class Consumer:
         """Take the oldest element that may be taken now; None if there is none. Raises OSError, LeaseLost."""
         if self._layout.sharing:
             self.ownership.check()
-        self.mend()
+        if self._in_doubt:
+            self.mend()
         # In the middle of this an element may be in inflight/, or in deferred/, that this view does not know
         # of. Whatever cuts it short, it must not be left there until a newer one is done, and come back after
         # it.
@@ -172,10 +173,12 @@ class Consumer:
         self.mend()
 
     def _take_next(self) -> Taken | None:
-        self._look_around()
+        if monotonic() >= self._next_look:
+            self._look_around()
         if self.controls.paused:
             return None
         listings = 0
+        held = self.controls.held
         while True:
             name = self.ready.oldest(monotonic())
             if name is None or self.listing.stale:  # list first, or a due retry overtakes older keys
@@ -184,7 +187,7 @@ class Consumer:
                 listings += 1
                 self._list()
                 continue
-            if self.controls.holds(name):
+            if held and encoded_of(name) in held:
                 self.ready.pass_over(name)
                 continue
             if self.in_flight and self._must_be_alone(name):
@@ -208,8 +211,6 @@ class Consumer:
 
     def _look_around(self) -> None:
         """Now and then, between takes: apply what people ask for, ingest, send back what could not go."""
-        if monotonic() < self._next_look:
-            return
         self._apply_controls()
         if self.recovery.notice_clock():
             self._rescan()

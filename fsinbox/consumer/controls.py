@@ -8,7 +8,6 @@ from time import monotonic
 
 from ..store.control import NONE, Requests, requests
 from ..store.layout import Layout
-from ..store.names import encoded_of
 
 log = logging.getLogger("fsinbox")
 
@@ -37,9 +36,10 @@ class Controls:
         """Whether nothing may be taken."""
         return self._asked.paused
 
-    def holds(self, name: str) -> bool:
-        """Tell whether the key of an element's name is on hold."""
-        return bool(self._asked.held) and encoded_of(name) in self._asked.held
+    @property
+    def held(self) -> frozenset[str]:
+        """The encoded keys that are on hold."""
+        return self._asked.held
 
     def look(self) -> Change | None:
         """Look into control/; None if it is not yet time. Raises OSError."""

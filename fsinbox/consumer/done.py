@@ -28,11 +28,9 @@ class Done:
 
         Raises OSError.
         """
-        return (
-            self._keep(name)
-            if self._most
-            else transitions.discard(self._layout, "inflight", name, transitions.ACKNOWLEDGED)
-        )
+        if self._most:
+            return self._keep(name)
+        return transitions.discard(self._layout, "inflight", name, transitions.ACKNOWLEDGED)
 
     def _keep(self, name: str) -> bool:
         names = self._names = self._list() if self._names is None else self._names

@@ -83,7 +83,7 @@ class Listing:
         names.sort(reverse=True)
         above = list(takewhile(element_name(mark + 1, "").__le__, names))
         del names[: len(above)]
-        more = self._sort_out(above)
+        more = bool(above) and self._sort_out(above)
         # (What is foreign among the others is set aside when its turn comes: to look at a million takes a
         # second.)
         names, is_complete = self._coalescing.of(names, is_held)

@@ -49,7 +49,7 @@ class Claim:
 
     def acknowledge(self) -> None:
         """It is done."""
-        self._end("acknowledged", lambda: self._consumer.acknowledge(self.taken))
+        self._end("acknowledged", self._consumer.acknowledge, self.taken)
 
     def requeue(self, delay: float = 0.0, *, counted: bool) -> bool:
         """Return it to its place, now or in `delay` seconds; False if a newer value waits and it was
@@ -82,17 +82,17 @@ class Claim:
         if self._consumer.has(self.taken):
             self._end_now("requeued", lambda: self._consumer.requeue(self.taken, counted=True))
 
-    def _end(self, how: str, step: Callable[[], Found]) -> Found:
+    def _end(self, how: str, step: Callable[..., Found], *arguments: Taken) -> Found:
         with self.session.alone("end it"):
-            result = self._end_now(how, step)
+            result = self._end_now(how, step, *arguments)
         # Not from within: a signal handler that came then would leave the lock taken.
         return result  # noqa: RET504
 
-    def _end_now(self, how: str, step: Callable[[], Found]) -> Found:
+    def _end_now(self, how: str, step: Callable[..., Found], *arguments: Taken) -> Found:
         self._check()
         session = self.session
         try:
-            result = step()
+            result = step(*arguments)
         except LeaseLost:
             self._have_ended(how)
             session.stop(self._consumer)
@@ -109,11 +109,10 @@ class Claim:
 
     def _check(self) -> None:
         """Raise WrongState, or LeaseLost, if it is not for us to end it."""
-        session, key = self.session, self.taken.key
+        session, consumer, key = self.session, self._consumer, self.taken.key
         is_here = session.pid == os.getpid()
-        if self._ended or (
-            is_here and session.consumer is self._consumer and not self._consumer.has(self.taken)
-        ):
+        is_ours = is_here and session.consumer is consumer
+        if self._ended or (is_ours and not consumer.has(self.taken)):
             self._have_ended(self._ended or "ended")
             raise WrongState(f"the element of key {key!r} was {self._ended} before: end each element once")
         if not is_here:
@@ -121,9 +120,9 @@ class Claim:
                 f"the element of key {key!r} is in flight in the process that took it "
                 f"({session.pid}): end it there"
             )
-        if self._consumer.ownership.lost:
-            session.check(self._consumer)
-        if session.consumer is not self._consumer:
+        if consumer.ownership.lost:
+            session.check(consumer)
+        if session.consumer is not consumer:
             raise WrongState(f"inbox {session.path} was closed, which requeued the element of key {key!r}")
 
     def _have_ended(self, how: str) -> None:
@@ -246,7 +245,7 @@ class Session:
         """It was ended."""
         if self.claims.get(claim.taken.encoded) is claim:
             del self.claims[claim.taken.encoded]
-        self.sleeper.wake()  # another thread may wait for this key, or for a place among max_inflight
+        self.sleeper.ended()
 
     # --- being the consumer -------------------------------------------------------------------------------
 

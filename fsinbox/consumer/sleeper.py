@@ -30,6 +30,8 @@ class Sleeper:
         self._poll = poll
         self._lock = RLock()
         self._watch: Watch | None = None
+        self.quiet = False
+        """Whether the end of an element wakes nobody: while a loop ends one that itself takes the next."""
 
     def watch(self) -> Watch:
         """Return what notices arrivals. Raises WrongState if the inbox was closed."""
@@ -60,6 +62,11 @@ class Sleeper:
     def wake(self) -> None:
         """Have the sleeper look again."""
         if self._watch:
+            self._watch.waker.set()
+
+    def ended(self) -> None:
+        """An element was ended: somebody may wait for its key, or for its place among those in flight."""
+        if self._watch and not self.quiet:
             self._watch.waker.set()
 
     def found(self) -> None:

@@ -146,7 +146,8 @@ class Taking:
         folder, too_soon = self._layout.folder("inflight"), 0
         try:
             status = os.lstat(name, dir_fd=folder)
-            if for_later(status) and stat.S_ISREG(status.st_mode):
+            later = for_later(status)
+            if later and stat.S_ISREG(status.st_mode):
                 too_soon = max(0, not_before(status) - self._ownership.now())
                 if not too_soon:
                     end_delay(self._layout, "inflight", name)  # else producers take it to be put off
@@ -158,18 +159,22 @@ class Taking:
             self._foreign.set_aside("inflight", name, NOT_REGULAR)
             return None
         note = self._attempts.of_taken(name, status)
+        attempts, alone = (note.attempts + 1, note.alone) if note else (1, "")
+        modified = status.st_mtime_ns
+        moment = modified if later else 0
+        # (By place: with names it costs half as much again.)
         return Taken(
             name,
             number,
             encoded,
             key,
-            attempts=(note.attempts if note else 0) + 1,
-            alone=note.alone if note else "",
-            size=status.st_size,
-            inode=status.st_ino,
-            modified=status.st_mtime_ns,
-            not_before=status.st_mtime_ns if for_later(status) else 0,
-            too_soon=too_soon,
+            attempts,
+            alone,
+            status.st_size,
+            status.st_ino,
+            modified,
+            moment,
+            too_soon,
         )
 
 

@@ -142,18 +142,13 @@ class Add:
             discard_temporary(self._layout, temporary)
         if self._terms.durable:  # (what is kept is told of as durable as what is added)
             flush_published(self._layout, self._published)
-        return [
-            "kept"
-            if temporary in self._published.kept
-            else "replaced"
-            if waited
-            else "behind"
-            if others and is_in_flight(self._layout, encoded, others)
-            else "new"
-            for temporary, encoded, (waited, others) in zip(
-                self._drafts, keys, self._published.outcomes, strict=True
-            )
-        ]
+        return list(map(self._outcome, self._drafts, keys, self._published.outcomes))
+
+    def _outcome(self, temporary: str, encoded: str, became: tuple[bool, list[int]]) -> Added:
+        waited, others = became
+        if waited:
+            return "kept" if temporary in self._published.kept else "replaced"
+        return "behind" if others and is_in_flight(self._layout, encoded, others) else "new"
 
     def _discard(self) -> None:
         """It was cut short: remove what was not published."""
@@ -176,11 +171,11 @@ class Adder:
     def add(self, key: str, payload: Any, terms: Terms) -> Added:
         """Queue one value: bytes, or what writes itself. Raises InvalidKey, AddFailed, WrongState."""
         encoded = encode_key(key)
-
-        def run() -> Added:
-            return self._run(key, lambda add: add.one(key, encoded, payload), terms)
-
-        return run() if observer is None else observer.adding(self._handle.path, key, run)
+        if observer is None:
+            return self._run(terms, key, Add.one, key, encoded, payload)
+        return observer.adding(
+            self._handle.path, key, lambda: self._run(terms, key, Add.one, key, encoded, payload)
+        )
 
     def add_many(
         self,
@@ -207,7 +202,7 @@ class Adder:
             now = batch[:]
             batch.clear()  # first: it is tried once
             try:
-                outcomes = self._run(now[0][0], lambda add: add.many(now), terms)
+                outcomes = self._run(terms, now[0][0], Add.many, now)
             except InboxFull as error:
                 error.added += sum(total.values())
                 raise
@@ -226,7 +221,8 @@ class Adder:
                 finish()
         return total
 
-    def _run(self, key: str, step: Callable[[Add], Found], terms: Terms) -> Found:
+    def _run(self, terms: Terms, key: str, step: Callable[..., Found], *arguments: Any) -> Found:
+        """Run a step of an Add. `key`: which an error names."""
         handle, call = self._handle, object()
         try:
             layout = handle.begin(call)
@@ -236,7 +232,7 @@ class Adder:
                 raise self._failed(error, key, maybe_added=False) from error
             add = Add(handle, terms, bounded=self._bounded)
             try:
-                result = step(add)
+                result = step(add, *arguments)
             except OSError as error:
                 raise self._failed(error, key, maybe_added=add.may_be_there(error)) from error
             handle.end(call)

@@ -96,7 +96,7 @@ def not_before(status: os.stat_result) -> int:
 
 def for_later(status: os.stat_result) -> bool:
     """Tell whether a file was added for later, whatever became of that."""
-    return bool(status.st_mode & stat.S_ISVTX)
+    return status.st_mode & stat.S_ISVTX != 0
 
 
 def end_delay(layout: Layout, folder: str, name: str) -> None:

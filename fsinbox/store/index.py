@@ -38,7 +38,7 @@ from .errors import UnusableInbox
 from .folders import close_quietly
 from .layout import Layout
 from .lines import BUCKET, HEADER, HIGHEST, LINE, allocate, bucket_at, header_line, lines_with, read_header
-from .names import element_name, element_of, parse_element
+from .names import digits_of, element_name, element_of, split_name
 from .section import Section
 
 TYPE_CHECKING = False
@@ -49,6 +49,8 @@ FEWEST_LINES = 4096
 LINES_A_KEY = 8
 """Lines of a new table for each element that waits. A full bucket (then it is made anew) comes at a third of
 them in use."""
+
+_HIGHEST = str(HIGHEST)
 
 FUTURE = 24 * 3600 * 10**9
 """How far ahead of the clock, in nanoseconds, a number found in pending/ or failed/ is believed."""
@@ -270,47 +272,43 @@ class Index(Section):
         unknown: a line must not name the lower of two. (The consumer takes meanwhile. What it takes was seen
         to wait, or is seen in flight after that.)
         """
+        from .table import NOWHERE, Table  # not at the top: most producers find one
+
         last, waiting = in_use(self._layout, self._last)
         self._highest = max(self._highest, last)
         self._write_header(last, 0)  # says that there is no table, should this be cut short
         self._is_ours = True
-        lines = max(FEWEST_LINES, -(-LINES_A_KEY * waiting // BUCKET) * BUCKET)
         self._lines = 0
+        lines = max(FEWEST_LINES, -(-LINES_A_KEY * waiting // BUCKET) * BUCKET)
         allocate(self._fd, lines)
-        self._lines = lines
+        table, highest = Table(self._fd, lines, self._write), digits_of(last)
         for folder in ("pending", "inflight", "deferred"):
-            for number, encoded in _elements(self._layout, folder):
-                self._note(encoded, number if folder == "pending" and number <= last else 0)
+            table.note(
+                (number if folder == "pending" and number <= highest else NOWHERE, encoded)
+                for number, encoded in _elements(self._layout, folder)
+            )
+        table.finish()
         self._write_header(last, lines)
-
-    def _note(self, encoded: str, number: int) -> None:
-        """Have a line of a new table name a place; with a second place of its CRC, or 0, it names none from
-        then on."""
-        crc = self._crc(encoded, self.tag)
-        home = bucket_at(crc, self._lines)
-        bucket = os.pread(self._fd, BUCKET * LINE, home)
-        mine, blank = lines_with(bucket, crc), bucket.find(b"\0")
-        if mine:
-            self._write_line(crc, 0, home + mine[0][1])
-        elif number and blank >= 0:
-            self._write_line(crc, number, home + blank)
+        self._lines = lines
 
 
 def in_use(layout: Layout, last: int) -> tuple[int, int]:
     """Return (the highest number in use, `last` at least; how many elements wait)."""
-    limit = max(last, time_ns()) + FUTURE
+    limit = digits_of(max(last, time_ns()) + FUTURE)
+    highest = digits_of(last)
     waiting = 0
     for folder in ("pending", "failed", "inflight", "deferred"):
         for number, _ in _elements(layout, folder):
-            if number <= limit or folder in ("inflight", "deferred"):
-                last = max(last, number)
-                waiting += folder == "pending"
-    return last, waiting
+            waiting += folder == "pending"
+            if number > highest and (number <= limit or folder in ("inflight", "deferred")):
+                highest = number
+    return int(highest), waiting
 
 
-def _elements(layout: Layout, folder: str) -> Iterator[tuple[int, str]]:
-    """Go through (number, encoded key) of a folder's elements, without keeping a million names."""
+def _elements(layout: Layout, folder: str) -> Iterator[tuple[str, str]]:
+    """Go through (number, encoded key) of a folder's elements, without keeping a million names. The number
+    as 19 digits, which are in order as text, too."""
     for name in layout.names_one_by_one(folder):
-        parsed = parse_element(element_of(name) if folder == "deferred" else name)
-        if parsed and parsed[0] < HIGHEST and parsed[1].isascii():
-            yield parsed
+        parts = split_name(element_of(name) if folder == "deferred" else name)
+        if parts and parts[0] < _HIGHEST and parts[1].isascii():
+            yield parts

@@ -88,6 +88,11 @@ def element_name(number: int, encoded: str) -> str:
     return f"{number:019d}-{encoded}"
 
 
+def digits_of(number: int) -> str:
+    """Return a number as it stands in a name."""
+    return f"{number:019d}"
+
+
 def parse_element(name: str) -> tuple[int, str] | None:
     """Return (number, encoded key) of an element's file name, or None for a foreign name. The key is not
     decoded."""

@@ -13,7 +13,8 @@ from .terms import terms_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import BinaryIO, Unpack
+    from types import TracebackType
+    from typing import BinaryIO, Self, Unpack
 
     from .adding import Added
     from .amounts import Size
@@ -96,3 +97,28 @@ class Adds:
         with Looking(self._handle) as layout:
             free = size(min_free) if isinstance(min_free, str) else min_free
             return set_limits(layout, self._handle.index, max_waiting, free)
+
+
+class Producer(Adds):
+    """An open inbox to which bytes are added, and no more. (An Inbox imports what looks, too.)"""
+
+    codec = "bytes"
+    durable = True
+
+    def __init__(self, path: str, *, create: bool) -> None:
+        """Open it. Raises UnusableInbox."""
+        self._handle = Handle(path, create=create, shared=False, scope="auto", force=False)
+        self._adder = Adder(self._handle)
+
+    @property
+    def path(self) -> str:
+        """Absolute path of the inbox."""
+        return self._handle.path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.close(lambda: None)

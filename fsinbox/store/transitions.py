@@ -34,7 +34,6 @@ What holds at every moment, and makes the steps right (docs/protocol.md has the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from time import time_ns
 
 from .files import end_delay, flush_folder, flush_pending, remove, write_whole
@@ -50,7 +49,10 @@ from .names import (
     label_for,
     parse_element,
 )
-from .printing import cut
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LONGEST_REASON = 128 * 1024
 """Characters of a reason that are kept: more than fsinbox itself says."""
@@ -197,7 +199,9 @@ def is_in_flight(layout: Layout, encoded: str, numbers: list[int]) -> bool:
     """Tell whether one of these numbers of a key is being worked on."""
     names = [element_name(number, encoded) for number in numbers]
     if layout.sharing is None:
-        return any(layout.exists("inflight", name) for name in names)
+        # (It is only told. So what the system says against the look may count as "no", at half the price.)
+        folder = layout.folder("inflight")
+        return any(os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False) for name in names)
     return bool(names) and any(name in names for _, name in layout.in_flight())
 
 
@@ -432,6 +436,8 @@ def set_aside(layout: Layout, folder: str, name: str, reason: str, label: str = 
 def write_reason(layout: Layout, name: str, reason: str) -> None:
     """Write failed/<name>~reason.txt, whole or not at all. A full disk must not keep an element from being
     moved. Of a very long reason the middle is left out."""
+    from .printing import cut  # not at the top: a producer gives no reasons
+
     try:
         text = cut(reason, _LONGEST_REASON)
         write_whole(layout, "failed", name + REASON, text.encode("utf-8", "backslashreplace"))

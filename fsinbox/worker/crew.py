@@ -1,4 +1,4 @@
-"""The threads that handle elements. They only report; the main thread ends what they have handled."""
+"""The threads that handle elements, and report. A thread that has reported goes on with what it is given."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ Report = tuple[list[Element], Outcome, float]
 class Crew:
     """Threads, made as they are needed, that work on batches of elements."""
 
-    def __init__(self, work: Callable[[list[Element]], Outcome], wake: Callable[[], object]) -> None:
-        """`work` handles a batch, and never raises. `wake` is called, in any thread, when there is a
-        report."""
+    def __init__(
+        self, work: Callable[[list[Element]], Outcome], go_on: Callable[[], list[Element] | None]
+    ) -> None:
+        """`work` handles a batch, and never raises. `go_on` is called in the thread that has just reported;
+        it returns a batch that was kept for this thread, or None."""
         self.running: list[list[Element]] = []
         """Batches that were handed out, and not reported yet."""
         self.count = 0
         """Elements in them."""
+        self.kept: list[list[Element]] | None = None
+        """If a list: of what is started next, one batch is kept here, for the thread that starts it."""
         self._handle = work
-        self._wake = wake
+        self._go_on = go_on
         self._jobs: SimpleQueue[list[Element]] = SimpleQueue()
         self._reports: SimpleQueue[Report] = SimpleQueue()
         self._threads = 0
@@ -43,6 +47,9 @@ class Crew:
         """Have a batch handled."""
         self.running.append(batch)
         self.count += len(batch)
+        if self.kept == []:
+            self.kept.append(batch)
+            return
         if self._threads < len(self.running):
             self._threads += 1
             threading.Thread(target=self._work, name=f"fsinbox-{self._threads}", daemon=True).start()
@@ -59,11 +66,11 @@ class Crew:
     def report(self, batch: list[Element], outcome: Outcome, seconds: float) -> None:
         """The handler is done with a batch. Called in any thread."""
         self._reports.put((batch, outcome, seconds))
-        self._wake()
 
     def _work(self) -> None:
+        batch = None
         while True:
-            batch = self._jobs.get()
+            batch = batch or self._jobs.get()
             started = monotonic()
             outcome = self._handle(batch)
             seconds = monotonic() - started
@@ -77,3 +84,4 @@ class Crew:
                         extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
                     )
             self.report(batch, outcome, seconds)
+            batch = self._go_on()

@@ -141,6 +141,8 @@ class FunctionHandler:
         """Return what it raised: a handler's sys.exit() ends its attempt, not the consumer."""
         try:
             result = self._function(*arguments)
+            if result is None:
+                return None
             if inspect.isawaitable(result):
                 work = self._raised_by(element, result)
                 return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()

@@ -25,7 +25,7 @@ _INTERVAL = 1.0
 
 
 class Observer:
-    """Told of what happens, in the main thread. What it raises is logged once, and stops nothing."""
+    """Told of what happens, by one thread at a time. What it raises is logged once, and stops nothing."""
 
     def standing_by(self) -> None:
         """Another process is the consumer, and this one waits: told about every second, before `began`."""

@@ -1,8 +1,9 @@
 """Takes elements, has them handled, several at once, and ends each as its handler says.
 
-The main thread owns the inbox: it takes, ends and requeues, and handles signals. Each element, or batch of
-elements, is handled in one of `concurrency` threads, which only report. Reports, arrivals and signals wake
-the main thread through the inbox's waker.
+Each element, or batch of elements, is handled in one of `concurrency` threads. The main thread handles
+signals, and whatever is due at some time; it, or a thread that has handled an element, ends that and takes
+the next one (see turn). Arrivals, signals, and reports while another thread is at work wake the main thread
+through the inbox's waker.
 """
 
 import logging
@@ -28,11 +29,15 @@ from .pacing import Pacing
 from .renewing import Renewal
 from .settling import Settling
 from .sleeping import sooner
+from .turn import Turn
 
 log = logging.getLogger("fsinbox")
 
 _LONG = 1.0
 """Seconds of a pause that a drain does not wait for without a look whether anything is left."""
+
+_HANDLER_FIRST = 0.001
+"""Seconds for which a handler that was woken has the interpreter to itself."""
 
 _FOLLOWED = 1.0
 """Seconds between two looks at least whether what is in flight is superseded: a file in drop/ may be finished
@@ -101,7 +106,7 @@ class Runner:
         work = self.handler.handle
         self._crew = Crew(
             cast(BatchHandler, self.handler).handle_batch if self.batching else lambda batch: work(batch[0]),
-            lambda: self.waker.set(),
+            lambda: self._turn.go_on(),
         )
         self._asleep_since: int | None = None
         self._stop_at: float | None = None
@@ -140,8 +145,8 @@ class Runner:
         """Become the consumer as soon as there is none, or the one there is counts as dead."""
         for holder in standing_by(self.inbox, lambda: self._signals > 0):
             if holder:
-                said = {"event": "standing_by", "holder": holder}
-                log.info("standing by: %s is the consumer", holder, extra=said)
+                about = {"event": "standing_by", "holder": holder}
+                log.info("standing by: %s is the consumer", holder, extra=about)
             self._audience.tell(lambda observer: observer.standing_by())
 
     @property
@@ -158,6 +163,7 @@ class Runner:
     # --- the loop -----------------------------------------------------------------------------------------
 
     def _work_on(self) -> None:
+        self._turn = Turn(self.inbox.sleeper, self._crew, self._step, self._has_room, self._until)
         while not self._finished():
             if not self._work() and not self._finished():
                 self._sleep()
@@ -169,18 +175,20 @@ class Runner:
             if self.drain and pause and pause >= _LONG and self._nothing_waits():
                 self._drained = True
             else:
-                self.waker.wait(self._until(pause))
+                self._turn.rest(self.waker.wait, self._until(pause))
             return
         with self.inbox.sleeper.listening() as watch:
             if self._work() or self._finished():
                 return
             if pause == 0:
                 self._asleep_since = time_ns()
-                watch.sleep(self._until(self.inbox.sleeper.limit()))
-                self._work()  # at once: leaving the watch takes longer than a take
+                self._turn.rest(watch.sleep, self._until(self.inbox.sleeper.limit()))
+                # At once, and the handler goes first: leaving the watch takes longer than a take.
+                if self._work() and not self._has_room():
+                    self._turn.rest(self.waker.wait, self._until(_HANDLER_FIRST))
                 self._asleep_since = None
             else:
-                watch.sleep(self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
+                self._turn.rest(watch.sleep, self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
 
     def _until(self, limit: float | None) -> float | None:
         """Return for how many seconds to sleep at most, given another limit."""
@@ -189,10 +197,10 @@ class Runner:
         return self._audience.until_tick(self._limits.until(limit))
 
     def _work(self) -> bool:
-        """End what was reported and start what can be started; tell whether anything was done."""
+        """Do all that there is to be done in the main thread; tell whether anything was."""
         self.waker.clear()
-        self._audience.tick()
-        self.inbox.check_lease()
+        if self._turn.broken:
+            raise self._turn.broken
         if self._signals and not self._told_stopping:
             self._told_stopping = True
             self._audience.tell(lambda observer: observer.stopping())
@@ -200,6 +208,12 @@ class Runner:
             self._requeue_all("at the second signal")
         if self._stop_at is not None and monotonic() >= self._stop_at:
             self._requeue_all("at the end of the shutdown timeout")
+        return self._step()
+
+    def _step(self) -> bool:
+        """End what was reported and start what can be started; tell whether anything was done."""
+        self._audience.tick()
+        self.inbox.check_lease()
         self._limits.apply()
         busy = False
         for report in self._crew.reports():
@@ -213,9 +227,7 @@ class Runner:
         return busy
 
     def _has_room(self) -> bool:
-        if self._signals or self._is_over():
-            return False
-        return len(self._crew.running) < self.concurrency
+        return not (self._signals or self._is_over()) and len(self._crew.running) < self.concurrency
 
     def _is_over(self) -> bool:
         """Tell whether nothing more is to be started."""
@@ -242,9 +254,7 @@ class Runner:
     def _is_busy(self) -> bool:
         return bool(self._crew.running or self._intake.held)
 
-    _drained = False
-    _told_stopping = False
-    _began = False
+    _drained = _told_stopping = _began = False
 
     # --- an element, or a batch ---------------------------------------------------------------------------
 
@@ -269,10 +279,8 @@ class Runner:
         if self._signals == 1 and self.shutdown_timeout is not None:
             self._stop_at = monotonic() + self.shutdown_timeout
         if self._signals == 1 and self._crew.running:
-            text = (
-                f"{signal.Signals(number).name}: waiting for {self._crew.count} in flight; "
-                "a second signal requeues at once"
-            )
+            name, count = signal.Signals(number).name, self._crew.count
+            text = f"{name}: waiting for {count} in flight; a second signal requeues at once"
             os.write(2, self.stop_notice(text).encode())
         self.waker.set()
 

@@ -69,6 +69,7 @@ import fsinbox.store.index
 import fsinbox.store.layout
 import fsinbox.store.lines
 import fsinbox.store.section
+import fsinbox.store.table
 import fsinbox.store.transitions
 from fsinbox import Inbox
 from fsinbox.store.bounds import set_limits
@@ -395,6 +396,7 @@ class World:
             # As the scenario says: the table is one bucket.
             mock.patch.object(fsinbox.store.index, "BUCKET", 0),
             mock.patch.object(fsinbox.store.lines, "BUCKET", 0),
+            mock.patch.object(fsinbox.store.table, "BUCKET", 0),
             mock.patch.object(fsinbox.store.index, "FEWEST_LINES", 0),
             mock.patch.object(fsinbox.store.index, "LINES_A_KEY", 1),
             # Who finds the inbox full counts anew: enough time has passed.
@@ -996,6 +998,7 @@ class Run:
         self._nodes = nodes
         world.run = self
         fsinbox.store.index.BUCKET = fsinbox.store.lines.BUCKET = scenario.bucket
+        fsinbox.store.table.BUCKET = scenario.bucket
         fsinbox.store.index.FEWEST_LINES = scenario.bucket
         world.clear()
         if scenario.max_waiting:

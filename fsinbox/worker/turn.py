@@ -1,0 +1,80 @@
+"""Whose turn it is to end elements and take the next ones: one thread's at a time.
+
+The main thread has the turn, but while it sleeps. Then a thread that has handled an element takes it: it ends
+that element, and goes on with what it has taken. So as long as there is work no thread wakes another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from .crew import Crew
+
+if TYPE_CHECKING:
+    from ..consumer.sleeper import Sleeper
+    from ..element import Element
+
+_NEAR = 0.001
+"""Seconds by which the main thread may wake late."""
+
+
+class Turn:
+    """The turn in one run. Who has made it, the main thread, has it, and never gives it back for good: what a
+    handler that is left behind reports is nobody's."""
+
+    def __init__(
+        self,
+        sleeper: Sleeper,
+        crew: Crew,
+        step: Callable[[], object],
+        has_room: Callable[[], bool],
+        until: Callable[[float | None], float | None],
+    ) -> None:
+        """`step` ends what was reported, and starts what can be started. `has_room()`: more might be.
+        `until(limit)`: for how many seconds the main thread may sleep, given another limit."""
+        self._sleeper = sleeper
+        self._waker = sleeper.waker  # (which an inbox that was closed does not give any more)
+        self._crew = crew
+        self._step = step
+        self._has_room = has_room
+        self._until = until
+        self._lock = Lock()
+        self._lock.acquire()
+        self._awake_at = inf
+        self.broken: BaseException | None = None
+        """What a step has raised in another thread, for the main one to raise."""
+
+    def rest(self, sleep: Callable[[float | None], object], limit: float | None) -> None:
+        """Sleep for `limit` seconds at most, and leave the turn to others meanwhile."""
+        self._awake_at = inf if limit is None else monotonic() + limit
+        self._lock.release()
+        try:
+            sleep(limit)
+        finally:
+            self._lock.acquire()
+
+    def go_on(self) -> list[Element] | None:
+        """This thread of the crew has reported: make a step, unless another thread has the turn, and return
+        what this one handles next. Wakes the main thread if that has to see to anything."""
+        if self.broken or not self._lock.acquire(blocking=False):
+            self._waker.set()  # (who has the turn may have looked before this was reported)
+            return None
+        kept = self._crew.kept = []
+        self._sleeper.quiet = True
+        is_due = True
+        try:
+            self._step()
+            until = 0.0 if self._has_room() else self._until(None)
+            is_due = until is not None and monotonic() + until < self._awake_at - _NEAR
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self.broken = error
+        self._crew.kept = None
+        self._sleeper.quiet = False
+        self._lock.release()
+        if is_due or not kept:
+            self._waker.set()
+        return kept[0] if kept else None

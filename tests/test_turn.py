@@ -1,0 +1,169 @@
+"""worker/turn.py: a thread that has handled an element ends it, and goes on with the next one itself."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+from helpers import wait_until
+
+from fsinbox import Element, Inbox
+from fsinbox.store.errors import LeaseLost
+from fsinbox.worker.functions import FunctionHandler
+from fsinbox.worker.observer import Observer
+from fsinbox.worker.outcome import Outcome
+from fsinbox.worker.runner import Runner
+from fsinbox.worker.turn import Turn
+
+
+@pytest.fixture
+def inbox(inbox_dir: Path) -> Iterator[Inbox]:
+    with Inbox(inbox_dir, max_inflight=8) as inbox:
+        yield inbox
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """How often, and for how long at most, the main thread has slept."""
+    limits: list[float | None] = []
+    rest = Turn.rest
+
+    def noted(turn: Turn, how: object, limit: float | None) -> None:
+        limits.append(limit)
+        rest(turn, how, limit)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Turn, "rest", noted)
+    return limits
+
+
+class Told(Observer):
+    """Notes in which threads elements were ended."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
+        self.threads.append(threading.current_thread().name)
+
+
+def test_an_element_wakes_no_other_thread_as_long_as_there_is_work(
+    inbox: Inbox, rests: list[float | None]
+) -> None:
+    inbox.add_many((f"key-{number}", number) for number in range(300))
+    told, handled = Told(), list[int]()
+    handler = FunctionHandler("f", lambda key, value: handled.append(value))
+    Runner(inbox, handler, drain=True, observers=[told]).run()
+    assert handled == list(range(300))
+    assert told.threads.count("fsinbox-1") >= 298
+    assert len(rests) <= 10
+
+
+def test_handlers_at_once_start_each_other_and_all_is_handled_once(inbox: Inbox) -> None:
+    inbox.add_many((f"key-{number}", number) for number in range(200))
+    lock, handled, at_once = threading.Lock(), list[int](), list[int]()
+    running = 0
+
+    def work(key: str, value: int) -> None:
+        nonlocal running
+        with lock:
+            running += 1
+            at_once.append(running)
+        sleep(0.001)
+        with lock:
+            running -= 1
+            handled.append(value)
+
+    tally = Runner(inbox, FunctionHandler("f", work), concurrency=8, drain=True).run()
+    assert sorted(handled) == list(range(200))
+    assert tally.acknowledged == 200
+    assert max(at_once) == 8
+
+
+def test_what_goes_wrong_after_a_handler_ends_the_run(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(In the main thread: it is the one that a program waits for.)"""
+    inbox.add_many((f"key-{number}", number) for number in range(3))
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        if threading.current_thread() is not threading.main_thread():
+            checks += 1
+            if checks == 2:
+                raise LeaseLost("another one is the consumer")
+
+    monkeypatch.setattr(inbox, "check_lease", check)
+    with pytest.raises(LeaseLost, match="another one"):
+        Runner(inbox, FunctionHandler("f", lambda key, value: None), drain=True).run()
+    assert checks == 2
+
+
+class Clock(Observer):
+    """Is due soon after the second element has begun; notes when it was called."""
+
+    def __init__(self) -> None:
+        self.begun, self.at = 0, 0.0
+        self.late: list[float] = []
+
+    def started(self, element: Element, latency: float | None) -> None:
+        self.begun += 1
+        self.at = monotonic() + 0.05
+
+    def due(self) -> float | None:
+        return self.at if self.begun == 2 and not self.late else None
+
+    def tick(self) -> None:
+        self.late.append(monotonic() - self.at)
+
+
+def test_what_is_due_because_of_an_element_that_another_thread_has_begun_is_not_slept_through(
+    inbox: Inbox,
+) -> None:
+    inbox.add_many((f"key-{number}", number) for number in range(2))
+    clock = Clock()
+
+    def work(key: str, value: int) -> None:
+        if value:
+            sleep(0.5)
+
+    Runner(inbox, FunctionHandler("f", work), drain=True, observers=[clock]).run()
+    assert len(clock.late) == 1
+    assert clock.late[0] < 0.3
+
+
+def test_a_handler_that_is_left_behind_ends_nothing_when_the_run_is_over(inbox: Inbox) -> None:
+    inbox.add("a", 1)
+    inbox.add("b", 2)
+    reached, free = threading.Event(), threading.Event()
+
+    def work(key: str, value: int) -> None:
+        reached.set()
+        free.wait(10)
+
+    runner = Runner(inbox, FunctionHandler("f", work))
+
+    def break_down() -> None:
+        reached.wait(10)
+        runner._turn.broken = LeaseLost("another one is the consumer")
+        runner.waker.set()
+
+    threading.Thread(target=break_down, daemon=True).start()
+    with pytest.raises(LeaseLost):
+        runner.run()
+    free.set()
+    sleep(0.1)
+    assert runner.tally.acknowledged == 0
+    assert [name[20:] for name in sorted(p.name for p in Path(inbox.path, "pending").iterdir())] == ["b"]
+
+
+def test_a_handler_that_was_woken_goes_before_the_main_thread(
+    inbox: Inbox, rests: list[float | None]
+) -> None:
+    def come() -> None:
+        wait_until(lambda: len(rests) == 1)
+        inbox.add("a", 1)
+
+    threading.Thread(target=come, daemon=True).start()
+    Runner(inbox, FunctionHandler("f", lambda key, value: None), once=True).run()
+    assert rests[1] is not None
+    assert rests[1] <= 0.001
