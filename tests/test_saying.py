@@ -202,7 +202,7 @@ def test_a_full_disk_is_tried_again_and_a_reader_that_has_gone_is_not() -> None:
         discard(full.fileno())
     reader, writer = os.pipe()
     os.close(reader)
-    printed = Printed(open(writer, "w"), logs=False)
+    printed = Printed(open(writer, "w"), logs=False)  # noqa: SIM115 - closed with its descriptor
     print("a line", file=printed)
     assert os.readlink(f"/proc/self/fd/{writer}") == "/dev/null"
 
