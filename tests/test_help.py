@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -99,6 +100,12 @@ def test_without_a_number_of_columns_the_terminal_is_asked(monkeypatch: pytest.M
     for found, width in ((70, 70), (0, 80), (20, 40), (500, 110)):
         monkeypatch.setattr(os, "get_terminal_size", lambda fd, found=found: os.terminal_size((found, 24)))
         assert front.width() == width
+
+    def none(fd: int) -> os.terminal_size:
+        raise OSError(errno.ENOTTY, "no terminal")
+
+    monkeypatch.setattr(os, "get_terminal_size", none)
+    assert front.width() == 80
 
 
 def test_the_page_does_without_click(tmp_path: Path) -> None:

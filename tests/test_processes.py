@@ -16,6 +16,7 @@ from test_limits import is_alive
 
 from fsinbox import Inbox, WrongState
 from fsinbox.cli.handling import in_process
+from fsinbox.cli.logs import Logs
 from fsinbox.worker.backoff import Backoff, Retries
 from fsinbox.worker.child import HandedElement, Recording
 from fsinbox.worker.processes import ProcessHandler
@@ -36,7 +37,7 @@ def place(tmp_path: Path) -> Place:
 def in_processes(place: Place, monkeypatch: pytest.MonkeyPatch, **bounds: int) -> ProcessHandler:
     """Return a handler that calls jobs:job in processes."""
     monkeypatch.chdir(place.path)
-    make = partial(in_process, "jobs:job", str(place.inbox), "text", 30, trace=False)
+    make = partial(in_process, "jobs:job", str(place.inbox), Logs("text", 30), trace=False)
     return ProcessHandler("jobs:job", make, str(place.inbox), "json", **bounds)
 
 
@@ -236,7 +237,7 @@ def test_an_inbox_that_cannot_be_opened_there_is_a_failed_attempt(
     place.jobs("def job(element): note(element.key)")
     place.add("a")
     monkeypatch.chdir(place.path)
-    make = partial(in_process, "jobs:job", "elsewhere", "text", 30, trace=False)
+    make = partial(in_process, "jobs:job", "elsewhere", Logs("text", 30), trace=False)
     handler = ProcessHandler("jobs:job", make, str(place.path / "elsewhere"), "json")
     with Inbox(place.inbox) as inbox:
         element = inbox.take()

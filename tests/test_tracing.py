@@ -250,7 +250,7 @@ def test_a_replaced_value_carries_the_trace_of_the_newer_producer(
 
 
 FAILURES = {
-    "an exception": (ValueError("no\nmore"), "retry", "more", "ValueError", StatusCode.ERROR),
+    "an exception": (ValueError("no\nmore"), "retry", "ValueError: no", "ValueError", StatusCode.ERROR),
     "a chain": (RuntimeError("x"), "retry", "RuntimeError: x", "RuntimeError", StatusCode.ERROR),
     "a rejection": (
         Reject("bad"),

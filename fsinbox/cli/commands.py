@@ -204,4 +204,8 @@ def run() -> None:
     """Run the command line of this process."""
     if "_FSINBOX_COMPLETE" in os.environ:
         from . import shells  # noqa: F401 - tells click of them
+    if "status" in sys.argv and "--nagios" in sys.argv:
+        from . import plugin
+
+        sys.exit(plugin.run(cli))
     cli(prog_name="fsinbox")

@@ -285,6 +285,19 @@ def section(title: str, *options: Decorator) -> Decorator:
     click.option("--quiet", "-q", is_flag=True, help="Only say what went wrong."),
     click.option("--verbose", "-v", is_flag=True, help="Say what happens to each element."),
     click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="Log from this level on; what handlers and libraries log, too.",
+    ),
+    click.option(
+        "--log-output",
+        is_flag=True,
+        help="Log what handlers and commands print, a line each, with key and attempt.  "
+        "[default: pass it on]",
+    ),
+    click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",

@@ -35,10 +35,10 @@ SAME = (
 def consume(path: str, **options: Any) -> int:
     """Run a consumer; return the exit status. Raises click.UsageError, InboxError."""
     restart = Restart(os.environ)
-    level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
-    form = options["log_format"]
-    logs.set_up(form, level)
-    handler = handler_for(path, level, options)
+    log_options = logs.chosen(options)
+    logs.set_up(log_options)
+    logs.watch_output(log_options)
+    handler = handler_for(path, log_options, options)
     if options["processes"]:
         options["concurrency"] = options["processes"]
     try:
@@ -51,9 +51,11 @@ def consume(path: str, **options: Any) -> int:
             log.info("created inbox %s", inbox.path, extra={"event": "created"})
         runner = runner_of(inbox, handler, options)
         runner.tally.add(restart.before())
-        runner.observers += observers(inbox, handler, shard, options)
-        announce(inbox, handler, options["exec"] or "")
-        with_bar = options["drain"] and form == "text" and sys.stderr and sys.stderr.isatty()
+        runner.observers += [
+            Announcing(inbox, handler, options["exec"] or ""),
+            *observers(inbox, handler, shard, options),
+        ]
+        with_bar = options["drain"] and log_options.form == "text" and sys.stderr and sys.stderr.isatty()
         tally = run_with_progress(runner) if with_bar else runner.run()
     if runner.to_be_renewed:
         log.info("starting anew: %s", runner.renewal.reason, extra={"event": "renewed"})
@@ -64,16 +66,18 @@ def consume(path: str, **options: Any) -> int:
     return 0
 
 
-def announce(inbox: Inbox, handler: Handler, command: str) -> None:
-    """Log that the consumer starts, and what its user should know of that."""
-    warn_by_path(inbox.layout, command)
-    log.info(
-        "consuming %s with %s (pid %d)",
-        inbox.path,
-        handler.name,
-        os.getpid(),
-        extra={"event": "consuming", "inbox": inbox.path, "handler": handler.name, "pid": os.getpid()},
-    )
+class Announcing(Observer):
+    """Logs that this process is the consumer, once it is."""
+
+    def __init__(self, inbox: Inbox, handler: Handler, command: str) -> None:
+        self._inbox = inbox
+        self._name = handler.name
+        warn_by_path(inbox.layout, command)
+
+    def began(self) -> None:
+        path, pid = self._inbox.path, os.getpid()
+        said = {"event": "consuming", "inbox": path, "handler": self._name, "pid": pid}
+        log.info("consuming %s with %s (pid %d)", path, self._name, pid, extra=said)
 
 
 def opened(path: str, options: dict[str, Any]) -> Inbox:

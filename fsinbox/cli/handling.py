@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -12,14 +12,19 @@ from ..worker.outcome import Handler, HandlerError
 from ..worker.renewing import memory_is_known
 from . import logs
 
+if TYPE_CHECKING:
+    from ..worker.commands import CommandHandler
 
-def handler_for(path: str, level: int, options: dict[str, Any]) -> Handler:
-    """Return the handler. `path` names the inbox, `level` is that of the log. Raises click.UsageError."""
+
+def handler_for(path: str, log_options: logs.Logs, options: dict[str, Any]) -> Handler:
+    """Return the handler. `path` names the inbox. Raises click.UsageError."""
     if options["processes"]:
-        handler = in_processes(path, level, options)
+        handler = in_processes(path, log_options, options)
     else:
         batches = options["batch"] is not None
         handler = choose_handler(options["handler"], options["exec"], shell=options["shell"], batches=batches)
+        if log_options.output and options["exec"]:
+            cast("CommandHandler", handler).logs_output = True
     check_limits(handler, options)
     return traced(handler, path) if options["trace"] and not options["processes"] else handler
 
@@ -86,7 +91,7 @@ def traced(handler: Handler, path: str) -> Handler:
     return Traced(handler, os.path.abspath(path))
 
 
-def in_processes(path: str, level: int, options: dict[str, Any]) -> Handler:
+def in_processes(path: str, log_options: logs.Logs, options: dict[str, Any]) -> Handler:
     """Return a handler that calls a function in processes of their own. Raises click.UsageError."""
     function = options["handler"]
     if function is None:
@@ -94,7 +99,7 @@ def in_processes(path: str, level: int, options: dict[str, Any]) -> Handler:
     from ..worker.processes import ProcessHandler
 
     how = {"trace": options["trace"], "batches": options["batch"] is not None}
-    make = partial(in_process, function, path, options["log_format"], level, **how)
+    make = partial(in_process, function, path, log_options, **how)
     try:
         return ProcessHandler(function, make, os.path.abspath(path), options["codec"], **bounds(options))
     except HandlerError as error:
@@ -102,12 +107,13 @@ def in_processes(path: str, level: int, options: dict[str, Any]) -> Handler:
 
 
 def in_process(
-    function: str, path: str, form: str, level: int, *, trace: bool, batches: bool = False
+    function: str, path: str, log_options: logs.Logs, *, trace: bool, batches: bool = False
 ) -> Handler:
     """Return the handler of a worker process: called in it, first of all. Raises HandlerError."""
     from ..worker.functions import load_function
 
-    logs.set_up(form, level)
+    logs.set_up(log_options)
+    logs.watch_output(log_options)
     handler = load_function(function, batches=batches)
     if not trace:
         return handler

@@ -12,34 +12,78 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from ..store.printing import escaped
 from .options import Failure
 
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName"}
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName", "elements"}
 """What a record has that nobody gave it as `extra`."""
 
 _PRIORITY = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Level -> priority of sd-daemon(3)."""
 
 
-def set_up(form: str, level: int) -> None:
-    """Send logs to standard error: ours from `level` on, those of handlers and libraries from WARNING on.
+class Logs(NamedTuple):
+    """What is logged, and how.
 
-    `form`: "text" (with priorities instead of times, where journald reads it) or "json".
+    form     "text" (with priorities instead of times, where journald reads it) or "json"
+    level    ours from this level on ...
+    others   ... and what handlers and libraries log from this one on
+    output   whether what handlers print is logged, too
     """
-    formatter = Json() if form == "json" else Journal() if _journal_reads() else Text()
+
+    form: str
+    level: int
+    others: int = logging.WARNING
+    output: bool = False
+
+
+def chosen(options: dict[str, Any]) -> Logs:
+    """Return what the options of `consume` ask for."""
+    level = logging.getLevelNamesMapping()[options["log_level"].upper()]
+    ours = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else level
+    others = max(level, logging.WARNING) if options["quiet"] else level
+    return Logs(options["log_format"], ours, others, options["log_output"])
+
+
+def set_up(logs: Logs) -> None:
+    """Send logs to standard error."""
+    formatter = Json() if logs.form == "json" else Journal() if _journal_reads() else Text()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("fsinbox").setLevel(level)
+    handler.addFilter(_with_element)
+    logging.basicConfig(level=logs.others, handlers=[handler])
+    logging.getLogger("fsinbox").setLevel(logs.level)
     logging.raiseExceptions = (
         False  # a log that cannot be written (its disk is full) gets no tracebacks in its place
     )
-    if form == "json":
+    if logs.form == "json":
         Failure.log = lambda message: logging.getLogger("fsinbox").error(
             "%s", message, extra={"event": "gave_up"}
         )
+
+
+def watch_output(logs: Logs) -> None:
+    """Have what handlers print passed on a line at once, or logged."""
+    from ..worker.saying import Printed
+
+    if sys.stdout:
+        sys.stdout = Printed(sys.stdout, logs=logs.output)
+
+
+def _with_element(record: logging.LogRecord) -> bool:
+    """Note in what a handler logs which element it works on. (Ours say that themselves.)"""
+    from ..worker.saying import current
+
+    elements = current() if record.name != "fsinbox" else ()
+    if elements:
+        first = elements[0]
+        record.elements = elements
+        for name, value in (("key", first.key), ("seq", first.seq), ("attempts", first.attempts)):
+            if not hasattr(record, name):
+                setattr(record, name, value)
+    return True
 
 
 def line(form: str, message: str, event: str) -> str:
@@ -78,6 +122,11 @@ class Text(logging.Formatter):
         super().__init__(form)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        elements = getattr(record, "elements", ())
+        if elements:
+            from ..worker.saying import of_element
+
+            record.message = of_element(record.message, elements)
         return escaped(super().formatMessage(record)).replace("\n", "\n    ")
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:

@@ -36,9 +36,20 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @inbox_option
 @json_option
+@click.option(
+    "--nagios",
+    is_flag=True,
+    help="Be a monitoring plugin: one line with performance data; exit status 0 OK, 1 warning, 2 critical, "
+    "3 unknown.",
+)
 @limit_options
 def status(
-    inbox: str | None, json: bool, max_age: float | None, max_waiting: int | None, max_failed: int | None
+    inbox: str | None,
+    json: bool,
+    nagios: bool,
+    max_age: float | None,
+    max_waiting: int | None,
+    max_failed: int | None,
 ) -> None:
     """Tell how the inbox stands, with a verdict.
 
@@ -57,8 +68,16 @@ def status(
     from .exits import EXIT_FAILED
     from .text import say
 
+    if json and nagios:
+        raise click.UsageError("--json and --nagios exclude each other")
     found = summary(Layout(chosen(inbox), create=False))
-    level, text = verdict(found, Limits(max_age, max_waiting, max_failed))
+    limits = Limits(max_age, max_waiting, max_failed)
+    level, text = verdict(found, limits)
+    if nagios:
+        from . import plugin
+
+        click.echo(plugin.line(level, text, plugin.performance(found, limits)))
+        sys.exit(plugin.STATUSES[level])
     if json:
         say(**asdict(found), level=level, verdict=text)
     else:

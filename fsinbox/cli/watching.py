@@ -108,7 +108,7 @@ def watch(inbox: str | None, create: bool, dirs: tuple[str, ...], **options: Any
     from . import logs
 
     level = logging.WARNING if options["quiet"] else logging.DEBUG if options["verbose"] else logging.INFO
-    logs.set_up(options["log_format"], level)
+    logs.set_up(logs.Logs(options["log_format"], level))
     try:
         roots = parse_roots(list(dirs))
         patterns = Patterns(options["include"], options["ignore"])

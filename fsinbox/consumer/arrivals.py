@@ -19,7 +19,7 @@ class Arrivals:
     """What lies in drop/, of this consumer's shard, and is not ignored."""
 
     def __init__(self, layout: Layout, settings: Settings) -> None:
-        """Of the settings it goes by ignore and the shard. Says what is ignored."""
+        """Of the settings it goes by ignore and the shard."""
         self._layout = layout
         self._shard = settings.shard
         self._ignored = Ignored(layout, settings.ignore)
@@ -28,11 +28,10 @@ class Arrivals:
         self.entering: Callable[[int], object] = lambda fd: None
         """Called with the descriptor of each subfolder that is looked into, before it is listed."""
         self._left: set[str] = set()  # the subfolders of which it was said that they are left; "": too many
-        self._refresh()
 
     def oldest_last(self) -> list[str] | None:
         """Return the names, the earliest arrival (ctime) last; None if what is ignored cannot be told now.
-        Of what lies in subfolders, the paths."""
+        Of what lies in subfolders, the paths. The first call says what is ignored."""
         if not self._refresh() and self._layout.names("drop"):
             return None
         walk = Walk(self._layout, self._ignored, recursive=self._recursive, entering=self.entering)

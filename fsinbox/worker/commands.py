@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from ..element import Element
 from .outcome import DONE, HandlerError, Outcome
+from .saying import LONGEST, log_output
 
 TEMPORARY = {75}
 PERMANENT = {64, 65, 78}
@@ -65,6 +66,8 @@ class CommandHandler:
         self._guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         self.more_environment: Callable[[], dict[str, str]] = dict
         """Called for each command, in the thread that handles its element."""
+        self.logs_output = False
+        """Whether what commands print is logged instead of passed on."""
         self._running: dict[Element, subprocess.Popen[bytes]] = {}
         self._interrupted: set[Element] = set()
         self._mutex = threading.Lock()
@@ -81,7 +84,7 @@ class CommandHandler:
             return Outcome("retry", reason, reason)
         with self._mutex:
             self._running[element] = process
-        output = _Tail(process)
+        output = _Tail(process, element if self.logs_output else None)
         status = process.wait()
         tail = output.finish()
         with self._mutex:
@@ -180,8 +183,11 @@ def shell_syntax(line: str) -> str:
 class _Tail:
     """Passes a command's output on, and keeps the end of it."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], about: Element | None) -> None:
+        """`about`: the element for which it is logged, instead of passed on."""
         assert process.stdout
+        self._about = about
+        self._line = b""
         self._pipe = process.stdout
         self._kept = bytearray()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -191,11 +197,26 @@ class _Tail:
         while piece := self._pipe.read1(TAIL):  # type: ignore[attr-defined]
             self._kept += piece
             del self._kept[:-TAIL]
+            if self._about:
+                self._log(piece)
+                continue
             try:
                 sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
             except (OSError, ValueError):
                 continue  # nobody reads our output; the command must not wait for that
+
+        if self._line:
+            self._log(b"\n")
+
+    def _log(self, piece: bytes) -> None:
+        assert self._about
+        *lines, self._line = (self._line + piece).split(b"\n")
+        for line in lines:
+            log_output(line.decode("utf-8", "replace"), (self._about,))
+        if len(self._line) > LONGEST:
+            log_output(self._line.decode("utf-8", "replace"), (self._about,))
+            self._line = b""
 
     def finish(self) -> str:
         """Return the end of the output. It does not wait for a child that the command has left behind, and

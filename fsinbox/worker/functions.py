@@ -15,6 +15,7 @@ from ..element import Element
 from ..store.errors import InvalidPayload, Reject, TryLater
 from .describing import describe
 from .outcome import DONE, HandlerError, Outcome
+from .saying import working_on
 
 _FORMS = {1: ("element",), 2: ("key", "value")}
 """Number of arguments -> what they are. A parameter of such a name must stand in such a place."""
@@ -112,14 +113,15 @@ class FunctionHandler:
                 "from element.open()"
             )
             return Outcome("reject", why, why)
-        return self._outcome(element, arguments)
+        return self._outcome([element], arguments)
 
     def handle_batch(self, elements: list[Element]) -> Outcome:
-        return self._outcome(elements[0], (elements,))
+        return self._outcome(elements, (elements,))
 
-    def _outcome(self, element: Element, arguments: tuple[Any, ...]) -> Outcome:
+    def _outcome(self, elements: list[Element], arguments: tuple[Any, ...]) -> Outcome:
         process = os.getpid()
-        raised = self._call(element, arguments)
+        with working_on(*elements):
+            raised = self._call(elements[0], arguments)
         _end_if_forked(process, raised)
         return DONE if raised is None else _judge(raised)
 
