@@ -226,7 +226,7 @@ def test_values_that_are_newer_here_are_kept(place: Place) -> None:
 
 # --- the format ---------------------------------------------------------------------------------------
 
-WITHOUT_INBOX = {"completion", "settings"}
+WITHOUT_INBOX = {"completion", "help", "settings"}
 
 
 @pytest.fixture

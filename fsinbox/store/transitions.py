@@ -446,6 +446,5 @@ def write_reason(layout: Layout, name: str, reason: str) -> None:
 
 
 def name_deferred(due: int, name: str) -> str:
-    """Return the name in deferred/ of an element; `due` in nanoseconds. Whatever the clock says, it must
-    remain a name."""
+    """Return its name in deferred/; `due` in nanoseconds. Whatever the clock says, it is a name."""
     return deferred_name(min(max(due, 0), 10**DIGITS - 1), name)
