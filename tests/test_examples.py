@@ -286,6 +286,53 @@ def test_the_search_index_follows_many_documents_in_several_threads(tmp_path: Pa
     assert sorted(run(folder, "python search.py pears").splitlines()) == first
 
 
+# --- fresh-tree ---------------------------------------------------------------------------------------
+
+
+WATCH = "fsinbox watch notes --once --quiet; "
+COPIES = "fsinbox --inbox copies watch notes --once --quiet --create; "
+INDEX = "fsinbox consume --handler fresh:refresh --batch 100 --drain --verbose"
+BACKUP = "fsinbox --inbox copies consume --exec 'python backup.py backup' --batch 100 --drain --quiet"
+
+
+def test_a_tree_of_many_files_is_indexed_and_copied_in_batches(tmp_path: Path) -> None:
+    folder = copy("fresh-tree", tmp_path)
+    for number in range(250):
+        path = folder / f"notes/{number % 7}/{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"apple {number}")
+    run(folder, f"fsinbox init; {WATCH}{INDEX}; {COPIES}{BACKUP}")
+    found = run(folder, "python fresh.py apple").splitlines()
+    assert len(found) == 250
+    same = "diff -r notes backup"
+    assert run(folder, same) == ""
+    (folder / "notes/3").rename(folder / "notes/moved")
+    (folder / "notes/1/1.txt").unlink()
+    (folder / "notes/2/2.txt").write_text("pear")
+    run(folder, f"{WATCH}{INDEX}; {COPIES}{BACKUP}")
+    names = {line.partition(":")[0] for line in run(folder, "python fresh.py apple").splitlines()}
+    assert len(names) == 248
+    assert "moved/3.txt" in names and "3/3.txt" not in names and "1/1.txt" not in names
+    assert run(folder, "python fresh.py pear") == "2/2.txt: [pear]\n"
+    run(folder, "rmdir backup/3")  # (its files are gone; folders are not queued)
+    assert run(folder, same) == ""
+
+
+def test_one_poison_file_of_a_batch_does_not_take_the_others_along(tmp_path: Path) -> None:
+    folder = copy("fresh-tree", tmp_path)
+    with Inbox(folder / "copies") as inbox:
+        (folder / "a").write_text("of a")
+        for key in ("b", "../out", "c"):
+            inbox.add(key, {"path": str(folder / "a")})
+    done = run(
+        folder, f"{BACKUP} >/dev/null 2>&1 || test $? = 1; ls -A backup; ls .. | grep -c '^out$' || true"
+    )
+    assert done.split() == ["b", "c", "0"]
+    with Inbox(folder / "copies") as inbox:
+        (reason,) = Path(inbox.path, "failed").glob("*~reason.txt")
+        assert "'../out' is no path in the copy" in reason.read_text()
+
+
 # --- thumbnails ---------------------------------------------------------------------------------------
 
 

@@ -376,6 +376,13 @@ def test_usage_errors(inbox: Inbox, inbox_dir: Path, words: list[str]) -> None:
     assert "usage" in shell(inbox_dir, *words, status=2)
 
 
+@pytest.mark.parametrize("option", ["--if-waiting", "--not-before", "--timeout"])
+def test_an_option_that_only_fsinbox_add_has_is_said_to_be(
+    inbox: Inbox, inbox_dir: Path, option: str
+) -> None:
+    assert f"only fsinbox add has {option}" in shell(inbox_dir, option, "keep", "k", "v", status=2)
+
+
 def test_the_environment_names_the_inbox(inbox: Inbox, inbox_dir: Path) -> None:
     environment = os.environ | {"FSINBOX_DIR": str(inbox_dir)}
     subprocess.run([SCRIPT, "a", "1"], env=environment, check=True)

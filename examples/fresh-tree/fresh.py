@@ -1,13 +1,19 @@
-"""A full-text index of the files of a folder, kept fresh by `fsinbox watch` and `fsinbox consume`.
+"""A full-text index of the files of a folder, kept fresh by `fsinbox watch` and `fsinbox consume --batch`.
 
-`fsinbox consume --handler fresh:refresh` keeps it; python fresh.py WORDS... prints the files that have all of
-them.
+`fsinbox consume --handler fresh:refresh --batch 100` keeps it; python fresh.py WORDS... prints the files that
+have all of them.
 """
+
+from __future__ import annotations
 
 import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsinbox import Element
 
 DATABASE = "fresh.db"
 
@@ -19,17 +25,17 @@ def connect() -> sqlite3.Connection:
     return database
 
 
-def refresh(name: str, value: dict[str, object]) -> None:
-    """Bring the index up to what the file holds now: twice gives the same index."""
-    try:
-        text = Path(str(value["path"])).read_text(errors="replace")
-    except FileNotFoundError:  # removed, or renamed: now, or since it was queued
-        text = None
-    with closing(connect()) as database, database:  # a search sees the old text or the new one
+def refresh(elements: list[Element]) -> None:
+    """Bring the index up to what these files hold now, in one transaction: twice gives the same index."""
+    with closing(connect()) as database, database:  # a search sees the old texts or the new ones
         database.execute("BEGIN IMMEDIATE")
-        database.execute("DELETE FROM files WHERE name = ?", (name,))
-        if text is not None:
-            database.execute("INSERT INTO files VALUES (?, ?)", (name, text))
+        for element in elements:
+            database.execute("DELETE FROM files WHERE name = ?", (element.key,))
+            try:
+                text = Path(element.value["path"]).read_text(errors="replace")
+            except FileNotFoundError:  # removed, or renamed: now, or since it was queued
+                continue
+            database.execute("INSERT INTO files VALUES (?, ?)", (element.key, text))
 
 
 def search(words: list[str]) -> list[tuple[str, str]]:

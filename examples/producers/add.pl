@@ -1,6 +1,7 @@
 #!/usr/bin/perl
 # Queues standard input as the value of KEY: a full producer, written from docs/protocol.md.    add.pl INBOX KEY <value
 # Exit status 0: the value is queued and flushed. Else it may or may not be, as the message says: queue it again.
+# It knows no delays, no if_waiting and no bounds (docs/protocol-options.md): fsinbox add does, fsinbox-add in part.
 use strict;
 use warnings;
 use Compress::Raw::Zlib 'crc32';

@@ -1,5 +1,7 @@
 #!/usr/bin/env node
 // Queues standard input as the value of KEY: a drop-only producer, from docs/protocol.md.    drop.mjs INBOX KEY <value
+// It knows neither delays nor if_waiting, which fsinbox add has. Bounds hold for it: the consumer leaves in drop/ what
+// would exceed them.
 import { execFileSync } from "node:child_process";
 import {
   fsyncSync, futimesSync, lstatSync, openSync, readFileSync, renameSync, statfsSync, unlinkSync, writeFileSync,

@@ -30,7 +30,7 @@ MARK = "subfolders"
 MOST = 10_000
 """Folders that are looked into: an inbox must not be stopped by whoever makes a million."""
 
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE)
 """What the system says of a path that is not there, or on which something is no folder, or a link."""
 
 

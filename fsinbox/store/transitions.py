@@ -149,8 +149,7 @@ def flush_published(layout: Layout, published: Published) -> None:
 
 
 def move_drop(layout: Layout, name: str, place: str, folder: str = "drop") -> bool:
-    """Move a file that no producer of ours wrote to its place in pending/; False if it is gone. Inside the
-    section."""
+    """Move a file that somebody made to its place in pending/; False if it is gone. Inside the section."""
     try:
         if "/" in name:  # in a subfolder of drop/
             from .subfolders import Within
@@ -392,8 +391,8 @@ def _newer_is_held(layout: Layout, number: int, encoded: str) -> bool:
 def add_if_none_waits(
     layout: Layout, index: Index, temporary: str, encoded: str, let_in: Callable[[], object] = lambda: None
 ) -> bool:
-    """Publish a file in tmp/ as its key's value unless one waits; tell whether it was done. Inside the
-    section. `let_in`: see publish."""
+    """Publish a file in tmp/ as its key's value unless one waits (`let_in`: see publish); tell whether it
+    was done. Inside the section."""
     number, waits, _ = index.admit(encoded)
     if not waits:
         let_in()
