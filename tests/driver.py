@@ -15,6 +15,7 @@ system. The words, done in turn by one process with one open Inbox:
                       for it
     quick:KEY=VALUE   the same, not flushed                  many:K=V,K=V,...  Inbox.add_many, flushed
     stream:KEY=VALUE  Inbox.add_stream                       first:KEY=VALUE   add_bytes, if_waiting="keep"
+    bound             let no more than two wait              full:KEY=VALUE    add_bytes; it must be refused
     delay:KEY=VALUE   add_bytes, for in an hour              soon:KEY=VALUE    the same, for now
     file:KEY=VALUE    Inbox.add_file                         move:KEY=VALUE    the same, handing the file over
     sh:KEY=VALUE      scripts/fsinbox-add                    mv:KEY=VALUE      flush a file, mv it into drop/,
@@ -54,8 +55,9 @@ from unittest import mock
 
 import fsinbox.consumer.ownership
 import fsinbox.store.index
-from fsinbox import Element, Inbox
+from fsinbox import Element, Inbox, InboxFull
 from fsinbox.operate.steering import Steering
+from fsinbox.store.bounds import limits, set_limits
 from fsinbox.store.files import commit, is_btrfs
 from fsinbox.store.lines import HEADER
 from tests.oracle import Event
@@ -187,7 +189,7 @@ class Driver:
                 self.log.tell("add_start", key, value)
             answer = getattr(self, f"_{name}")(*pairs)
             for key, value in pairs:
-                self.log.tell("kept" if answer == "kept" else "add_end", key, value)
+                self.log.tell(answer if answer in ("kept", "refused") else "add_end", key, value)
         else:
             getattr(self, f"_{name}")()
 
@@ -209,6 +211,17 @@ class Driver:
 
     def _first(self, pair: tuple[str, str]) -> str:
         return self.inbox.add_bytes(pair[0], payload(pair[1]), if_waiting="keep")
+
+    def _bound(self) -> None:
+        self.close()  # who has it open looks once a second whether there are bounds
+        set_limits(self.inbox.layout, self.inbox.index, 2, None)
+
+    def _full(self, pair: tuple[str, str]) -> str:
+        try:
+            self.inbox.add_bytes(pair[0], payload(pair[1]))
+        except InboxFull:
+            return "refused"
+        raise AssertionError(f"key {pair[0]} was added to a full inbox")
 
     def _many(self, *pairs: tuple[str, str]) -> None:
         self.inbox.add_many((key, payload(value)) for key, value in pairs)
@@ -398,8 +411,7 @@ def aftermath(
             if way != "drain":
                 for key in keys:
                     log.tell("add_start", key, LATE)
-                    inbox.add_bytes(key, payload(LATE))
-                    log.tell("add_end", key, LATE)
+                    log.tell(_add_late(inbox, key), key, LATE)
             for _ in range(ENOUGH):
                 element = inbox.take() or (
                     inbox.take(timeout=1) if inbox.next_look_in() is not None else None
@@ -415,6 +427,17 @@ def aftermath(
         for patch in patches:
             patch.stop()
     return log.events
+
+
+def _add_late(inbox: Inbox, key: str) -> str:
+    """Add the late value; return how that ended. It may be refused only if as many wait as may."""
+    try:
+        inbox.add_bytes(key, payload(LATE))
+    except InboxFull:
+        waiting = sum(len(inbox.layout.names(folder)) for folder in ("pending", "deferred"))
+        assert waiting >= limits(inbox.layout).max_waiting, f"it was refused, and {waiting} wait"
+        return "refused"
+    return "add_end"
 
 
 def main() -> None:

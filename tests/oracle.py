@@ -13,6 +13,7 @@ is found (intervals of time have no longer cycles than pairs, so pairs are all t
  foreign   a value was delivered that nobody had begun to add
  twice     two elements of one key were in flight at once
  kept      an add was told that a value waits, and its own was delivered; or nothing was, after it began
+ refused   an add was refused, for the inbox was full, and its value was delivered
  order     of two keys that were added once each, one after the other, the later was delivered first
 
 A value counts as added when its add returned, or when it was delivered, whichever came first. An add without
@@ -27,9 +28,9 @@ from typing import NamedTuple
 class Event(NamedTuple):
     """One thing that happened.
 
-    what   "add_start", "add_end" or "kept", "deliver", "ack", "nack" or "died". "ack" and "nack" are noted
-           before they are done; "died" ends what the consumer `who` had in flight (its key and value are
-           empty)
+    what   "add_start", "add_end", "kept" or "refused", "deliver", "ack", "nack" or "died". "ack" and "nack"
+           are noted before they are done; "died" ends what the consumer `who` had in flight (its key and
+           value are empty)
     who    the producer or the consumer
     key    the element's key
     value  the value: no two adds of one key may have the same
@@ -46,7 +47,7 @@ class Event(NamedTuple):
 class Add:
     """One add: when it began, when its value had been added for certain, and whether it returned."""
 
-    __slots__ = ("completed", "end", "kept", "start", "value")
+    __slots__ = ("completed", "end", "kept", "refused", "start", "value")
 
     def __init__(self, value: str, start: float) -> None:
         self.value = value
@@ -54,6 +55,7 @@ class Add:
         self.end = inf
         self.completed = False
         self.kept = False
+        self.refused = False
 
 
 class Key:
@@ -106,6 +108,9 @@ def judge(events: Iterable[Event], *, drained: bool = True, causal: bool = True)
             add = key.adds[event.value]
             add.kept = True
             key.kept = max(key.kept, add.start)
+        elif event.what == "refused":
+            key.adds[event.value].refused = True
+            wrong += [_REFUSED.format(*event[2:4])] if event.value in key.delivered else []
         elif event.what == "deliver":
             wrong += _delivered(event, key, causal=causal)
         elif event.what in ("ack", "nack"):
@@ -117,6 +122,9 @@ def judge(events: Iterable[Event], *, drained: bool = True, causal: bool = True)
         for name, key in keys.items():
             wrong += _missed(name, key)
     return wrong
+
+
+_REFUSED = "refused: key {}: {} was delivered: its add was told that the inbox is full"
 
 
 def judge_order(events: list[Event]) -> list[str]:
@@ -176,6 +184,8 @@ def _delivered(event: Event, key: Key, *, causal: bool) -> list[str]:
             *wrong,
             f"foreign: key {event.key}: {event.value!r} was delivered, and nobody had begun to add it",
         ]
+    if add.refused:
+        wrong.append(_REFUSED.format(event.key, add.value))
     if add.kept:
         wrong.append(f"kept: key {event.key}: {add.value} was delivered: its add was told that one waits")
     if key.latest and key.latest.start > add.end:

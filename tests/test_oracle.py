@@ -8,8 +8,9 @@ from tests.oracle import Event, judge, judge_order
 
 
 def history(text: str) -> list[Event]:
-    """Return the events of a short text: +a begins to add a, -a ends it; !a delivers a, . acknowledges, ~
-    gives back what is out, x is the consumer's death. A key other than k stands before a colon: +j:a"""
+    """Return the events of a short text: +a begins to add a, -a ends it; =a ends it, for one waits; #a, for
+    it is refused; !a delivers a, . acknowledges, ~ gives back what is out, x is the consumer's death. A key
+    other than k stands before a colon: +j:a"""
     events = []
     out = ""
     for t, word in enumerate(text.split()):
@@ -18,7 +19,8 @@ def history(text: str) -> list[Event]:
         key = key or "k"
         if sign == "!":
             out = key
-        what = {"+": "add_start", "-": "add_end", "!": "deliver", ".": "ack", "~": "nack", "x": "died"}[sign]
+        what = {"+": "add_start", "-": "add_end", "!": "deliver", ".": "ack", "~": "nack", "x": "died"}
+        what = (what | {"=": "kept", "#": "refused"})[sign]
         who = "consumer" if sign in "!.~x" else f"producer of {value}"
         events.append(Event(what, who, out if sign in ".~" else key, value, t))
     return events
@@ -40,6 +42,9 @@ def history(text: str) -> list[Event]:
         "+a +b -b -a !a .",
         "+a +b -b -a !b . !a .",
         "+a +b -b !b . -a",  # a came before b
+        "+a -a +b =b !a .",
+        "+a -a +b !a =b .",
+        "+a -a +b #b !a .",
         "+a",  # died: it may be there, or not
         "+a +b -b !b . !a .",  # a's producer died: its value comes whenever it comes
         "+a +b -b !a . !b .",
@@ -58,6 +63,10 @@ def test_good_history(good: str) -> None:
     ("bad", "rule"),
     [
         ("+a -a", "missed"),
+        ("+a -a !a . +b =b", "kept"),
+        ("+a -a +b =b !a . !b .", "kept"),
+        ("+a -a +b #b !a . !b .", "refused"),
+        ("+a -a +b !b #b .", "refused"),
         ("+a -a !a", "missed"),
         ("+a -a !a ~", "missed"),
         ("+a -a !a x", "missed"),

@@ -167,6 +167,12 @@ STORIES = [
         "create delay:a=1 take | first:a=2 requeue take first:a=3 ack take ack",
         "create | first:a=1 first:a=2 take first:a=3 ack take ack",
         "create mv:a=1 | first:a=2 take first:a=3 ack take ack",
+        # Bounds, and an inbox that is full.
+        "create | bound add:a=1 add:b=2 full:c=3 add:a=4",
+        "create bound add:a=1 add:b=2 take | ack take ack",
+        "create bound add:a=1 add:b=2 | full:c=3 take ack add:c=4 take ack",
+        "create bound add:a=1 add:b=2 | take add:a=3 full:c=4 nack take ack",
+        "create bound add:a=1 | add:b=2 take add:c=3 restart full:d=4 take ack take ack add:d=5",
         # Several places of one key.
         "create add:a=1 forget add:a=2 | take ack add:a=3",
         "create add:a=1 forget add:a=2 forget add:a=3 | take ack",

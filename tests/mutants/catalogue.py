@@ -197,6 +197,13 @@ MUTANTS = [
             "pass",
             "tests/test_bounds.py -k no_more_than_the_bound",
         ),
+        (
+            "count-of-another-boot-believed",
+            BOUNDS,
+            "if tag != ours or (counted >= most and _is_old(counted, when)):",
+            "if counted > most:",
+            crash("create bound add:a=1 add:b=2 take | ack take ack"),
+        ),
         # --- later, and only if none waits
         (
             "delay-marked-after-the-flush",
