@@ -45,11 +45,8 @@ def options_of(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
 
 
-def test_the_page_and_the_readme_name_options_that_there_are() -> None:
+def test_the_page_names_options_that_there_are() -> None:
     from fsinbox.cli.consume import consume
 
     known = {name for option in consume.params for name in option.opts + option.secondary_opts}
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    table = readme[readme.index("| option of `consume`") :].partition("\n\n")[0]
-    assert options_of(table) - known == set()
     assert options_of(PAGE) - known == {"--max-failed"}  # of `fsinbox status`

@@ -49,6 +49,43 @@ def test_the_readme_s_python_example_runs_and_does_what_its_comments_say(
     assert Inbox("inbox").take() is None
 
 
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_can_be_read_at_once() -> None:
+    assert len(README.splitlines()) <= 110
+
+
+def test_the_lines_of_the_readme_are_lines_of_the_command_line() -> None:
+    context = click.Context(cli)
+    lines = [
+        part for block in re.findall(r"```sh\n(.*?)```", README, re.S) for part in re.split(r"[;\n]", block)
+    ]
+    ours = [line.partition("#")[0].split() for line in lines if line.strip().startswith("fsinbox ")]
+    assert len(ours) > 10
+    for _, name, *words in ours:
+        command = cli.get_command(context, name)
+        assert command, name
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, words
+
+
+def test_what_the_readme_says_of_databases_is_what_was_measured() -> None:
+    page = (ROOT / "docs/performance.md").read_text()
+
+    def ratio(row: str) -> float:
+        found = re.search(rf"^\| \d+ \| {re.escape(row)}: .*? \| ([\d.]+)x \|", page, re.M)
+        assert found, row
+        return float(found[1])
+
+    said = re.search(r"slower than SQLite \(([\d.]+) of its rate\)", README)
+    assert said
+    assert float(said[1]) == round(float(re.findall(r"0\.8x bare SQLite FULL \| ([\d.]+)x", page)[0]), 1)
+    for row in ("durable: one hot key", "end to end, 200 B"):  # said to be slower, too
+        assert ratio(row) < 1
+    assert ratio("16 producers, 200 B") > 1  # said to be ahead
+
+
 # --- ARCHITECTURE.md ----------------------------------------------------------------------------------
 
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
