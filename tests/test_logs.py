@@ -225,7 +225,7 @@ def test_the_table_of_events_is_what_the_code_says() -> None:
     code = "\n".join(path.read_text() for path in sorted((ROOT / "fsinbox").rglob("*.py")))
     said = set(
         re.findall(
-            r'"event": "(\w+)"|(?:about|_tell)\((?:element, )?"(\w+)"|, "(stopping)"\)',
+            r'"event": "(\w+)"|(?:about|_?tell)\((?:element, )?"(\w+)"|, "(stopping)"\)',
             code,
         )
     )
