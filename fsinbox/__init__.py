@@ -2,7 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .aio import AsyncInbox
+    from .aio import AsyncElement, AsyncInbox
     from .element import Element, Waiting
     from .inbox import Inbox
     from .store.errors import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Inbox",
     "AsyncInbox",
+    "AsyncElement",
     "Element",
     "Waiting",
     "InboxError",
@@ -37,7 +38,13 @@ __all__ = [
     "TryLater",
 ]
 
-_HOMES = {"Inbox": "inbox", "Element": "element", "Waiting": "element", "AsyncInbox": "aio"}
+_HOMES = {
+    "Inbox": "inbox",
+    "Element": "element",
+    "Waiting": "element",
+    "AsyncInbox": "aio",
+    "AsyncElement": "aio",
+}
 
 
 def __getattr__(name: str) -> object:

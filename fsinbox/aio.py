@@ -7,9 +7,10 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from .element import Element
 from .inbox import Inbox
@@ -20,6 +21,54 @@ if TYPE_CHECKING:
     from .store.adding import Added
     from .store.amounts import Time
     from .store.terms import How
+
+
+Result = TypeVar("Result")
+
+
+async def _to_its_end(call: Callable[[], Result]) -> Result:
+    """Run a call in a thread. Who is cancelled meanwhile is cancelled once it is done: then it is certain how
+    things stand, and nobody begins the next step beside it."""
+    work = asyncio.get_running_loop().run_in_executor(None, call)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            with suppress(asyncio.CancelledError, Exception):
+                await asyncio.shield(work)
+        if not work.cancelled():
+            work.exception()  # was looked at: a cancelled task does not raise it
+        raise
+
+
+class AsyncElement(Element):
+    """An element whose ends are awaited: `await element.ack()`. All else is as of Element.
+
+    A task that is cancelled while it ends an element is cancelled when that is done.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, element: Element) -> Self:
+        """Return the same element; only one of the two is to be used."""
+        return cls(element._handle, element._codec, element._claim)
+
+    async def ack(self) -> None:  # type: ignore[override]
+        """See Element.ack."""
+        await _to_its_end(super().ack)
+
+    async def nack(self, delay: Time = 0.0) -> bool:  # type: ignore[override]
+        """See Element.nack."""
+        return await _to_its_end(partial(super().nack, delay))
+
+    async def release(self, delay: Time = 0.0) -> bool:  # type: ignore[override]
+        """See Element.release."""
+        return await _to_its_end(partial(super().release, delay))
+
+    async def fail(self, reason: str) -> bool:  # type: ignore[override]
+        """See Element.fail."""
+        return await _to_its_end(partial(super().fail, reason))
 
 
 class _Claim:
@@ -55,11 +104,11 @@ class _Claim:
 
 
 class AsyncInbox:
-    """An Inbox whose calls are awaited; `async with AsyncInbox(path) as inbox`. Elements are the same as
-    Inbox gives.
+    """An Inbox whose calls are awaited; `async with AsyncInbox(path) as inbox`, `async for element in inbox`.
 
-    Calls run in threads, one at a time where the inbox needs it. Where Inbox has `element.ack()`, here it is
-    `await inbox.ack(element)`; the element's own method works too, and blocks for one system call.
+    Calls run in threads, one at a time where the inbox needs it. Elements are ended by `await element.ack()`
+    (or `await inbox.ack(element)`, the same). A cancelled take has taken nothing; a cancelled end is done
+    first; a cancelled add may have been added, as one that raised.
     """
 
     def __init__(self, path: str | os.PathLike[str] = "inbox", **options: Any) -> None:
@@ -88,7 +137,7 @@ class AsyncInbox:
         """See Inbox.add_many. `items` and `progress` are used in another thread."""
         return await asyncio.to_thread(self.inbox.add_many, items, progress=progress, **how)
 
-    async def take(self, timeout: Time | None = 0.0) -> Element | None:
+    async def take(self, timeout: Time | None = 0.0) -> AsyncElement | None:
         """See Inbox.take. If it is cancelled, it has taken nothing."""
         element = await self._take_now()
         if element or timeout == 0:
@@ -105,7 +154,7 @@ class AsyncInbox:
         finally:
             self._waiting.release()
 
-    async def _wait_for_one(self, deadline: float | None) -> Element | None:
+    async def _wait_for_one(self, deadline: float | None) -> AsyncElement | None:
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
 
@@ -133,39 +182,44 @@ class AsyncInbox:
             finally:
                 watch.waker.relay = None
 
-    async def _take_now(self) -> Element | None:
+    async def _take_now(self) -> AsyncElement | None:
         claim = _Claim(self.inbox, self._order)
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, claim.take)
+            element = await asyncio.get_running_loop().run_in_executor(None, claim.take)
         except asyncio.CancelledError:
             claim.abandon()
             raise
+        return AsyncElement.of(element) if element else None
 
-    async def ack(self, element: Element) -> None:
+    async def ack(self, element: AsyncElement) -> None:
         """See Element.ack."""
-        await asyncio.to_thread(element.ack)
+        await element.ack()
 
-    async def nack(self, element: Element, delay: Time = 0.0) -> bool:
+    async def nack(self, element: AsyncElement, delay: Time = 0.0) -> bool:
         """See Element.nack."""
-        return await asyncio.to_thread(element.nack, delay)
+        return await element.nack(delay)
 
-    async def fail(self, element: Element, reason: str) -> bool:
+    async def release(self, element: AsyncElement, delay: Time = 0.0) -> bool:
+        """See Element.release."""
+        return await element.release(delay)
+
+    async def fail(self, element: AsyncElement, reason: str) -> bool:
         """See Element.fail."""
-        return await asyncio.to_thread(element.fail, reason)
+        return await element.fail(reason)
 
     async def commit(self) -> None:
         """See Inbox.commit."""
-        await asyncio.to_thread(self.inbox.commit)
+        await _to_its_end(self.inbox.commit)
 
     async def rollback(self) -> bool:
         """See Inbox.rollback."""
-        return await asyncio.to_thread(self.inbox.rollback)
+        return await _to_its_end(self.inbox.rollback)
 
     async def close(self) -> None:
         """See Inbox.close."""
-        await asyncio.to_thread(self.inbox.close)
+        await _to_its_end(self.inbox.close)
 
-    async def __aiter__(self) -> AsyncIterator[Element]:
+    async def __aiter__(self) -> AsyncIterator[AsyncElement]:
         """Take for ever: `async for element in inbox`. End each element, or max_inflight of them stop the
         loop."""
         while True:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from helpers import PATIENCE, command, contents, environment, keys_in, run
 
-from fsinbox import AsyncInbox, Element, Inbox, InboxBusy, InvalidKey, WrongState
+from fsinbox import AsyncElement, AsyncInbox, Element, Inbox, InboxBusy, InvalidKey, WrongState
 
 
 async def soon(what: object) -> Element | None:
@@ -89,7 +89,7 @@ def test_nack_fail_and_the_elements_own_methods(inbox_dir: Path) -> None:
             assert await inbox.fail(element, "no good")
             element = await inbox.take()
             assert element
-            element.ack()
+            await element.ack()
             with pytest.raises(WrongState):
                 await inbox.ack(element)
             with pytest.raises(WrongState):
@@ -510,3 +510,121 @@ def test_a_program_without_asyncio_does_not_import_it(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
     )
     assert done.stdout.split() == ["False", "True"]
+
+
+# --- elements whose ends are awaited ------------------------------------------------------------------
+
+
+def test_each_end_of_an_element_is_awaited(inbox_dir: Path) -> None:
+    async def main() -> None:
+        async with AsyncInbox(inbox_dir, codec="text", max_inflight=9) as inbox:
+            for key in ("ack", "nack", "release", "fail", "inbox"):
+                await inbox.add(key, key)
+            taken = {}
+            async for element in inbox:
+                assert isinstance(element, AsyncElement)
+                taken[element.key] = element
+                if len(taken) == 5:
+                    break
+            assert (taken["ack"].value, taken["ack"].attempts, taken["ack"].size) == ("ack", 1, 3)
+            await taken["ack"].ack()
+            assert await taken["nack"].nack("1h")
+            assert await taken["release"].release(3600)
+            assert await taken["fail"].fail("no good")
+            assert await inbox.release(taken["inbox"], delay=3600)
+            assert taken["inbox"].ended == "requeued"
+            with pytest.raises(WrongState):
+                await taken["ack"].ack()
+
+    asyncio.run(main())
+    assert sorted(keys_in(inbox_dir, "deferred")) == ["inbox", "nack", "release"]
+    assert keys_in(inbox_dir, "failed") == ["fail"]
+    assert keys_in(inbox_dir, "inflight") == []
+
+
+def test_a_task_that_is_cancelled_while_it_ends_an_element_is_cancelled_once_that_is_done(
+    inbox_dir: Path,
+) -> None:
+    """However often it is cancelled; the inbox's lock makes the end take its time."""
+
+    async def main() -> None:
+        async with AsyncInbox(inbox_dir) as inbox:
+            await inbox.add("k", 1)
+            element = await inbox.take()
+            assert element
+            session = inbox.inbox._taking()
+            held = threading.Event()
+            let_go = threading.Event()
+
+            def hold() -> None:
+                with session._mutex:
+                    held.set()
+                    let_go.wait(PATIENCE)
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            held.wait(PATIENCE)
+            ending = asyncio.create_task(element.ack())
+            for _ in range(3):
+                await asyncio.sleep(0.02)
+                ending.cancel()
+            await asyncio.sleep(0.02)
+            assert not ending.done()
+            let_go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+            assert element.ended == "acknowledged"
+            holder.join()
+
+    asyncio.run(main())
+    assert keys_in(inbox_dir, "inflight") == keys_in(inbox_dir, "pending") == []
+
+
+def test_an_end_that_fails_while_its_task_is_cancelled_is_no_unraised_error(
+    inbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with AsyncInbox(inbox_dir) as inbox:
+            await inbox.add("k", 1)
+            element = await inbox.take()
+            assert element
+            await element.ack()
+            ending = asyncio.create_task(element.ack())
+            await asyncio.sleep(0)
+            ending.cancel()
+            with pytest.raises((asyncio.CancelledError, WrongState)):
+                await ending
+
+    asyncio.run(main())
+    assert "never retrieved" not in caplog.text
+
+
+def test_workers_that_are_cancelled_at_any_moment_lose_nothing_and_do_nothing_twice_at_once(
+    inbox_dir: Path,
+) -> None:
+    async def main() -> dict[str, int]:
+        done: dict[str, int] = {}
+
+        async def work(inbox: AsyncInbox) -> None:
+            async for element in inbox:
+                await asyncio.sleep(0.001)
+                await element.ack()
+                done[element.key] = done.get(element.key, 0) + 1
+
+        async with AsyncInbox(inbox_dir, max_inflight=50, durable=False) as inbox:
+            await inbox.add_many((f"k{number}", number) for number in range(200))
+            for round_ in range(40):
+                workers = [asyncio.create_task(work(inbox)) for _ in range(3)]
+                await asyncio.sleep(0.003 + round_ % 7 / 1000)
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        return done
+
+    done = asyncio.run(main())
+    left = set(keys_in(inbox_dir, "pending"))
+    assert keys_in(inbox_dir, "inflight") == []
+    assert set(done.values()) <= {1}
+    # (An end that was cancelled is done, but its worker could not count it.)
+    assert set(done) | left <= {f"k{number}" for number in range(200)}
+    assert not set(done) & left

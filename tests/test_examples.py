@@ -267,6 +267,45 @@ def test_what_an_asyncio_service_had_in_flight_comes_again(tmp_path: Path) -> No
         wait_until(lambda: len(list((folder / "delivered").glob("[!.]*"))) == 2)
 
 
+# --- fastapi-service ----------------------------------------------------------------------------------
+
+
+def ask_site(port: int, method: str, path: str, value: object = None) -> tuple[int, Any]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, json.dumps(value), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def test_a_fastapi_application_queues_and_works_and_goes_on_after_it_was_killed(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="pip install fastapi")
+    folder = copy("fastapi-service", tmp_path)
+    words = ("-m", "uvicorn", "app:app", "--port", "0")
+    with service(folder, *words) as (process, port):
+        assert ask_site(port, "POST", "/reports/march", {"pages": ["a", "b"]}) == (202, {"outcome": "new"})
+        wait_until(lambda: ask_site(port, "GET", "/reports/march") == (200, {"pages": 2}))
+        assert ask_site(port, "GET", "/reports/none")[0] == 404
+        assert ask_site(port, "POST", "/reports/bad", {"pages": 7})[0] == 422
+        assert ask_site(port, "POST", "/reports/" + "x" * 300, {"pages": []})[0] == 400
+        assert ask_site(port, "POST", "/reports/empty", {"pages": []})[0] == 202
+        with Inbox(folder / "inbox") as inbox:
+            wait_until(lambda: names(inbox, "failed"))
+    script = (folder / "app.py").read_text()
+    (folder / "slow.py").write_text(script.replace("asyncio.sleep(0.01)", "asyncio.sleep(60)"))
+    inflight = folder / "inbox/inflight"
+    with service(folder, "-m", "uvicorn", "slow:app", "--port", "0") as (process, port):
+        ask_site(port, "POST", "/reports/april", {"pages": ["c"]})
+        wait_until(lambda: len(os.listdir(inflight)) == 1)
+        process.kill()
+        process.wait()
+    with service(folder, *words) as (_, port):
+        wait_until(lambda: ask_site(port, "GET", "/reports/april") == (200, {"pages": 1}))
+    assert os.listdir(inflight) == []
+
+
 # --- search-index -------------------------------------------------------------------------------------
 
 

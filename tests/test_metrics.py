@@ -91,7 +91,10 @@ class Scrape:
 
 def url(consumer: Consumer) -> str:
     """Return where a consumer serves its metrics, as it says."""
-    consumer.until(lambda: "metrics at " in consumer.log and "consuming " in consumer.log, "for it to serve")
+    consumer.until(
+        lambda: "metrics at " in consumer.log and re.search("consuming |standing by", consumer.log),
+        "for it to serve",
+    )
     (found,) = re.findall(r"metrics at (\S+)", consumer.log)
     return str(found)
 

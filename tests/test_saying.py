@@ -28,7 +28,7 @@ log.info("imported")
 def job(key, value):
     log.debug("a detail")
     log.info("works on %s", value)
-    log.warning("own key", extra={"key": "mine"})
+    log.warning("own key", extra={"key": "mine", "elements": 3})
     print("half a", end="")
     print(" line\\nand a rest", end="")
     sys.stdout.flush()
@@ -122,7 +122,7 @@ def test_for_programs_key_number_and_attempt_are_members(place: Path) -> None:
         ("mine", 1, "own key"),
     ]
     assert all(isinstance(line["seq"], int) for line in lines)
-    assert "elements" not in lines[0]
+    assert ("elements" in lines[0], lines[1]["elements"]) == (False, 3)
 
 
 @pytest.mark.parametrize("more", [(), ("--processes", "1")], ids=" ".join)

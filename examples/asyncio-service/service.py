@@ -50,11 +50,11 @@ async def work(inbox: AsyncInbox) -> None:
             await deliver(element)
         except Exception as error:
             if element.attempts < 5:
-                await inbox.nack(element, delay=0.1 * 2**element.attempts)
+                await element.nack(delay=0.1 * 2**element.attempts)
             else:
-                await inbox.fail(element, repr(error))
+                await element.fail(repr(error))
         else:
-            await inbox.ack(element)
+            await element.ack()
 
 
 async def main(port: int) -> None:

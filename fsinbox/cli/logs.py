@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 from ..store.printing import escaped
 from .options import Failure
 
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName", "elements"}
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "event",
+    "taskName",
+    "fsinbox_elements",
+}
 """What a record has that nobody gave it as `extra`."""
 
 _PRIORITY = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -79,7 +85,7 @@ def _with_element(record: logging.LogRecord) -> bool:
     elements = current() if record.name != "fsinbox" else ()
     if elements:
         first = elements[0]
-        record.elements = elements
+        record.fsinbox_elements = elements
         for name, value in (("key", first.key), ("seq", first.seq), ("attempts", first.attempts)):
             if not hasattr(record, name):
                 setattr(record, name, value)
@@ -122,7 +128,7 @@ class Text(logging.Formatter):
         super().__init__(form)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        elements = getattr(record, "elements", ())
+        elements = getattr(record, "fsinbox_elements", ())
         if elements:
             from ..worker.saying import of_element
 
