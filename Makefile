@@ -25,7 +25,7 @@ format: setup  ## have ruff put the sources into form
 demo:  ## the whole path on real input
 	sh scripts/demo
 
-bench:  ## how fast it is, beside others; half an hour
+bench:  ## how fast it is, beside others; two minutes
 	sh scripts/bench
 
 docs: setup  ## the site, at http://127.0.0.1:8000 while you write

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 
@@ -88,6 +89,49 @@ def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, 
     assert "a note" in text
     report.fill_page(page, about, cases, "plots")
     assert page.read_text() == text, "filling it again changes nothing"
+
+
+def test_figures_of_two_machines_are_not_kept_together(bench: Any, tmp_path: Path) -> None:
+    results = bench.results
+    kept = tmp_path / "results.json"
+    results.save(kept, {"system": "Linux", "processors": "2"}, [results.Case(1, "Add", [])])
+    results.save(kept, {"system": "Linux", "processors": "8"}, [results.Case(3, "Take", [])])
+    about, cases = results.load(kept)
+    assert (about["processors"], [case.number for case in cases]) == ("8", [3])
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], (0,)),
+        (["--only", "4", "--only", "6"], (4, 6)),
+        (["--all"], tuple(range(1, 13))),
+        (["--tiny"], tuple(range(1, 13))),
+    ],
+)
+def test_the_first_question_is_answered_unless_more_is_asked_for(
+    bench: Any, words: list[str], wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    command = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(command, "measure", lambda *all_of_it: asked.append(all_of_it))
+    result = CliRunner().invoke(command.main, words)
+    assert (result.exit_code, result.output) == (0, "")
+    assert asked[0][0] == wanted
+
+
+def test_the_first_question_is_answered_in_three_groups(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.cases, "peers", lambda durability: [bench.queues.BareSQLite])
+    scale = bench.cases.replace_fields(bench.cases.TINY, elements=5)
+    case = bench.cases.compare(bench.cases.Bench(scale, tmp_path, tmp_path, lambda text: None))
+    assert [group.title for group in case.groups] == [
+        "durable, 200 B",
+        "not durable, 200 B",
+        "not durable, 64 KiB",
+    ]
+    assert all(min(figures) > 0 for group in case.groups for figures in group.figures.values())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,11 @@ def hashes_of_twins(names: list[str]) -> set[int]:
     _PART."""
     if len(names) < 2:
         return set()  # (what wakes an idle consumer, as a rule)
-    hashes = array("q", map(hash, map(encoded_of, names)))
+    return twins(array("q", map(hash, map(encoded_of, names))))
+
+
+def twins(hashes: array[int]) -> set[int]:
+    """Return those of these hashes that are there more than once."""
     a_byte_of_each = bytes(memoryview(hashes).cast("B")[:: hashes.itemsize])
     parts = 1 + len(hashes) // _PART
     twice: set[int] = set()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
-from collections import Counter
 from dataclasses import dataclass
+from heapq import nlargest
 
 from ..store.names import DIGITS, decode_key
 
@@ -14,6 +14,10 @@ LIMITS = tuple(300 << doubled for doubled in range(9))
 
 PREFIXES = 8
 """Rows: the commonest prefixes of keys."""
+
+MOST_PREFIXES = 20_000
+"""Prefixes that are counted at once. If keys have more, those of few are forgotten, and the commonest counted
+again."""
 
 _PREFIX = re.compile(r"(?:[-.]|%2F|%3A)*[^-.%]*(?:%(?!2F|3A)[^-.%]*)*")
 """What an encoded key begins with, up to the first `/`, `:`, `-` or `.` behind another character."""
@@ -31,27 +35,52 @@ class Ages:
     """The same for the commonest prefixes of keys, those of two keys or more, the commonest first."""
 
 
-def ages(waiting: dict[str, str], now: int) -> Ages:
-    """Return the histogram of what is waiting (see Census.waiting), at a time in nanoseconds since the
-    epoch."""
-    limits = [f"{max(0, now - limit * 10**9):0{DIGITS}d}" for limit in reversed(LIMITS)]
-    total = Counter(bisect(limits, digits) for digits in waiting.values())
-    common = Counter(map(_prefix, waiting))
-    top = [name for name, count in common.most_common(PREFIXES) if count > 1]
-    wanted = set(top)
-    cells = Counter(
-        (prefix, bisect(limits, digits))
-        for encoded, digits in waiting.items()
-        if (prefix := _prefix(encoded)) in wanted
-    )
-    newest_first = range(len(limits), -1, -1)
-    return Ages(
-        LIMITS,
-        [total[column] for column in newest_first],
-        {decode_key(name) or name: [cells[name, column] for column in newest_first] for name in top},
-    )
+class Histogram:
+    """Counts elements by age and prefix, one by one."""
 
+    def __init__(self, now: int, only: list[str] | None = None) -> None:
+        """`now`: nanoseconds since the epoch. `only`: prefixes, of which alone rows are counted."""
+        self._limits = [f"{max(0, now - limit * 10**9):0{DIGITS}d}" for limit in reversed(LIMITS)]
+        self._total = self._row()
+        self._rows = {prefix: self._row() for prefix in only or ()}
+        self._grows = only is None
+        self.is_rough = False
+        """Whether there were too many prefixes, so that those of one element were forgotten now and then."""
 
-def _prefix(encoded: str) -> str:
-    match = _PREFIX.match(encoded)
-    return match[0] if match else encoded
+    def _row(self) -> list[int]:
+        """Return a row of zeros, the oldest first."""
+        return [0] * (len(LIMITS) + 1)
+
+    def add(self, digits: str, encoded: str) -> None:
+        """Count what arrived at a number, in digits, under an encoded key."""
+        column = bisect(self._limits, digits)
+        self._total[column] += 1
+        match = _PREFIX.match(encoded)
+        prefix = match[0] if match else encoded
+        row = self._rows.get(prefix)
+        if row is None:
+            if not self._grows:
+                return
+            row = self._rows[prefix] = self._row()
+            if len(self._rows) > MOST_PREFIXES:
+                self._forget_rare()
+        row[column] += 1
+
+    def _forget_rare(self) -> None:
+        self.is_rough = True
+        rare = 1
+        while len(self._rows) > MOST_PREFIXES // 2:
+            self._rows = {prefix: row for prefix, row in self._rows.items() if sum(row) > rare}
+            rare *= 2
+
+    def top(self) -> list[str]:
+        """Return the commonest prefixes, those of two keys or more, the commonest first."""
+        counts = {prefix: sum(row) for prefix, row in self._rows.items()}
+        return nlargest(
+            PREFIXES, [prefix for prefix, count in counts.items() if count > 1], counts.__getitem__
+        )
+
+    def result(self) -> Ages:
+        """Return what was counted."""
+        rows = {decode_key(prefix) or prefix: self._rows[prefix][::-1] for prefix in self.top()}
+        return Ages(LIMITS, self._total[::-1], rows)

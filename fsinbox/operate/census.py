@@ -1,19 +1,25 @@
 """How many elements there are in each state, and how old the oldest is: by names alone, millions of them, but
-for what is for later."""
+for what is for later.
+
+Nothing is kept of what is waiting but a hash of each key, so a million take some 20 MB.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import time_ns
 
+from ..consumer.coalescing import twins
 from ..consumer.ownership import WHOLE, Shard
 from ..store.errors import InvalidKey
 from ..store.layout import Layout
 from ..store.names import element_of, encode_key, split_name
 from ..store.subfolders import dropped
-from .later import look_at_deferred, look_at_waiting
-from .rows import places
+from .ages import Ages, Histogram
+from .later import Looked, look_at_deferred, look_at_waiting
+from .rows import STATES, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,66 +31,113 @@ class Census:
     """Of STATES, and "dropped": files in drop/ that are not ingested yet."""
     oldest: dict[str, int]
     """Of those STATES of which there are any; what is for later is not old, but from when its time came."""
-    waiting: dict[str, str]
-    """Of what is waiting: encoded key -> the number of its place, as digits."""
+    ready: int
+    """How many of those that are waiting are neither on hold nor known to be for later ..."""
+    oldest_ready: int
+    """... and when the oldest of them arrived; 0 if there is none."""
+    ages: Ages
+    """Of those that are waiting and not known to be for later."""
     later: dict[str, set[str]]
     """Of what is "waiting" and "deferred", the encoded keys of what is known to be for later ..."""
     later_known: bool
     """... and whether that is all of it: see later."""
 
 
-def census(layout: Layout, shard: Shard = WHOLE) -> Census:
-    """Count the elements of a shard. A key that is waiting in several places counts once. Raises OSError."""
-    now = time_ns()
-    waiting = _waiting(layout, shard)
+class _Tally:
+    """Elements, counted one by one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.oldest = "a"  # (above all digits)
+
+    def add(self, digits: str) -> None:
+        self.count += 1
+        if digits < self.oldest:
+            self.oldest = digits
+
+
+class _Waiting:
+    """What is waiting, counted place by place. `later`, `held`: encoded keys."""
+
+    def __init__(self, held: frozenset[str], later: set[str], histogram: Histogram) -> None:
+        self.count = 0
+        self.ready = _Tally()
+        self.histogram = histogram
+        self._held = held
+        self._later = later
+
+    def add(self, digits: str, encoded: str) -> None:
+        self.count += 1
+        if encoded not in self._later:
+            self.histogram.add(digits, encoded)
+            if encoded not in self._held:
+                self.ready.add(digits)
+
+
+def census(
+    layout: Layout, shard: Shard = WHOLE, held: frozenset[str] = frozenset(), now: int | None = None
+) -> Census:
+    """Count the elements of a shard. A key that is waiting in several places counts once. `held`: encoded
+    keys on hold; `now`: nanoseconds since the epoch. Raises OSError."""
+    now = time_ns() if now is None else now
+    waiting, looked_at_waiting = _waiting(layout, shard, held, now)
     deferred = [
         (encoded, digits, file)
         for _, file in places(layout, "deferred")
         for digits, encoded in _parts(element_of(file), shard)
     ]
-    looked = {
-        "waiting": look_at_waiting(layout, waiting, now),
-        "deferred": look_at_deferred(layout, deferred, now),
-    }
-    count = {"waiting": len(waiting), "deferred": len(deferred)}
+    looked = {"waiting": looked_at_waiting, "deferred": look_at_deferred(layout, deferred, now)}
+    count = {"waiting": waiting.count, "deferred": len(deferred)}
     oldest = {state: found.since for state, found in looked.items() if found.since is not None}
     for state in ("in_flight", "failed"):
-        numbers = [digits for digits, _ in _elements(layout, state, shard)]
-        count[state] = len(numbers)
-        if numbers:
-            oldest[state] = int(min(numbers))
+        tally = _Tally()
+        for digits, _ in _elements(layout, state, shard):
+            tally.add(digits)
+        count[state] = tally.count
+        if tally.count:
+            oldest[state] = int(tally.oldest)
     drops = dropped(layout)
     count["dropped"] = len(drops) if shard == WHOLE else sum(map(shard.has, map(_encoded, drops)))
     return Census(
         count,
         oldest,
-        waiting,
+        waiting.ready.count,
+        int(waiting.ready.oldest) if waiting.ready.count else 0,
+        waiting.histogram.result(),
         {state: found.later for state, found in looked.items()},
         all(found.whole for found in looked.values()),
     )
 
 
-def ready(found: Census) -> dict[str, str]:
-    """Return what is waiting and not for later: as Census.waiting."""
-    later = found.later["waiting"]
-    if not later:
-        return found.waiting
-    return {encoded: digits for encoded, digits in found.waiting.items() if encoded not in later}
-
-
-def _waiting(layout: Layout, shard: Shard) -> dict[str, str]:
-    """Return the oldest place of each key that is waiting."""
-    found: dict[str, str] = {}
+def _waiting(layout: Layout, shard: Shard, held: frozenset[str], now: int) -> tuple[_Waiting, Looked]:
+    """Count the oldest place of each key that is waiting. Looks twice where a key has several, where some are
+    for later, or where there were too many prefixes to be counted at once."""
+    found = _Waiting(held, set(), Histogram(now))
+    hashes = array("q")
     for digits, encoded in _elements(layout, "waiting", shard):
-        if digits < found.get(encoded, "a"):
-            found[encoded] = digits
-    return found
+        hashes.append(hash(encoded))
+        found.add(digits, encoded)
+    looked = look_at_waiting(layout, lambda: _elements(layout, "waiting", shard), found.count, now)
+    twice = twins(hashes)
+    if not (twice or looked.later or found.histogram.is_rough):
+        return found, looked
+    only = found.histogram.top() if found.histogram.is_rough else None
+    found = _Waiting(held, looked.later, Histogram(now, only))
+    first: dict[str, str] = {}
+    for digits, encoded in _elements(layout, "waiting", shard):
+        if hash(encoded) in twice:
+            first[encoded] = min(digits, first.get(encoded, digits))
+        else:
+            found.add(digits, encoded)
+    for encoded, digits in first.items():
+        found.add(digits, encoded)
+    return found, looked
 
 
 def _elements(layout: Layout, state: str, shard: Shard) -> Iterator[tuple[str, str]]:
     """Go through (number as digits, encoded key) of the elements in a state, in no order. No key is decoded:
     that would take twice the time."""
-    for _, name in places(layout, state):
+    for name in layout.names_one_by_one(STATES[state]):
         split = split_name(name)
         if split and "~" not in split[1] and shard.has(split[1]):
             yield split

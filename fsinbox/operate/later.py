@@ -7,7 +7,7 @@ are looked at, at most: 20 ms, beside seconds for a million names.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from itertools import islice
@@ -34,23 +34,29 @@ class Looked:
     """Whether these were all."""
 
 
-def look_at_waiting(layout: Layout, waiting: dict[str, str], now: int) -> Looked:
-    """Look at what waits (Census.waiting). If there are more than LOOKS, at some, the oldest among them.
-    Raises OSError."""
-    places: Iterable[tuple[str, str]] = waiting.items()
-    whole = len(waiting) <= LOOKS
-    if not whole:
-        first = min(waiting.values())  # (half as long as by a key)
-        oldest = next(place for place in places if place[1] == first)
+def look_at_waiting(
+    layout: Layout, places: Callable[[], Iterable[tuple[str, str]]], count: int, now: int
+) -> Looked:
+    """Look at what waits: `places` goes through (number as digits, encoded key), `count` of them. If there
+    are more than LOOKS, at some, the oldest among them. Raises OSError."""
+    whole = count <= LOOKS
+    some: list[tuple[str, str]] = []
+    if whole:
+        some = sorted(places())
+    elif oldest := min(places(), default=None):
         status = _status(layout, "pending", _file(oldest))
         if status and for_later(status):  # then the one that waits for longest is behind it: seldom
-            places = nsmallest(LOOKS, places, key=itemgetter(1))
+            some = nsmallest(LOOKS, places())
         else:
-            places = [oldest, *islice(places, LOOKS - 1)]
-    found = _look(layout, "pending", ((*place, _file(place)) for place in places), now)
+            some = [oldest, *islice(places(), LOOKS - 1)]
+    first: dict[str, str] = {}  # of a key at several places, the oldest of these
+    for digits, encoded in some:
+        first.setdefault(encoded, digits)
+    files = [(encoded, digits, _file((digits, encoded))) for encoded, digits in first.items()]
+    found = _look(layout, "pending", files, now)
     found.whole = whole
-    if found.since is None and not whole:  # all of these are for later; whoever is next is not known
-        found.since = int(max(digits for _, digits in places))
+    if found.since is None and not whole and some:  # all of these are for later; who is next is not known
+        found.since = int(max(some)[0])
     return found
 
 
@@ -76,7 +82,7 @@ def _look(layout: Layout, folder: str, files: Iterable[tuple[str, str, str]], no
 
 
 def _file(place: tuple[str, str]) -> str:
-    encoded, digits = place
+    digits, encoded = place
     return element_name(int(digits), encoded)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import time
 
-from .census import Census, ready
+from .census import Census
 from .consumers import stats_of
 from .stats import ConsumerStats
 
@@ -51,9 +51,9 @@ def pace(
     rate = _acknowledged(every, begun) * 60 / window if known else None
     to_empty: float | None = 0.0
     why = ""
-    if ready(found):
+    if found.count["waiting"] > len(found.later["waiting"]):
         why = _unknown(found, consumers, asked) or ("" if known else _NO_STATISTICS)
-        to_empty, why = (None, why) if why else _estimate(_ready(found, asked), every, at_work, now)
+        to_empty, why = (None, why) if why else _estimate(found, every, at_work, now)
     return Pace(rate, window, last_acknowledged(every), to_empty, why)
 
 
@@ -62,7 +62,7 @@ _NO_STATISTICS = "the consumer writes no statistics; only `fsinbox consume` does
 
 def _unknown(found: Census, consumers: list[dict[str, object]], asked: Requests) -> str:
     """Return why nothing can be said about the time to empty, "" if something can."""
-    if not _ready(found, asked):
+    if not found.ready:
         return "every waiting key is on hold"
     if not any(one["holder"] for one in consumers):
         return "no consumer is running"
@@ -71,20 +71,15 @@ def _unknown(found: Census, consumers: list[dict[str, object]], asked: Requests)
     return "consumers are paused" if asked.paused else ""
 
 
-def _ready(found: Census, asked: Requests) -> list[str]:
-    """Return the places (as digits) of what is waiting, not for later and not on hold."""
-    return [digits for encoded, digits in ready(found).items() if encoded not in asked.held]
-
-
 def _estimate(
-    ready: list[str], every: list[ConsumerStats], at_work: list[ConsumerStats], now: float
+    found: Census, every: list[ConsumerStats], at_work: list[ConsumerStats], now: float
 ) -> tuple[float | None, str]:
-    """Return the seconds until all of `ready` is done, or None and why that cannot be estimated.
+    """Return the seconds until all that is ready is done, or None and why that cannot be estimated.
 
     Only while something was waiting is it certain that the consumers worked all the time: a rate that counts
     their rests would be too low.
     """
-    busy_since = max([int(min(ready)) / 1e9, *(stats.since for stats in at_work)])
+    busy_since = max([found.oldest_ready / 1e9, *(stats.since for stats in at_work)])
     # From the next full minute on: the one it began in may count what was done before.
     begin = max(_window_start(now), -(-busy_since // 60) * 60)
     count = _acknowledged(every, begin)
@@ -92,7 +87,7 @@ def _estimate(
         return None, "work has only just begun"
     if not count:
         return None, f"nothing was acknowledged for {int(now - begin)} s"
-    return len(ready) * (now - begin) / count, ""
+    return found.ready * (now - begin) / count, ""
 
 
 def last_acknowledged(every: list[ConsumerStats]) -> float | None:

@@ -12,8 +12,8 @@ from ..store.layout import Layout
 from ..store.names import decode_key
 from ..store.subfolders import dropped
 from .admission import held_by
-from .ages import Ages, ages
-from .census import Census, census, ready
+from .ages import Ages
+from .census import Census, census
 from .consumers import consumers, stats_of
 from .pace import Pace, pace
 from .stats import ConsumerStats, Totals, read_stats, sum_of
@@ -75,10 +75,10 @@ class Summary:
 def summary(layout: Layout) -> Summary:
     """Return how the inbox stands. Raises OSError."""
     now = time_ns()
-    found = census(layout)
+    asked = requests(layout)
+    found = census(layout, held=asked.held, now=now)
     running = consumers(layout)
     every = read_stats(layout)
-    asked = requests(layout)
     bounds = limits(layout)
     ignored = looked_up(layout)
     return Summary(
@@ -98,7 +98,7 @@ def summary(layout: Layout) -> Summary:
         paused=asked.paused,
         paused_until=asked.until / 1e9 if asked.paused and asked.until else None,
         paused_by=asked.by or None if asked.paused else None,
-        ages=ages(ready(found), now),
+        ages=found.ages,
         slowed_until=min(_slowed(running, every), default=None),
         pace=pace(found, every, running, asked),
         totals=sum_of(every),

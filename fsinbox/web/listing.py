@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from time import time_ns
@@ -48,6 +49,10 @@ class Glance(Layout):
         if len(found) > MOST:
             self.cut.add(folder)
         return found[:MOST]
+
+    def names_one_by_one(self, folder: str) -> Iterator[str]:
+        """Go through the names in a folder: MOST at most, but for what is in flight."""
+        yield from super().names_one_by_one(folder) if folder == "inflight" else self.names(folder)
 
     def states(self) -> list[str]:
         """Return the states that elements may be in here, in the order of an element's life."""

@@ -1,4 +1,5 @@
-"""The twelve cases. Each returns groups of figures, and says what a group is to reach."""
+"""The twelve cases, and the first question. Each returns groups of figures, and says what a group is to
+reach."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -56,6 +58,7 @@ class Scale:
 
 
 FULL = Scale(5, 0.6, 3_000, (1_000, 100_000, 1_000_000), 300, 20.0, 25, 1_600, 1 << 30)
+BRIEF = replace_fields(FULL, rounds=3, elements=1_000)
 TINY = Scale(1, 0.05, 60, (10, 50, 100), 5, 0.5, 1, 16, 1 << 22, (1, 4))
 
 
@@ -104,6 +107,24 @@ def acknowledges(kind: type[Queue]) -> bool:
 
 def replaces(kind: type[Queue]) -> bool:
     return kind.replaces
+
+
+def compare(bench: Bench) -> Case:
+    """0. The first question: how does it compare, from one process that adds to another that takes?"""
+    case = Case(0, "From end to end: one process adds, another takes and acknowledges")
+    for durability, label in ((DURABLE, "200 B"), (QUICK, "200 B"), (QUICK, "64 KiB")):
+        kinds = [Fsinbox, BareCalls, *peers(durability)]
+        group = Group(f"{'durable' if durability == DURABLE else 'not durable'}, {label}", "elements/s")
+        group.targets.append(Target("ahead of every library", OURS, libraries(kinds), at_least=1))
+
+        def work(kind: type[Queue], durability: str = durability, size: int = SIZES[label]) -> float:
+            elements = bench.scale.elements // (3 if durability == DURABLE else 1)
+            return end_to_end(kind, durability, bench.folder, elements=elements, size=size)
+
+        case.groups.append(
+            bench.interleave(group, {kind.name: lambda kind=kind: work(kind) for kind in kinds})
+        )
+    return case
 
 
 def durable_add(bench: Bench) -> Case:
@@ -597,6 +618,7 @@ def large(bench: Bench) -> Case:
 CASES: dict[int, Callable[[Bench], Case]] = dict(
     enumerate(
         (
+            compare,
             durable_add,
             durable_many,
             durable_take,
@@ -609,7 +631,6 @@ CASES: dict[int, Callable[[Bench], Case]] = dict(
             cold,
             concurrency,
             large,
-        ),
-        1,
+        )
     )
 )

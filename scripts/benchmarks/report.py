@@ -58,12 +58,13 @@ def table(case: Case) -> Iterator[str]:
         yield f"| {label} | " + " | ".join(cells) + " |"
 
 
-def section(case: Case, plots: str) -> str:
-    """Return what a page says of a case, its plot included."""
+def section(case: Case, plots: str | None) -> str:
+    """Return what a page says of a case, its plot included, if there is one."""
     lines = [*table(case), ""]
     lines += [f"- {verdict(group, target)}" for group in case.groups for target in group.targets]
     lines += [f"- {group.title}: {note}" for group in case.groups for note in group.notes]
-    lines += ["", f"![{case.title}]({plots}/case-{case.number:02}.svg)"]
+    if plots:
+        lines += ["", f"![{case.title}]({plots}/case-{case.number:02}.svg)"]
     return "\n".join(lines)
 
 

@@ -82,8 +82,9 @@ def machine(folder: Path) -> dict[str, str]:
 
 
 def save(path: Path, about: dict[str, str], cases: list[Case]) -> None:
-    """Keep a run; cases that it did not measure stay as they were."""
-    kept = {case.number: case for case in load(path)[1]} if path.exists() else {}
+    """Keep a run; cases that it did not measure stay as they were, unless another machine did."""
+    before, cases_before = load(path) if path.exists() else (about, [])
+    kept = {case.number: case for case in cases_before} if before == about else {}
     kept.update((case.number, case) for case in cases)
     rounded = json.loads(
         json.dumps([asdict(kept[number]) for number in sorted(kept)]),
