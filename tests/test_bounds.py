@@ -67,6 +67,32 @@ def test_there_is_room_again_when_something_was_taken(inbox: Inbox) -> None:
         inbox.add("e", "1")
 
 
+def test_what_is_refused_takes_no_number_and_leaves_the_index_as_it_was(inbox: Inbox) -> None:
+    inbox.limit(max_waiting=1)
+    inbox.add("a", "1")
+    assert inbox.take()
+    age(inbox)
+    inbox.add("b", "1")
+    before = Path(inbox.path, "index").read_bytes()
+    with pytest.raises(InboxFull):
+        inbox.add("a", "2")
+    assert Path(inbox.path, "index").read_bytes() == before
+    inbox.limit(max_waiting=2)
+    assert inbox.add("a", "3") == "behind"  # its line still tells what is in flight
+
+
+def test_an_add_that_finds_a_dropped_file_of_its_key_needs_room(inbox: Inbox) -> None:
+    inbox.limit(max_waiting=2)
+    fill(inbox, 1)
+    for name in ("d", "e"):
+        drop(inbox, name, "older")
+    assert inbox.add("d", "newer") == "replaced"
+    with pytest.raises(InboxFull):
+        inbox.add("e", "newer")
+    assert os.listdir(f"{inbox.path}/drop") == ["e"]
+    assert len(inbox) == 2
+
+
 def test_an_add_waits_for_room(inbox: Inbox) -> None:
     inbox.limit(max_waiting=1)
     fill(inbox, 1)

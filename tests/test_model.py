@@ -1,14 +1,14 @@
 """Proves that an inbox does what the model below does: forty lines of plain Python, without a file.
 
-Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, for later, and
-only if none waits; they drop files and bring failed elements back by mv; people retry what failed, end back-
-offs, hold keys and release them; a consumer takes, acknowledges, requeues, defers, gives up, closes, dies;
-somebody else holds the lock; the system boots; the clock steps back and forward. Each step is done to real
-Inbox objects on a real directory and to the model, and what they answer must be equal: what is taken, in
-which order, at which attempt, what `add` returns, what waits. In a second machine somebody also removes or
-damages the index, or blanks its lines, which docs/protocol.md calls safe at any time: of a key that had
-several files just then, or waited and is not known any more, an older value may be delivered once more before
-the newest, and in another place; nothing else may change.
+Hypothesis makes up programs of 50 steps: several producers add, in batches and one by one, for later, only if
+none waits, and to a full inbox; they drop files and bring failed elements back by mv; people retry what
+failed, end back-offs, hold keys and release them; a consumer takes, acknowledges, requeues, defers, gives up,
+closes, dies; somebody else holds the lock; the system boots; the clock steps back and forward. Each step is
+done to real Inbox objects on a real directory and to the model, and what they answer must be equal: what is
+taken, in which order, at which attempt, what `add` returns, what waits. In a second machine somebody also
+removes or damages the index, or blanks its lines, which docs/protocol.md calls safe at any time: of a key
+that had several files just then, or waited and is not known any more, an older value may be delivered once
+more before the newest, and in another place; nothing else may change.
 
 The programs are the same in every run. A failure prints the shortest program that shows it, and the line that
 runs the test again:
@@ -52,15 +52,17 @@ import fsinbox.consumer.ownership
 import fsinbox.consumer.recovery
 import fsinbox.consumer.returning
 import fsinbox.consumer.taking
+import fsinbox.store.bounds
 import fsinbox.store.files
 import fsinbox.store.held
 import fsinbox.store.index
 import fsinbox.store.section
 import fsinbox.store.terms
 import fsinbox.store.transitions
-from fsinbox import Element, Inbox
+from fsinbox import Element, Inbox, InboxFull
 from fsinbox.operate.steering import Steering
 from fsinbox.store import control
+from fsinbox.store.bounds import set_limits
 from fsinbox.store.names import element_of, encode_key, encoded_of
 from tests.driver import forget
 
@@ -350,6 +352,44 @@ class Machine(RuleBasedStateMachine):
         answer = self.producers[which].add(key, value.encode(), delay=seconds, if_waiting=if_waiting)
         assert answer == expected, f"add said {answer}, not {expected}"
         self.tally["kept"] += answer == "kept"
+
+    @precondition(lambda self: self.values % 4 == 2)  # (the same)
+    @rule(several=st.lists(keys, min_size=1, max_size=4), which=which, room=st.integers(0, 2))
+    def add_to_a_bounded_inbox(self, several: list[str], which: int, room: int) -> None:
+        """Some may be added until it is full; one is taken in the midst of that."""
+        if self.loose | self.unsure:
+            return
+        inbox = self.producers[which]
+        most = max(1, self._waiting() + room)
+        set_limits(inbox.layout, inbox.index, most, None)
+        inbox._adder._next_check = 0.0
+        with mock.patch.object(fsinbox.store.bounds, "RECOUNT_SHARE", 0):  # it is always time to count anew
+            for done, key in enumerate(several):
+                # (Not the first take: what it requeues was in flight when they were counted.)
+                is_free = len(self.elements) < AT_ONCE and not self.model.drops
+                if done == 2 and is_free and self.consumer._taking().consumer:
+                    self._take()
+                self._add_if_there_is_room(inbox, key, most)
+        set_limits(inbox.layout, inbox.index, 0, None)
+
+    def _add_if_there_is_room(self, inbox: Inbox, key: str, most: int) -> None:
+        full = self._waiting() >= most and key not in self.model.line
+        self.values += 1
+        value = f"{key}{self.values}"
+        try:
+            answer = inbox.add(key, value.encode())
+        except InboxFull:
+            assert full, f"{most} may wait, {self._waiting()} do, and key {key} was refused"
+            self.tally["refused"] += 1
+            return
+        assert not full, f"{most} may wait, {self._waiting()} do, and key {key} was added"
+        self.ages[value] = self.values
+        expected = self.model.add(key, value)
+        assert answer == expected, f"add said {answer}, not {expected}"
+
+    def _waiting(self) -> int:
+        layout = self.producers[1].layout
+        return len(layout.names("pending")) + len(layout.names("deferred"))
 
     @rule(several=st.lists(keys, min_size=1, max_size=5), which=which)
     def add_many(self, several: list[str], which: int) -> None:
@@ -735,6 +775,7 @@ SITUATIONS: dict[type[Machine], list[str]] = {
         "held or released",
         "put off",
         "kept",
+        "refused",
         "tried again",
         "back from the dead",
         "superseded while in flight",

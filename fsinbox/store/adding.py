@@ -103,10 +103,14 @@ class Add:
             raise
         return self._outcomes([encoded for _, encoded, _ in items])
 
-    def _bound(self) -> None:
+    def _bound(self, encoded: str) -> None:
+        """A value of a key is to wait: count it, unless one waits. (If that one is taken now, it stays
+        counted, for this one.) Inside the section. Raises Full; OSError."""
         from .bounds import let_in
 
-        let_in(self._layout, self._index)
+        self._index.sure_last_number()
+        if not self._index.find(encoded):
+            let_in(self._layout, self._index)
 
     def _publish(self, keys: list[tuple[str, str]]) -> None:
         """Publish the next drafts, which are of these keys. Waits for room as long as the terms say."""

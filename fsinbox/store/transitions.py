@@ -94,7 +94,7 @@ def publish(
     drafts: list[tuple[str, str, str | None]],
     published: Published,
     keep: bool = False,
-    let_in: Callable[[], object] | None = None,
+    let_in: Callable[[str], object] | None = None,
 ) -> None:
     """Make each file in tmp/ the waiting value of its key, new or in place of the older one. Inside the
     section.
@@ -102,7 +102,7 @@ def publish(
     `drafts`: of each (name in tmp/, encoded key, the key's name in drop/ if a finished file lies there). That
     arrived before this add, so it must not be ingested after it: it is moved to the place first. `published`
     is filled as it goes. `keep`: where a value waits, or is deferred, that one stays. `let_in` is called
-    before each that replaces none, and raises OSError to refuse it.
+    with each key, and raises OSError to refuse it where none waits.
     """
     held = None
     if keep:
@@ -114,6 +114,8 @@ def publish(
             published.kept.add(temporary)
             published.outcomes.append((True, []))
             continue
+        if let_in is not None:  # (before the rest: what is refused takes no number, and moves no drop)
+            let_in(encoded)
         number, waits, others = index.admit(encoded, len(drafts) - done)
         name = element_name(number, encoded)
         if dropped is not None:
@@ -125,16 +127,13 @@ def publish(
                 published.kept.add(temporary)
                 published.outcomes.append((True, []))
                 continue
-        if let_in is not None and not waits:
-            let_in()
         try:
             _rename(layout, "tmp", temporary, "pending", name)
         except FileNotFoundError as error:
             if layout.sharing is None:
                 raise
-            raise Unsure(
-                error.errno, error.strerror
-            ) from error  # a consumer has been quick; or it was removed by hand
+            # A consumer has been quick; or it was removed by hand.
+            raise Unsure(error.errno, error.strerror) from error
         published.outcomes.append((waits, others))
 
 

@@ -328,13 +328,7 @@ MUTANTS = {
             "refused-to-replace",
             "a full inbox refuses a value that would replace one",
             ("bounded-alone",),
-            (
-                Edit(
-                    "store.transitions:publish",
-                    "if let_in is not None and not waits:",
-                    "if let_in is not None:",
-                ),
-            ),
+            (Edit("store.adding:Add._bound", "if not self._index.find(encoded):", "if True:"),),
             finds=("bound",),
         ),
     )

@@ -471,6 +471,12 @@ SCENARIOS = {
             crashes=1,
         ),
         Scenario(
+            "bounded-taken",
+            (bounded(("k", "a")), bounded(("j", "b")), _opened("take ack take ack")),
+            before=WAITING,
+            max_waiting=1,
+        ),
+        Scenario(
             "bounded-waiting",
             (bounded(("j", "a")), bounded(("k", "b")), _opened("take ack take ack")),
             before=WAITING,

@@ -944,7 +944,7 @@ def _place(code: CodeType, instruction: int) -> tuple[int | None, ...]:
 FIXED = {
     *"_layout _index _settings _shard _mine ownership _ownership _foreign _forged _coalescing".split(),
     *"_taking ready listing returning recovery attempts controls drops done ended".split(),
-    *"_ready _attempts _ended _arrivals _copies".split(),
+    *"_ready _attempts _ended _copies _still arrivals _ignored entering".split(),
 }
 """What a consumer has, and does not change; and its parts, each of which is looked at by itself."""
 
@@ -977,6 +977,8 @@ def _memory(inbox: Inbox) -> str:
         knows.attempts,
         knows.controls,
         knows.drops,
+        knows.drops._still,
+        knows.drops.arrivals,
         knows.done,
     )
     return repr([*map(_kept_by, (knows, *parts)), list(knows.ended)])
