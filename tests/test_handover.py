@@ -311,7 +311,7 @@ def test_a_listener_whose_connection_breaks_ends(engine: Engine, folder: Path) -
             else:
                 engine.kill()
                 engine.start()
-            wait_until(lambda: service.process.poll() is not None, "for its end", patience=15)
+            wait_until(lambda: service.process.poll() is not None, "for its end")
             assert service.process.returncode == 1
 
 
