@@ -42,7 +42,7 @@ def interrupted(folder: Path, case: str, how: str, *numbers: int) -> int:
 def test_a_call_may_be_interrupted_anywhere(tmp_path: Path, figure: Callable[[str], None]) -> None:
     """At every fifth place; at which ones differs from call to call."""
     count = sum(interrupted(tmp_path / str(n), case, "traced", 1 + n % 5, 5) for n, case in enumerate(CASES))
-    assert count > 1000
+    assert count > 900
     figure(f"{count} interrupts at places in {len(CASES)} calls")
 
 
