@@ -36,8 +36,7 @@ async def _to_its_end(call: Callable[[], Result]) -> Result:
         while not work.done():
             with suppress(asyncio.CancelledError, Exception):
                 await asyncio.shield(work)
-        if not work.cancelled():
-            work.exception()  # was looked at: a cancelled task does not raise it
+        work.exception()  # is looked at: a cancelled task does not raise it
         raise
 
 

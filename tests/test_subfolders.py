@@ -612,7 +612,7 @@ def test_arrivals_in_subfolders_wake_an_idle_consumer(inbox_dir: Path, watch: st
 
 @linux
 @pytest.mark.parametrize("is_there", [False, True])
-@pytest.mark.parametrize("moment", range(16))
+@pytest.mark.parametrize("moment", range(14))
 def test_a_folder_that_is_made_and_filled_at_any_call_of_a_look_is_not_missed(
     inbox: Inbox, moment: int, is_there: bool
 ) -> None:
