@@ -54,6 +54,7 @@ from time import monotonic_ns, sleep, time_ns
 from unittest import mock
 
 import fsinbox.consumer.ownership
+import fsinbox.store.bounds
 import fsinbox.store.index
 from fsinbox import Element, Inbox, InboxFull
 from fsinbox.operate.steering import Steering
@@ -398,6 +399,8 @@ def aftermath(
     log = Log("aftermath")
     # Two hours later: whatever waits out a delay is due.
     patches = [mock.patch.object(fsinbox.consumer.ownership, "time_ns", lambda: time_ns() + 7200 * 10**9)]
+    # And time has passed since those were counted that wait: it is done anew before one is refused.
+    patches.append(mock.patch.object(fsinbox.store.bounds, "RECOUNT_SHARE", 0))
     if boot is not None:
         patches.append(mock.patch.object(fsinbox.store.index, "boot_tag", lambda: boot))
     if clock is not None:
