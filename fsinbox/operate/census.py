@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import time_ns
 
 from ..consumer.coalescing import twins
@@ -43,35 +44,33 @@ class Census:
     """... and whether that is all of it: see later."""
 
 
-class _Tally:
-    """Elements, counted one by one."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.oldest = "a"  # (above all digits)
-
-    def add(self, digits: str) -> None:
-        self.count += 1
-        if digits < self.oldest:
-            self.oldest = digits
+_NONE = "a"
+"""Above all digits: in place of those of the oldest, where there is none."""
 
 
 class _Waiting:
     """What is waiting, counted place by place. `later`, `held`: encoded keys."""
 
     def __init__(self, held: frozenset[str], later: set[str], histogram: Histogram) -> None:
-        self.count = 0
-        self.ready = _Tally()
+        self.count = self.ready = 0
+        self.first, self.oldest_ready = (_NONE, ""), _NONE
         self.histogram = histogram
         self._held = held
         self._later = later
 
-    def add(self, digits: str, encoded: str) -> None:
+    def add(self, place: tuple[str, str]) -> None:
+        """Count a place: (number as digits, encoded key)."""
         self.count += 1
-        if encoded not in self._later:
-            self.histogram.add(digits, encoded)
-            if encoded not in self._held:
-                self.ready.add(digits)
+        digits, encoded = place
+        if digits < self.first[0]:
+            self.first = place
+        if encoded in self._later:
+            return
+        self.histogram.add(digits, encoded)
+        if encoded not in self._held:
+            self.ready += 1
+            if digits < self.oldest_ready:
+                self.oldest_ready = digits
 
 
 def census(
@@ -90,19 +89,19 @@ def census(
     count = {"waiting": waiting.count, "deferred": len(deferred)}
     oldest = {state: found.since for state, found in looked.items() if found.since is not None}
     for state in ("in_flight", "failed"):
-        tally = _Tally()
+        first, count[state] = _NONE, 0
         for digits, _ in _elements(layout, state, shard):
-            tally.add(digits)
-        count[state] = tally.count
-        if tally.count:
-            oldest[state] = int(tally.oldest)
+            count[state] += 1
+            first = min(first, digits)
+        if count[state]:
+            oldest[state] = int(first)
     drops = dropped(layout)
     count["dropped"] = len(drops) if shard == WHOLE else sum(map(shard.has, map(_encoded, drops)))
     return Census(
         count,
         oldest,
-        waiting.ready.count,
-        int(waiting.ready.oldest) if waiting.ready.count else 0,
+        waiting.ready,
+        int(waiting.oldest_ready) if waiting.ready else 0,
         waiting.histogram.result(),
         {state: found.later for state, found in looked.items()},
         all(found.whole for found in looked.values()),
@@ -114,23 +113,25 @@ def _waiting(layout: Layout, shard: Shard, held: frozenset[str], now: int) -> tu
     for later, or where there were too many prefixes to be counted at once."""
     found = _Waiting(held, set(), Histogram(now))
     hashes = array("q")
-    for digits, encoded in _elements(layout, "waiting", shard):
-        hashes.append(hash(encoded))
-        found.add(digits, encoded)
-    looked = look_at_waiting(layout, lambda: _elements(layout, "waiting", shard), found.count, now)
+    for place in _elements(layout, "waiting", shard):
+        hashes.append(hash(place[1]))
+        found.add(place)
+    places = partial(_elements, layout, "waiting", shard)
+    looked = look_at_waiting(layout, places, found.first, found.count, now)
     twice = twins(hashes)
     if not (twice or looked.later or found.histogram.is_rough):
         return found, looked
     only = found.histogram.top() if found.histogram.is_rough else None
     found = _Waiting(held, looked.later, Histogram(now, only))
     first: dict[str, str] = {}
-    for digits, encoded in _elements(layout, "waiting", shard):
+    for place in places():
+        digits, encoded = place
         if hash(encoded) in twice:
             first[encoded] = min(digits, first.get(encoded, digits))
         else:
-            found.add(digits, encoded)
+            found.add(place)
     for encoded, digits in first.items():
-        found.add(digits, encoded)
+        found.add((digits, encoded))
     return found, looked
 
 

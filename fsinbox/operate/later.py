@@ -35,15 +35,19 @@ class Looked:
 
 
 def look_at_waiting(
-    layout: Layout, places: Callable[[], Iterable[tuple[str, str]]], count: int, now: int
+    layout: Layout,
+    places: Callable[[], Iterable[tuple[str, str]]],
+    oldest: tuple[str, str],
+    count: int,
+    now: int,
 ) -> Looked:
-    """Look at what waits: `places` goes through (number as digits, encoded key), `count` of them. If there
-    are more than LOOKS, at some, the oldest among them. Raises OSError."""
+    """Look at what waits: `places` goes through (number as digits, encoded key), `count` of them, the
+    `oldest` among them. If there are more than LOOKS, at some, with the oldest. Raises OSError."""
     whole = count <= LOOKS
     some: list[tuple[str, str]] = []
     if whole:
         some = sorted(places())
-    elif oldest := min(places(), default=None):
+    else:
         status = _status(layout, "pending", _file(oldest))
         if status and for_later(status):  # then the one that waits for longest is behind it: seldom
             some = nsmallest(LOOKS, places())
@@ -55,7 +59,7 @@ def look_at_waiting(
     files = [(encoded, digits, _file((digits, encoded))) for encoded, digits in first.items()]
     found = _look(layout, "pending", files, now)
     found.whole = whole
-    if found.since is None and not whole and some:  # all of these are for later; who is next is not known
+    if found.since is None and not whole:  # all of these are for later; who is next is not known
         found.since = int(max(some)[0])
     return found
 
