@@ -389,6 +389,7 @@ def upsets_the_interpreter(element: Element) -> None:
 @behaviour
 def stops_the_process(element: Element) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)  # (the threads of a process do not all stop at the same instant)
 
 
 @behaviour
