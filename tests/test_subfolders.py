@@ -590,6 +590,13 @@ def test_what_is_remembered_of_names_is_bounded(inbox: Inbox, monkeypatch: pytes
         assert len(ignored._known) <= 12
 
 
+def test_what_goes_while_the_doctor_looks_is_no_finding(inbox: Inbox) -> None:
+    dropped = put(inbox, "a/b")
+    with meanwhile("open", dropped.unlink, when=lambda name, *_: name == "b"):
+        found = [finding.kind for finding in examine(inbox.path).findings]
+    assert not [kind for kind in found if kind.startswith("drop")]
+
+
 # --- waking up ----------------------------------------------------------------------------------------
 
 
