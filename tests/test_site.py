@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from helpers import environment
 
+import fsinbox
+from fsinbox.cli.commands import cli
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -50,6 +53,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_reference_has_each_public_name_and_each_command(site: Path) -> None:
+    python = (site / "reference-python.html").read_text()
+    assert {name for name in fsinbox.__all__ if f'id="fsinbox.{name}"' not in python} == set()
+    assert re.search(r"<li>\s*(<p>)?<code>keep_done</code>: how many", python), "a column is no list"
+    commands = (site / "reference-commands.html").read_text()
+    assert set(cli.commands) - set(re.findall(r'id="fsinbox-([a-z]+)"', commands)) == set()
+    assert "--not-before WHEN" in commands
+
+
 def test_the_site_builds_strictly_with_every_page_in_its_navigation(site: Path) -> None:
     front = (site / "index.html").read_text()
     navigation = front[front.index("md-nav--primary") : front.index("md-content")]
@@ -72,7 +84,7 @@ def test_no_page_fetches_anything_from_elsewhere_and_all_that_it_fetches_is_ther
 
 def test_nothing_but_pages_and_pictures_is_published(site: Path) -> None:
     published = {path.suffix for path in site.rglob("*") if path.is_file() and "assets" not in path.parts}
-    assert published <= {".html", ".xml", ".gz", ".json", ".png", ".svg", ""}
+    assert published <= {".html", ".xml", ".gz", ".json", ".png", ".svg", ".inv", ""}
     assert not (site / "deploy").exists()
     assert not (site / "mkdocs.yml").exists()
 
