@@ -352,6 +352,59 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
         expect(page.locator("main")).to_be_focused()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+def test_axe_finds_nothing_serious_on_any_page(
+    app: Path, open_page: Callable[..., sync_api.Page], scheme: str, width: int
+) -> None:
+    """axe-core, by Deque: what keeps out who sees badly, or uses a keyboard or a screen reader."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    (app / "broken").touch()
+    for key in ("one", "two", "three"):
+        run("add", key, '{"long": "' + "x" * 300 + '"}', cwd=app)
+    run("consume", "--handler", "tasks:work", "--max-attempts", "1", "--drain", cwd=app, status=1)
+    run("add", "waits", "1", cwd=app)
+    run("add", "--delay", "1h", "for later", "1", cwd=app)
+    with Site("--allow-changes", cwd=app) as site:
+        page = open_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        pages = [site.address, f"{site.address}unlock"]
+        found = {}
+
+        def look(address: str) -> None:
+            violations = axe.run(page).response["violations"]
+            found[address] = [
+                (one["id"], node["target"], node.get("failureSummary", "")[:300])
+                for one in violations
+                for node in one["nodes"]
+                if one["impact"] in ("serious", "critical")
+            ]
+
+        for address in pages:
+            page.goto(address)
+            look(address)
+        page.goto(f"{site.address}?token={site.token}")
+        base = page.url
+        look(base)
+        for state in ("waiting", "in_flight", "deferred", "failed"):
+            page.goto(f"{base}elements/{state}")
+            look(page.url)
+        page.goto(f"{base}elements/failed")
+        page.locator("summary").first.click()
+        page.get_by_role("checkbox", name="all 3 shown").check()
+        look("failed, with one open")
+        page.get_by_role("button", name="Discard ticked").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Discard 3 elements?")
+        look(page.url)
+        page.goto(f"{base}elements/failed")
+        page.locator("a.key").first.click()
+        look(page.url)
+        page.goto(f"{base}elements/waiting?q=nothing")
+        look(page.url)
+    assert len(found) > 8
+    serious = [f"{address}: {one}" for address, several in found.items() for one in several]
+    assert not serious, "\n".join(serious)
+
+
 # --- the picture --------------------------------------------------------------------------------------
 
 PICTURE = ROOT / "docs/web-screenshot.png"
