@@ -626,6 +626,16 @@ class Machine(RuleBasedStateMachine):
         if answer != expected:
             self.loose.add(key)
 
+    @precondition(lambda self: self.elements and self.values % 3 == 2)
+    @rule(which=which, newer=st.booleans())
+    def fail_and_retry(self, which: int, newer: bool) -> None:
+        """(A rule of its own: else it is rare.)"""
+        self.ack_or_fail(which, fail=True)
+        if newer and self.model.failed:
+            self.add_for_one_that_failed(which)
+        if self.model.failed:
+            self.retry(-1)
+
     # --- what happens to all of them ---
 
     @rule(what=st.sampled_from(["restart", "die", "boot"]))
