@@ -59,6 +59,24 @@ def test_elements_are_handled_in_processes_that_are_kept(place: Place) -> None:
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: not Linux")
+def test_what_a_handler_prints_and_nobody_can_read_costs_no_attempt(place: Place) -> None:
+    place.jobs(
+        "import sys\ndef job(key, value):\n    print('handled', key)\n    sys.stdin = sys.stderr.close()\n"
+    )
+    place.add("a", "b")
+    with open("/dev/full", "w") as full:
+        subprocess.run(
+            command("--inbox", str(place.inbox), "consume", *WORDS, "--drain"),
+            cwd=place.path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    assert place.left() == {}
+
+
 @pytest.mark.parametrize(
     ("crash", "said"),
     [

@@ -120,8 +120,6 @@ def _typed_one(option: click.Option, value: Any) -> Any:
         wanted, words = (bool,), "true or false"
     elif isinstance(option.type, types.IntParamType):
         wanted, words = (int,), "a whole number"
-    elif isinstance(option.type, types.FloatParamType):
-        wanted, words = (int, float), "a number"
     elif isinstance(option.type, (types.StringParamType, types.Choice, types.Path)):
         wanted, words = (str,), "text, in quotes"
     else:

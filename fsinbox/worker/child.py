@@ -120,11 +120,11 @@ def _answer(handler: Handler, handle: Handle, codec: str, job: Job) -> Answer:
         outcome = cast(BatchHandler, handler).handle_batch(elements)
     else:
         outcome = handler.handle(elements[0])
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except OSError:
-            pass  # nobody reads it
+        except (OSError, ValueError):
+            pass  # nobody reads it; or the handler has closed it
     asked = tuple(recording.asked for recording in recordings)
     return Answer(outcome, asked, memory_in_use() if memory_is_known() else 0)
 
