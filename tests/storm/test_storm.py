@@ -8,7 +8,7 @@ last value has come. Now and then a producer is stopped (SIGSTOP) inside the sec
 the consumer is seen to go on.
 
 A small storm of programs that are slow between a look and the rename that relies on it shows that a storm can
-tell: it is clean, but not with one of four faults in the code.
+tell: it is clean, but not with one of four faults in the code (of which one is looked for with --long).
 
 Producers (programs.py) add one by one, in batches, flushed and not, with scripts/fsinbox-add and with mv.
 Consumers take up to three at a time, acknowledge, requeue, defer and give up; they are a program that does
@@ -104,9 +104,13 @@ _WIDE = Storm(
 outside the lock."""
 
 _PEOPLE = replace(_WIDE, producers=("one", "one", "person", "person", "person", "person"))
-"""The same with many who end back-offs: without them what is wrong in deferred/ shows in one run of ten."""
+"""The same with many who end back-offs, for what is wrong in deferred/."""
 
-FAULTS = ("requeued-without-lock", "published-after-the-section", "deferred-without-lock", "deferred-kept")
+SELDOM = "deferred-without-lock"
+"""A fault that shows in one storm of five, whatever its seed: looked for with --long. (tests/interleave finds
+it each time: there it is a variant of the scenario `requeued`.)"""
+
+FAULTS = ("requeued-without-lock", "published-after-the-section", "deferred-kept")
 """Of tests/interleave/mutants.py, where it says what goes wrong with each."""
 
 _HOUR = replace(
@@ -193,8 +197,8 @@ def test_nothing_is_missed_in_a_storm(
     )
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", ["", *FAULTS], ids=lambda fault: fault or "none")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("fault", ["", *FAULTS, pytest.param(SELDOM, marks=pytest.mark.long)])
 def test_a_fault_is_found_where_windows_are_wide(
     fault: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
@@ -202,8 +206,8 @@ def test_a_fault_is_found_where_windows_are_wide(
     nothing."""
     began = monotonic()
     # A fault is seen in the first storm as a rule; beside others that have the machine, in a later one.
-    storm = _PEOPLE if fault == "deferred-without-lock" else _WIDE
-    for more in range(10 if fault else 1):
+    storm, tries = (_PEOPLE, 40) if fault == SELDOM else (_WIDE, 5)
+    for more in range(tries if fault else 1):
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         run(replace(storm, fault=fault, seed=storm.seed + more), folder)
         events = history(folder)
