@@ -137,3 +137,22 @@ def meanwhile(
     with intercepted(hook):
         yield
     assert hits, f"{name} was not called"
+
+
+DIED = 9
+"""How a process ends that was to die."""
+
+
+@contextmanager
+def dying_at(fatal: int) -> Iterator[None]:
+    """While this lasts, this process ends at that call, the first being 1: with DIED."""
+    calls: list[str] = []
+
+    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        calls.append(name)
+        if len(calls) == fatal:
+            os._exit(DIED)
+        return call(*arguments, **more)
+
+    with intercepted(hook):
+        yield

@@ -23,12 +23,13 @@ from click.testing import CliRunner, Result
 from helpers import command, contents, environment, json_lines, keys_in, reason, run
 
 from fsinbox import Inbox, InboxFull, cli
-from fsinbox.cli import commands, front, simple_add
+from fsinbox.cli import commands, simple_add
 from fsinbox.cli.adding import add as add_element
 from fsinbox.cli.consuming import run_with_progress
 from fsinbox.cli.options import DURATION
 from fsinbox.operate import rows, units
 from fsinbox.store.layout import Layout
+from fsinbox.store.printing import discard
 from fsinbox.worker.functions import FunctionHandler
 from fsinbox.worker.runner import Runner
 
@@ -952,7 +953,7 @@ def test_an_output_cannot_be_given_up_without_a_descriptor_and_that_is_no_error(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(os, "open", refused)
-    front.discard_output()
+    discard(1)
 
 
 def test_ctrl_c_ends_a_command_with_the_status_that_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from fsinbox import Inbox
 from fsinbox.consumer import copying
-from tests.shim import intercepted, meanwhile, refusing
+from tests.shim import DIED, dying_at, intercepted, meanwhile, refusing
 from tests.usual import drain, drop, held, names, path_of, reason_for, take
 
 fork = multiprocessing.get_context("fork")
@@ -467,17 +467,9 @@ def test_an_exception_in_the_middle_of_a_copy_leaves_none(inbox: Inbox) -> None:
 
 def die_at(path: Path, fatal: int) -> None:
     """Ingest in a process of its own, which ends at that call; with 0 if there was none, and all is done."""
-    calls: list[str] = []
-
-    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        calls.append(name)
-        if len(calls) == fatal:
-            os._exit(9)
-        return call(*arguments, **more)
-
     inbox = Inbox(path, codec="bytes", drop_settle=0, watch="poll")
     inbox.become_consumer()
-    with intercepted(hook):
+    with dying_at(fatal):
         ingest(inbox)
     os._exit(0)
 
@@ -504,7 +496,7 @@ def test_a_consumer_that_is_killed_at_any_call_of_a_copy_delivers_it_once(
             assert len(names(inbox, "tmp")) <= 1  # a draft, which is swept when its writer is surely dead
         if child.exitcode == 0:
             break
-        assert child.exitcode == 9
+        assert child.exitcode == DIED
         kills += 1
     assert kills > 30
     figure(f"{kills} kills, 0 bad")

@@ -27,7 +27,7 @@ from fsinbox.operate.status import summary
 from fsinbox.operate.waiting import not_done
 from fsinbox.store import ignoring, subfolders
 from fsinbox.store.drops import finished_drop
-from tests.shim import intercepted, meanwhile, refusing
+from tests.shim import DIED, dying_at, intercepted, meanwhile, refusing
 from tests.usual import drain, drop, names, reason_for, take
 
 fork = multiprocessing.get_context("fork")
@@ -376,16 +376,8 @@ def test_a_folder_that_goes_at_any_call_takes_its_file_along_or_leaves_it_to_be_
 
 def die_at(path: Path, fatal: int) -> None:
     """Ingest in a process of its own, which ends at that call; with 0 if there was none, and all is done."""
-    calls: list[str] = []
-
-    def hook(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        calls.append(name)
-        if len(calls) == fatal:
-            os._exit(9)
-        return call(*arguments, **more)
-
     inbox = opened(path, watch="poll")
-    with intercepted(hook):
+    with dying_at(fatal):
         inbox.become_consumer()
         ingest(inbox)
     os._exit(0)
@@ -416,7 +408,7 @@ def test_a_consumer_that_is_killed_at_any_call_delivers_each_once(
             assert names(inbox, "failed") == names(inbox, "drop/a/b") == []
         if child.exitcode == 0:
             break
-        assert child.exitcode == 9
+        assert child.exitcode == DIED
         kills += 1
     assert kills > 60
     figure(f"{kills} kills, 0 bad")

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from ..store.errors import AddFailed, InboxBusy, InboxError, InboxFull, LeaseLost, UnusableInbox
+from ..store.printing import discard
 from .catalogue import HOMES, NAMES
 from .exits import EXIT_BUSY, EXIT_FULL, EXIT_INTERRUPTED, EXIT_UNUSABLE, EXIT_USAGE
-from .front import ABOUT, WIDEST, discard_output, page
+from .front import ABOUT, WIDEST, page
 from .locating import settings_file
 from .options import (
     DURATION,
@@ -92,7 +93,7 @@ class Commands(click.Group):
         except BrokenPipeError:
             # The reader of our output has enough (`fsinbox ls | head`). Keep Python from complaining while it
             # shuts down.
-            discard_output()
+            discard(1)
             ctx.exit(0)
         except (InboxBusy, LeaseLost) as error:
             raise Failure(str(error), EXIT_BUSY) from error
@@ -103,7 +104,7 @@ class Commands(click.Group):
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
         except OSError as error:
-            discard_output()  # it may be what cannot be written
+            discard(1)  # it may be what cannot be written
             what = "cannot use the inbox, or write the output"
             if error.filename is not None:
                 what = f"cannot use the inbox ({printable(str(error.filename))})"

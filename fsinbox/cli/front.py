@@ -25,28 +25,20 @@ NARROWEST, WIDEST = 40, 110
 
 def show() -> int:
     """Print the help; return the exit status."""
-    from .exits import EXIT_UNUSABLE
-
     if sys.stdout is None:
         return 0
     try:
         sys.stdout.write(page() + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output()
     except OSError as error:
-        discard_output()
-        sys.stderr.write(f"fsinbox: cannot write the output: {error.strerror}\n")
-        return EXIT_UNUSABLE
+        from ..store.printing import discard
+        from .exits import EXIT_UNUSABLE
+
+        discard(1)
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"fsinbox: cannot write the output: {error.strerror}\n")
+            return EXIT_UNUSABLE
     return 0
-
-
-def discard_output() -> None:
-    """Discard what is still to be written to standard output: nobody reads it, or it cannot be written."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except OSError:
-        pass  # no descriptor is left
 
 
 def fill_descriptors() -> None:

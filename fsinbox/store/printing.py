@@ -1,10 +1,22 @@
-"""Text from anywhere, made safe for a terminal, and short."""
+"""Text from anywhere, made safe for a terminal, and short; and what becomes of it when nobody reads it."""
 
 from __future__ import annotations
+
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def discard(fd: int) -> None:
+    """Discard what is written to a descriptor from now on: nobody reads it, or it cannot be written."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, fd)
+        os.close(null)
+    except OSError:
+        pass  # no descriptor is left
 
 
 def clean(raw: bytes) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from ..element import Element
+from ..store.printing import discard
 from .ending import about
 
 log = logging.getLogger("fsinbox")
@@ -51,13 +51,6 @@ def log_output(line: str, elements: tuple[Element, ...]) -> None:
     """Log a line that a handler or a command has printed."""
     element = elements[0]
     log.info("%s", of_element(line, elements), extra=about(element, "output", text=line))
-
-
-def discard(fd: int) -> None:
-    """Have what is written to a descriptor discarded from now on."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, fd)
-    os.close(null)
 
 
 class Printed(io.TextIOBase):
