@@ -103,13 +103,7 @@ class Element(Waiting):
 
     def __init__(self, handle: Handle, codec: str, claim: Claim) -> None:
         taken = claim.taken
-        # (As Waiting does it. One call fewer a take.)
-        self._handle = handle
-        self._codec = codec
-        self._folder = handle.layout.inflight
-        self._file = taken.name
-        self.key = taken.key
-        self.seq = taken.number
+        super().__init__(handle, codec, handle.layout.inflight, taken.name, taken.key, taken.number)
         self._claim = claim
         self.attempts = taken.attempts
 
@@ -165,7 +159,7 @@ class Element(Waiting):
     def data(self) -> bytes:
         """The payload, read now. Raises OSError, LeaseLost."""
         try:
-            return files.read_payload(self._handle.layout, self._folder, self._file)
+            return super().data
         except OSError:
             self._claim.check_lease()
             raise
