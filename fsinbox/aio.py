@@ -157,13 +157,16 @@ class AsyncInbox:
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
 
-        def relay() -> None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(woken.set)
-
         listening = await asyncio.to_thread(lambda: self.inbox.sleeper.listening())
         with listening as watch:
-            watch.waker.relay = relay
+
+            def notice() -> None:
+                watch.noticed()
+                woken.set()
+
+            descriptors = watch.descriptors
+            for descriptor in descriptors:
+                loop.add_reader(descriptor, notice)
             try:
                 while True:
                     woken.clear()
@@ -179,7 +182,8 @@ class AsyncInbox:
                         async with asyncio.timeout(watch.patience(self.inbox.sleeper.limit(left))):
                             await woken.wait()
             finally:
-                watch.waker.relay = None
+                for descriptor in descriptors:
+                    loop.remove_reader(descriptor)
 
     async def _take_now(self) -> AsyncElement | None:
         claim = _Claim(self.inbox, self._order)

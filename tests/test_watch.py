@@ -3,6 +3,7 @@ tell."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import json
@@ -18,8 +19,9 @@ from pathlib import Path
 import pytest
 
 import fsinbox.store.network.sharing
-from fsinbox import Inbox
-from fsinbox.consumer.watch import ObserverSource, Waker, Watch, make_source, probe
+from fsinbox import AsyncInbox, Inbox, UnusableInbox, WrongState
+from fsinbox.consumer.waker import Waker
+from fsinbox.consumer.watch import ObserverSource, Source, Watch, make_source, probe
 from fsinbox.store.layout import Layout
 from fsinbox.store.network.sharing import Sharing
 from tests.shim import refusing
@@ -92,19 +94,59 @@ def test_a_waker_forgets_when_cleared_and_times_out() -> None:
     assert waker.wait(-1) is False
 
 
-def test_a_waker_tells_its_relay_as_well() -> None:
+def test_many_wakes_are_one_and_fill_nothing() -> None:
     waker = Waker()
-    told: list[int] = []
-    waker.relay = lambda: told.append(1)
+    for _ in range(100_000):  # more than a pipe holds
+        waker.set()
+    assert waker.wait(10) is True
+    assert waker.wait(0) is False
+
+
+@linux
+def test_what_signals_write_wakes_once_and_a_full_pipe_is_no_error() -> None:
+    """signal.set_wakeup_fd writes past the waker."""
+    waker = Waker()
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(waker.writer, bytes(4096))
     waker.set()
-    assert told == [1]
-    assert waker.wait(0) is True
+    while waker.wait(0):
+        pass
+    assert waker.wait(0.01) is False
+    os.write(waker.writer, b"\0")
+    assert waker.wait(10) is True
+    assert waker.wait(0.01) is False
+
+
+def test_something_to_read_elsewhere_wakes_and_is_left_there() -> None:
+    waker = Waker()
+    reader, writer = os.pipe()
+    assert waker.wait(0.01, reader) is False
+    os.write(writer, b"!")
+    assert waker.wait(10, reader) is True
+    assert waker.wait(10, reader) is True
+    assert os.read(reader, 10) == b"!"
+    assert waker.wait(0, reader) is False
+    for end in (reader, writer):
+        os.close(end)
+
+
+@linux
+def test_a_waker_that_nobody_holds_closes_its_pipe_even_if_that_was_closed() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    waker, closed = Waker(), Waker()
+    os.close(closed.reader)
+    os.close(closed.writer)
+    closed.set()
+    assert closed.wait(10) is True  # rather than to sleep on what nobody can wake
+    del waker, closed
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_signal_handler_may_wake(run_python: Callable[..., str]) -> None:
     code = """
 import signal, threading, os, time
-from fsinbox.consumer.watch import Waker
+from fsinbox.consumer.waker import Waker
 waker = Waker()
 signal.signal(signal.SIGUSR1, lambda *_: waker.set())
 threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
@@ -291,14 +333,30 @@ def test_even_with_events_it_looks_again_now_and_then(layout: Layout) -> None:
 # --- the source of events -----------------------------------------------------------------------------
 
 
+def arrived(waker: Waker, source: Source, patience: float = 5) -> bool:
+    """Tell whether something arrives, as a sleeper would be woken."""
+    woken = waker.wait(patience, source.fd)
+    source.read()
+    return woken
+
+
 @linux
 def test_an_overflow_of_the_event_queue_wakes(layout: Layout) -> None:
+    """The kernel keeps no more than so many events, and says so."""
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    if most > 100_000:
+        pytest.skip(f"the event queue is too long to be filled: {most}")
     waker = Waker()
     source = make_source(layout, waker.set, lambda name: None)
     try:
         source.arm()
-        source.on_queue_overflow()  # type: ignore[attr-defined]
-        assert waker.wait(0) is True
+        for number in range(most // 2 + 10):
+            os.close(os.open(f"{layout.path}/drop/{number % 100}", os.O_CREAT | os.O_WRONLY))
+            os.unlink(f"{layout.path}/drop/{number % 100}")
+        while waker.wait(0, source.fd):
+            source.read()
+        Path(layout.path, "drop", "a").touch()
+        assert arrived(waker, source)
     finally:
         source.close()
 
@@ -318,26 +376,25 @@ def test_a_source_tells_of_arrivals_only_while_armed_and_names_what_was_moved_in
 
     try:
         move(drop / "unarmed")
-        assert waker.wait(0.05) is False
+        assert not arrived(waker, source, 0.05)
         for _ in range(2):
             source.arm()
             move(drop / "a")
-            assert waker.wait(5)
+            assert arrived(waker, source)
             (drop / "b").write_text("")
-            assert waker.wait(5)
-            time.sleep(0.02)
-            waker.clear()
+            assert arrived(waker, source)
             (drop / "b").unlink()
             move(pending / "c")
-            assert waker.wait(5)
+            assert arrived(waker, source)
             (pending / "c").rename(Path(layout.path, "inflight", "c"))
-            assert waker.wait(0.05) is False  # what leaves is no arrival
+            assert not arrived(waker, source, 0.05)  # what leaves is no arrival
+            move(drop / "late")
             source.disarm()
             move(drop / "unarmed")
-            assert waker.wait(0.05) is False
+            assert not arrived(waker, source, 0.05)
     finally:
         source.close()
-    assert moved == ["a", "a"]
+    assert moved == ["a", "late"] * 2
 
 
 @linux
@@ -355,7 +412,10 @@ def test_a_probe_proves_that_events_come_and_leaves_nothing(layout: Layout) -> N
 class Deaf:
     """A source that tells of nothing, as inotify does where other hosts make the changes."""
 
+    fd = None
+
     def arm(self) -> None: ...
+    def read(self) -> None: ...
     def disarm(self) -> None: ...
     def close(self) -> None: ...
 
@@ -396,8 +456,8 @@ def test_a_probe_that_is_refused_means_polling_and_says_why(
 def test_a_source_that_cannot_be_made_safe_is_closed_and_polling_is_chosen(
     layout: Layout, caplog: pytest.LogCaptureFixture
 ) -> None:
-    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     watch = Watch(layout, lambda name: None)
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     with refusing(set_inheritable=errno.EIO):
         watch.start()
     assert watch.polling
@@ -580,3 +640,50 @@ except KeyboardInterrupt:
     output, _ = start_python(code, inbox_dir).communicate(timeout=30)
     assert output == "interrupted\n"
     assert time.monotonic() - began < 5
+
+
+@linux
+def test_who_has_no_descriptors_left_to_wait_with_is_told(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir) as inbox:
+        inbox.take()
+        with refusing(pipe=errno.EMFILE), pytest.raises(UnusableInbox, match=r"cannot wait .*Too many open"):
+            inbox.take(timeout=1)
+        assert inbox.take(timeout=0.01) is None
+
+
+# --- the end of a watch that is slept on --------------------------------------------------------------
+
+
+@linux
+def test_a_watch_that_is_closed_while_somebody_sleeps_closes_its_descriptor_after_that(
+    layout: Layout,
+) -> None:
+    """Else the sleeper would wait for what was opened since under the same number."""
+    watch = Watch(layout, lambda name: None)
+    with watch.armed():
+        *_, events = watch.descriptors
+        watch.waker.set()
+        watch.close()
+        assert "inotify" in os.readlink(f"/proc/self/fd/{events}")
+        began = time.monotonic()
+        watch.sleep(10)
+        assert time.monotonic() - began < WAKE
+    assert not os.path.exists(f"/proc/self/fd/{events}")
+
+
+@linux
+def test_an_asyncio_take_ends_when_its_inbox_is_closed_and_leaves_no_reader(inbox_dir: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        inbox = AsyncInbox(inbox_dir)
+        taking = asyncio.create_task(inbox.take(timeout=None))
+        while not (watch := inbox.inbox.sleeper._watch) or not watch._armed:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        descriptors = watch.descriptors
+        await inbox.close()
+        with pytest.raises(WrongState, match="closed"):
+            await asyncio.wait_for(taking, 10)
+        assert not any(loop.remove_reader(descriptor) for descriptor in descriptors)
+
+    asyncio.run(main())

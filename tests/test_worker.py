@@ -29,7 +29,6 @@ from fsinbox.worker.ending import Ending, Tally
 from fsinbox.worker.functions import FunctionHandler, load_function
 from fsinbox.worker.outcome import DONE, HandlerError, Outcome
 from fsinbox.worker.runner import Runner
-from fsinbox.worker.wakeups import something
 
 
 @pytest.fixture
@@ -493,7 +492,6 @@ def test_a_signal_ends_a_standby_before_it_is_the_consumer(inbox: Inbox) -> None
         active.become_consumer()
         runner = Runner(inbox, FunctionHandler("f", lambda key, value: None), standby=True)
         runner.waker = inbox.sleeper.waker
-        runner.waker.relay = lambda: None
         runner._on_signal(signal.SIGTERM, None)
         runner._stand_by()
         assert inbox._taking().consumer is None
@@ -505,20 +503,6 @@ def test_a_back_off_is_never_longer_than_the_longest() -> None:
     assert 0.75 <= backoff.after(1) <= 1.25
     assert 7.5 <= backoff.after(10_000) <= 12.5
     assert 7.5 <= backoff.by_age(0) <= 12.5
-
-
-def test_a_pipe_that_cannot_be_read_wakes_rather_than_ends(tmp_path: Path) -> None:
-    folder = os.open(tmp_path, os.O_RDONLY)  # reading it fails
-    reader, writer = os.pipe()
-    try:
-        assert something(folder)
-        os.write(writer, b"!")
-        assert something(reader)
-        os.close(writer)
-        assert not something(reader)
-    finally:
-        os.close(folder)
-        os.close(reader)
 
 
 def test_a_forked_child_ends_though_its_output_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
+from ..store.errors import UnusableInbox
 from ..store.handle import Handle
 
 if TYPE_CHECKING:
     from .consumer import Consumer
-    from .watch import Waker, Watch
+    from .waker import Waker
+    from .watch import Watch
 
 Found = TypeVar("Found")
 
@@ -34,14 +36,18 @@ class Sleeper:
         """Whether the end of an element wakes nobody: while a loop ends one that itself takes the next."""
 
     def watch(self) -> Watch:
-        """Return what notices arrivals. Raises WrongState if the inbox was closed."""
+        """Return what notices arrivals. Raises WrongState if the inbox was closed, UnusableInbox."""
         layout = self._handle.current()
-        if self._watch is None:
+        watch = self._watch
+        if watch is None:
             from .watch import Watch
 
-            watch = Watch(layout, self._moved_in, mode=self._mode, poll=self._poll)
-            self._watch = self._watch or watch  # another thread was quicker
-        return self._watch
+            try:
+                watch = Watch(layout, self._moved_in, mode=self._mode, poll=self._poll)
+            except OSError as error:
+                raise UnusableInbox(f"cannot wait for what comes to inbox {layout.path}: {error}") from error
+            self._watch = watch = self._watch or watch  # another thread was quicker
+        return watch
 
     @property
     def waker(self) -> Waker:
@@ -56,29 +62,30 @@ class Sleeper:
 
     def watch_folder(self, fd: int) -> None:
         """Notice arrivals in one more open folder, for this sleep."""
-        if self._watch:
-            self._watch.add_folder(fd)
+        if watch := self._watch:
+            watch.add_folder(fd)
 
     def wake(self) -> None:
         """Have the sleeper look again."""
-        if self._watch:
-            self._watch.waker.set()
+        if watch := self._watch:
+            watch.waker.set()
 
     def ended(self) -> None:
         """An element was ended: somebody may wait for its key, or for its place among those in flight."""
-        if self._watch and not self.quiet:
-            self._watch.waker.set()
+        if not self.quiet:
+            self.wake()
 
     def found(self) -> None:
         """Something was taken: the next sleep is a fresh one."""
-        if self._watch:
-            self._watch.found()
+        if watch := self._watch:
+            watch.found()
 
     def close(self) -> None:
         """Stop noticing arrivals; wake whoever sleeps."""
-        self.wake()
-        if self._watch:
-            self._watch.close()
+        watch, self._watch = self._watch, None
+        if watch:
+            watch.waker.set()
+            watch.close()
 
     def next_look_in(self) -> float | None:
         """Return in how many seconds something may become takeable by itself (a back-off, a debounce time);

@@ -4,8 +4,8 @@ What is peculiar to us, and why it is not simply an Observer with a handler:
 
  - watchdog's emitter asks for IN_MOVED_FROM and holds each such event back for half a second, with everything
    queued behind it (inotify_move_event_grouper.py): a consumer that takes elements out of pending/ would wake
-   late. So we hang on its InotifyFD, one level below, and ask for nothing but arrivals. That also tells us of
-   queue overflows, and spares two of the three threads an event passes through.
+   late. So we stand on its InotifyFD, one level below, and ask for nothing but arrivals. It is a thread that
+   we never start: whoever sleeps polls its descriptor, and reads. No other thread passes an event on.
  - It watches only while armed, that is while the consumer has nothing to do: no events to read while it
    works.
  - On a file system that several hosts change no event comes for the others' changes; there we poll. Elsewhere
@@ -19,11 +19,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from ..store.files import write_whole
 from ..store.layout import Layout
+from .waker import Waker
 
 log = logging.getLogger("fsinbox")
 
@@ -36,54 +36,30 @@ PROBE_PATIENCE = 0.2
 
 _SHORTEST_POLL = 0.02
 
+_MOST = 16_384
+"""Bytes of events that are read at once."""
+
 _POLLING = {"event": "polling"}
-
-
-class Waker:
-    """Wakes one sleeper, from any thread or signal handler (SimpleQueue.put is reentrant; an Event's lock is
-    not)."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[None] = SimpleQueue()
-        self.relay: Callable[[], object] | None = None
-        """Called at each wake as well, in the waking thread: for a sleeper that sleeps elsewhere
-        (asyncio)."""
-
-    def set(self) -> None:
-        """Wake the sleeper, now or when it next sleeps."""
-        self._queue.put(None)
-        relay = self.relay
-        if relay:
-            relay()
-
-    def clear(self) -> None:
-        """Forget every wake so far."""
-        while True:
-            try:
-                self._queue.get_nowait()
-            except Empty:
-                return
-
-    def wait(self, timeout: float | None) -> bool:
-        """Sleep until woken, at most `timeout` seconds (None: no limit). Tell whether it was woken."""
-        try:
-            self._queue.get(timeout=None if timeout is None else max(0.0, timeout))
-        except Empty:
-            return False
-        return True
 
 
 class Source(Protocol):
     """Where events come from."""
 
+    @property
+    def fd(self) -> int | None:
+        """A descriptor at which there is something to read at each arrival; None: it wakes by itself."""
+
     def arm(self) -> None:
-        """Call back for every arrival from now on."""
+        """Tell of every arrival from now on. Raises OSError."""
 
     def add_folder(self, fd: int) -> None:
-        """Until `disarm`, call back for those in one more open folder, too. Raises OSError."""
+        """Until `disarm`, tell of those in one more open folder, too. Raises OSError."""
+
+    def read(self) -> None:
+        """Read all that is at the descriptor."""
 
     def disarm(self) -> None:
-        """Stop calling back."""
+        """Tell of nothing more."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -121,37 +97,56 @@ class Watch:
         """While this lasts, every arrival wakes the sleeper. Look for what is there already *after*
         entering."""
         self.start()
-        if self._source:
-            try:
-                self._source.arm()
-            except OSError as error:
-                self._give_up(self._source, error)
         self._armed = True
+        source = self._source
         try:
+            if source:
+                try:
+                    source.arm()
+                except OSError as error:
+                    self._give_up(error)
             yield self
         finally:
             self._armed = False
-            if self._source:
-                self._source.disarm()
+            if source:
+                source.disarm()
+                if source is not self._source:
+                    source.close()  # now, for nobody waits for its descriptor any more
 
     def add_folder(self, fd: int) -> None:
         """While it is armed, have arrivals in this open folder wake the sleeper, too. List it *after*
         this."""
-        if self._armed and self._source:
+        source = self._source
+        if self._armed and source:
             try:
-                self._source.add_folder(fd)
+                source.add_folder(fd)
             except OSError as error:
-                self._give_up(self._source, error)
+                self._give_up(error)
 
-    def _give_up(self, source: Source, error: OSError) -> None:
+    def _give_up(self, error: OSError) -> None:
         """From now on poll."""
         self._say_polling(error)
-        self._source = None
-        source.close()
+        self._source = None  # it is closed at the end of armed()
 
     def sleep(self, limit: float | None) -> None:
         """Sleep until something may have arrived, or woken, at most `limit` seconds."""
-        self.waker.wait(self.patience(limit))
+        source = self._source
+        self.waker.wait(self.patience(limit), source.fd if source else None)
+        if source:
+            source.read()
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What there is something to read at when `sleep` would end: for a sleeper that sleeps elsewhere
+        (asyncio), and calls `noticed` then."""
+        source = self._source
+        return [self.waker.reader, *([source.fd] if source and source.fd is not None else [])]
+
+    def noticed(self) -> None:
+        """Read what is there."""
+        self.waker.wait(0)
+        if source := self._source:
+            source.read()
 
     def patience(self, limit: float | None) -> float:
         """Return for how many seconds to sleep now, at most `limit`: until the next poll, or the next
@@ -167,9 +162,9 @@ class Watch:
         self._interval = _SHORTEST_POLL
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching; who sleeps has been woken."""
         source, self._source = self._source, None
-        if source:
+        if source and not self._armed:
             source.close()
 
     def start(self) -> None:
@@ -208,9 +203,10 @@ class Watch:
 
 
 def make_source(layout: Layout, wake: Callable[[], object], moved_in: Callable[[str], object]) -> Source:
-    """Return the best source of events on this system. Raises OSError (no watches left) or ImportError."""
+    """Return the best source of events on this system. `wake`: what one without a descriptor calls. Raises
+    OSError (no watches left) or ImportError."""
     if sys.platform == "linux":
-        return InotifySource(layout, wake, moved_in)
+        return InotifySource(layout, moved_in)
     return ObserverSource(layout, wake)
 
 
@@ -221,7 +217,7 @@ def probe(layout: Layout, source: Source, waker: Waker) -> bool:
     try:
         source.arm()
         write_whole(layout, "pending", name, b"")
-        seen = waker.wait(PROBE_PATIENCE)
+        seen = waker.wait(PROBE_PATIENCE, source.fd)
         os.unlink(name, dir_fd=layout.folder("pending"))
     except OSError as error:
         log.warning("cannot probe %s for events: %s", layout.path, error, extra={"event": "probe_failed"})
@@ -234,10 +230,10 @@ def probe(layout: Layout, source: Source, waker: Waker) -> bool:
 class InotifySource:
     """Arrivals from inotify, through watchdog's InotifyFD."""
 
-    def __init__(self, layout: Layout, wake: Callable[[], object], moved_in: Callable[[str], object]) -> None:
-        from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD, Mask
+    def __init__(self, layout: Layout, moved_in: Callable[[str], object]) -> None:
+        from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask
 
-        self._wake = wake
+        self._event = InotifyEvent
         self._moved_in = moved_in
         self._id = CallbackId(id(self))
         arrival = InotifyConstants.IN_MOVED_TO
@@ -259,9 +255,12 @@ class InotifySource:
         self._more: dict[tuple[int, int], Any] = {}
         self._drop: Any = None
         self._reader = InotifyFD()
-        self._reader.start()
+        self._reader._is_reading = False  # its thread does not run: so close() closes at once
+        self.fd: int = self._reader._inotify_fd
+        self._ended = InotifyConstants.IN_IGNORED
         try:
-            os.set_inheritable(self._reader._inotify_fd, False)  # watchdog leaves it open in children
+            os.set_inheritable(self.fd, False)  # watchdog leaves it open in children
+            os.set_blocking(self.fd, False)
         except BaseException:
             self.close()
             raise
@@ -272,10 +271,23 @@ class InotifySource:
                 self._watches[folder] = self._reader.add_callback(self._paths[folder], mask, self, self._id)
         self._drop = self._watches["drop"]
 
+    def read(self) -> None:
+        try:
+            events = os.read(self.fd, _MOST)  # (what does not fit in ends the next sleep)
+        except BlockingIOError:
+            return
+        for wd, mask, cookie, name in self._reader._parse_event_buffer(events):
+            if wd == self._drop and mask & self._moved_to:
+                self._moved_in(os.fsdecode(name))
+            elif mask & self._ended:
+                self._reader.handle_event(self._event(wd, mask, cookie, name))
+
     def disarm(self) -> None:
+        self.read()  # for what was moved into drop/
         watches, self._watches = [*self._watches.values(), *self._more.values()], {}
         self._more = {}
         self._reader.remove_callbacks([(watch, self._id) for watch in watches])
+        self.read()  # that they have ended: it would end the next sleep
 
     def add_folder(self, fd: int) -> None:
         status = os.fstat(fd)
@@ -285,27 +297,25 @@ class InotifySource:
             self._more[identity] = self._reader.add_callback(path, self._of_drop, self, self._id)
 
     def close(self) -> None:
-        self._reader.stop()
-        self._reader.join()
+        self._reader.close()
 
-    # What InotifyFD calls, from its thread:
-
-    def on_event(self, event: Any) -> None:
-        if event.wd == self._drop and event.mask & self._moved_to:
-            self._moved_in(os.fsdecode(event.name))
-        self._wake()
+    # What InotifyFD calls, of what `read` passes to it:
 
     def on_watch_deleted(self, wd: Any) -> None:
-        for identity in [identity for identity, watch in list(self._more.items()) if watch == wd]:
-            self._more.pop(identity, None)  # another folder may get its inode
-        self._wake()
+        for identity in [identity for identity, watch in self._more.items() if watch == wd]:
+            del self._more[identity]  # another folder may get its inode
+
+    def on_event(self, event: Any) -> None:
+        """Not used: see `read`."""
 
     def on_queue_overflow(self) -> None:
-        self._wake()
+        """Not used."""
 
 
 class ObserverSource:
     """Arrivals from watchdog's own observer, whatever it is on this system (FSEvents, kqueue)."""
+
+    fd = None
 
     def __init__(self, layout: Layout, wake: Callable[[], object]) -> None:
         from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -326,6 +336,9 @@ class ObserverSource:
 
     def add_folder(self, fd: int) -> None:
         """drop/ is watched with all that is in it."""
+
+    def read(self) -> None:
+        """Its own threads do."""
 
     def disarm(self) -> None:
         self._observer.unschedule_all()

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic, perf_counter_ns, sleep, time_ns
 
-from ..consumer.watch import Waker, make_source, probe
+from ..consumer.waker import Waker
+from ..consumer.watch import make_source, probe
 from ..store.boot import boot_tag
 from ..store.drops import has_writer, renamed_in
 from ..store.errors import InboxError, UnusableInbox

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..consumer.waker import Waker
 from ..element import Element
 from ..inbox import Inbox
 from ..store.errors import InboxBusy, WrongState
-from .wakeups import wake_at_signals
 
 _STANDBY = 1.0
 """Seconds between two looks whether another consumer is still there."""
@@ -37,11 +37,13 @@ def standing_by(inbox: Inbox, stopped: Callable[[], bool]) -> Iterator[str]:
 
 @contextmanager
 def signals_handled(
-    handle: Callable[[int, FrameType | None], None], wake: Callable[[], object], *, keep: Callable[[], bool]
+    handle: Callable[[int, FrameType | None], None], waker: Waker, *, keep: Callable[[], bool]
 ) -> Iterator[None]:
-    """Have `handle` called at SIGTERM and SIGINT, and `wake` at every signal, while this lasts; SIGTERM and
-    SIGINT stay handled at its end if `keep` says so. For the main thread."""
-    end_wakeups = wake_at_signals(wake)
+    """Have `handle` called at SIGTERM and SIGINT, and the sleeper woken at every signal, while this lasts;
+    SIGTERM and SIGINT stay handled at its end if `keep` says so. For the main thread."""
+    # Python's own handler runs only between two bytecodes: a signal just before the sleep would be handled
+    # when something else ends it.
+    before_this = signal.set_wakeup_fd(waker.writer, warn_on_full_buffer=False)
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -49,7 +51,7 @@ def signals_handled(
         if not keep():
             for number, before in previous.items():
                 signal.signal(number, before)
-        end_wakeups()
+        signal.set_wakeup_fd(before_this)
 
 
 def requeue(elements: Iterable[Element]) -> None:

@@ -121,7 +121,7 @@ class Runner:
         self.waker = self.inbox.sleeper.waker
         layout = self.inbox.layout
         # (While a signal ends the run, a further one must not end us before the inbox is closed.)
-        with signals_handled(self._on_signal, self.waker.set, keep=lambda: self._signals > 0):
+        with signals_handled(self._on_signal, self.waker, keep=lambda: self._signals > 0):
             try:
                 self._become_consumer()
                 self._work_on()

@@ -10,7 +10,7 @@ from itertools import islice
 from time import monotonic, sleep, time_ns
 from types import FrameType
 
-from ...consumer.watch import Waker
+from ...consumer.waker import Waker
 from ..comings import signals_handled
 from ..observer import Audience, Observer
 from .events import Hint, Hints, Source, make_source
@@ -85,7 +85,7 @@ class Watcher:
 
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT, or once. Raises UnusableInbox; with `once` AddFailed, InboxFull."""
-        with signals_handled(self._on_signal, self.waker.set, keep=lambda: False):
+        with signals_handled(self._on_signal, self.waker, keep=lambda: False):
             self._run()
 
     def _run(self) -> None:
