@@ -1752,6 +1752,20 @@ def test_an_element_that_the_system_will_not_let_end_comes_back_at_the_next_star
         )
 
 
+def test_a_waiting_take_tries_a_refused_end_again_and_again(inbox: Inbox) -> None:
+    """Not only when its own time is over, however much that is."""
+    inbox.add("a", 1)
+    element = take(inbox)
+    with refusing(rename=errno.EIO, times=3):
+        with pytest.raises(UnusableInbox, match="stays in flight"):
+            element.nack()
+        began = time.monotonic()
+        again = inbox.take(timeout=60)
+    assert again
+    assert time.monotonic() - began < 20
+    assert again.key == "a"
+
+
 @pytest.mark.parametrize("end", ["ack", "nack", "release", "fail"])
 def test_an_element_that_the_system_will_not_let_end_goes_on_when_it_does(inbox: Inbox, end: str) -> None:
     inbox.add("a", 1)
