@@ -44,12 +44,13 @@ _HOMES = {
     "Waiting": "element",
     "AsyncInbox": "aio",
     "AsyncElement": "aio",
+    "__version__": "cli.version",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import what is asked for, when it is asked for: a command's start-up is part of the product."""
-    if name not in __all__:
+    if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module 'fsinbox' has no attribute {name!r}")
     from importlib import import_module
 

@@ -707,6 +707,11 @@ LINES = [
     ["add", "k", "-v"],
     ["add", "--json", "k", "v"],
     ["add", "--not-durable", "k", "v"],
+    ["add", "k", "v", "--not-durable", "--not-durable"],
+    ["add", "--not-durable", "--durable", "k", "v"],
+    ["--not-durable", "add", "k", "v"],
+    ["add", "--file", "--not-durable", "k"],
+    ["add", "--", "--not-durable"],
     ["add", "--move", "--file", "f", "k"],
     ["add", "k", "--help"],
     ["ad", "k", "v"],
@@ -763,7 +768,8 @@ def test_the_quick_path_of_add_reads_a_line_as_click_does(
         seen.clear()
         with pytest.raises(SystemExit):
             cli(words, prog_name="fsinbox")
-        if seen != [(*quick, plain)]:
+        *what, how = quick
+        if seen != [(*what, plain | how)]:
             differ.append((words, quick, seen))
     assert differ == []
     if set(variables) <= {"FSINBOX_DIR"}:

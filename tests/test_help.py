@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,10 @@ def test_the_page_does_without_click(tmp_path: Path) -> None:
 
 
 def test_the_version_has_a_short_option(tmp_path: Path) -> None:
-    assert run("-V", cwd=tmp_path).stdout == run("--version", cwd=tmp_path).stdout
+    """Alone on the line it is read without click."""
+    said = f"fsinbox {metadata.version('fsinbox')}\n"
+    for words in (["-V"], ["--version"], ["--inbox", "x", "-V"]):
+        assert run(*words, cwd=tmp_path).stdout == said
 
 
 # --- slips --------------------------------------------------------------------------------------------

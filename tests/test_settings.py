@@ -303,7 +303,7 @@ def test_a_cold_add_does_not_import_what_reads_settings(run_python: Any, tmp_pat
 import os, sys
 os.chdir(sys.argv[1])
 from fsinbox.cli import simple_add
-assert simple_add(["add", "k", "v"]) == ("k", "v", None, "inbox")
+assert simple_add(["add", "k", "v"]) == ("k", "v", None, "inbox", {})
 print([name for name in ("click", "tomllib", "fsinbox.cli.settings") if name in sys.modules])
 open("pyproject.toml", "w").write("[tool.fsinbox]\\n")
 print(simple_add(["add", "k", "v"]))

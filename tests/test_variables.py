@@ -109,7 +109,7 @@ def test_other_settings_do_not_make_an_add_slow(monkeypatch: pytest.MonkeyPatch,
     for name in variables.GENERAL | variables.NAMES:
         if not name.startswith("FSINBOX_ADD_"):
             monkeypatch.setenv(name, "")
-    assert simple_add(["add", "k", "v"]) == ("k", "v", None, "inbox")
+    assert simple_add(["add", "k", "v"]) == ("k", "v", None, "inbox", {})
     monkeypatch.setenv("FSINBOX_ADD_JSON", "1")
     assert simple_add(["add", "k", "v"]) is None
     monkeypatch.delenv("FSINBOX_ADD_JSON")

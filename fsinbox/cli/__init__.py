@@ -5,10 +5,19 @@ Start-up is part of the product: cron jobs and scripts call `fsinbox add` all da
 prints errors and help.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 
 from .locating import settings_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_VERSION = ("--version", "-V")
+_ALONE = [[word] for word in ("--help", "-h", "help", *_VERSION)]
 
 _USUAL = ("FSINBOX_DIR", "FSINBOX_SETTINGS")
 
@@ -20,15 +29,16 @@ def main() -> None:
             from .front import fill_descriptors
 
             fill_descriptors()
-        if sys.argv[1:] in (["--help"], ["-h"], ["help"]) and "_FSINBOX_COMPLETE" not in os.environ:
-            from .front import show
+        if sys.argv[1:] in _ALONE and "_FSINBOX_COMPLETE" not in os.environ:
+            from .front import page, show, version
 
-            sys.exit(show())
+            sys.exit(show(version() if sys.argv[1] in _VERSION else page()))
         simple = simple_add(sys.argv[1:])
         if simple is not None:
             from .adding import add
 
-            sys.exit(add(*simple))
+            key, value, file, inbox, how = simple
+            sys.exit(add(key, value, file, inbox, **how))
         from .commands import run
 
         run()
@@ -38,8 +48,9 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | None:
-    """Read `[--inbox DIR] add [--inbox DIR] [--file F] KEY [VALUE]` into (KEY, VALUE, F, DIR).
+def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str, dict[str, Any]] | None:
+    """Read `[--inbox DIR] add [--inbox DIR] [--not-durable] [--file F] KEY [VALUE]` into (KEY, VALUE, F, DIR,
+    options).
 
     None for anything else, and for every mistake: click reads it, and says what is wrong.
     """
@@ -47,6 +58,7 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
     if ours and _means_something(ours):
         return None
     found: dict[str, str | None] = {"key": None, "value": None, "file": None, "inbox": None}
+    how: dict[str, Any] = {}
     command = False
     index = 0
     while index < len(words):
@@ -59,6 +71,8 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
             index += 1
         elif not command and word == "add":
             command = True
+        elif command and word == "--not-durable":
+            how = {"durable": False}
         elif not command or (word.startswith("-") and word != "-") or found["value"] is not None:
             return None
         elif found["key"] is None:
@@ -70,7 +84,7 @@ def simple_add(words: list[str]) -> tuple[str, str | None, str | None, str] | No
     if settings_file() is not None:
         return None
     inbox = found["inbox"] or os.environ.get("FSINBOX_DIR") or "inbox"
-    return found["key"], found["value"], found["file"], inbox
+    return found["key"], found["value"], found["file"], inbox, how
 
 
 def _means_something(ours: list[str]) -> bool:

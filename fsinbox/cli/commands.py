@@ -27,6 +27,7 @@ from .options import (
     terms_options,
 )
 from .variables import complaint, unknown
+from .version import __version__
 
 
 def _no_command(word: str) -> str:
@@ -123,10 +124,9 @@ class Commands(click.Group):
 )
 @inbox_option
 @click.version_option(
-    None,
+    __version__,
     "-V",
     "--version",
-    package_name="fsinbox",
     message="%(prog)s %(version)s",
     allow_from_autoenv=False,  # (many set FSINBOX_VERSION, for images for one)
 )

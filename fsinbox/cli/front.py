@@ -1,10 +1,12 @@
-"""What `fsinbox --help` shows. Without click: a third of the time that it would take with it."""
+"""What `fsinbox --help` and `--version` show. Without click: less than a third of the time that it would take
+with it."""
 
 import os
 import sys
 
 from .catalogue import GROUPS
 from .variables import INBOX
+from .version import __version__
 
 ABOUT = (
     "A keyed, acknowledged FIFO queue in a directory.",
@@ -23,12 +25,12 @@ NARROWEST, WIDEST = 40, 110
 """Columns of a text."""
 
 
-def show() -> int:
-    """Print the help; return the exit status."""
+def show(text: str) -> int:
+    """Print it; return the exit status."""
     if sys.stdout is None:
         return 0
     try:
-        sys.stdout.write(page() + "\n")
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except OSError as error:
         from ..store.printing import discard
@@ -46,6 +48,11 @@ def fill_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(fd)
+
+
+def version() -> str:
+    """Return what `--version` shows."""
+    return f"fsinbox {__version__}"
 
 
 def page() -> str:

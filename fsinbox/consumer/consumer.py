@@ -324,13 +324,6 @@ class Consumer:
             times += [at for at in (self.drops.look_again, self.ready.next_time()) if at is not None]
         return min(times, default=None)
 
-    def retry_at(self) -> float | None:
-        """Return when (monotonic seconds) a take tries again what the system refused; None if nothing was.
-
-        Not one of next_look: a drain does not wait for it.
-        """
-        return self._next_look if self.returning.refused else None
-
     # --- for the doctor -----------------------------------------------------------------------------------
 
     def tidy(self, doubtful: list[str]) -> None:

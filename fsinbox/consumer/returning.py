@@ -17,6 +17,7 @@ from ..store.layout import Layout
 from ..store.names import REASON, about, encoded_of
 from ..store.section import Busy
 from .attempts import Attempts
+from .listing import STUCK
 from .ownership import ConsumerLock
 from .ready import Ready
 
@@ -110,6 +111,11 @@ class Returning:
     def is_soon(self) -> bool:
         """Whether something waits for no more than the lock."""
         return len(self._ways) > len(self.refused)
+
+    def next_look(self) -> float | None:
+        """Return when (monotonic seconds) what the system refused is to be tried again; None if nothing was.
+        A drain does not wait for it."""
+        return monotonic() + STUCK if self.refused else None
 
     def later(self, way: WayBack) -> None:
         """Have it tried between takes."""

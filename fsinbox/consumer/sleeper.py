@@ -99,7 +99,8 @@ class Sleeper:
         arrives."""
         consumer = self._consumer()
         now = monotonic()
-        looks = (consumer.next_look(), consumer.controls.next_look(), consumer.retry_at()) if consumer else ()
+        parts = (consumer, consumer.controls, consumer.returning) if consumer else ()
+        looks = [part.next_look() for part in parts]
         limits = [max(0.0, look - now) for look in looks if look is not None]
         return min(limits if left is None else [left, *limits], default=None)
 
