@@ -14,6 +14,7 @@ system. The words, done in turn by one process with one open Inbox:
     add:KEY=VALUE     Inbox.add_bytes, flushed               new:KEY=VALUE     the same, in an Inbox opened
                       for it
     quick:KEY=VALUE   the same, not flushed                  many:K=V,K=V,...  Inbox.add_many, flushed
+    swap:KEY=VALUE    the same, in a volatile Inbox opened for it
     stream:KEY=VALUE  Inbox.add_stream                       first:KEY=VALUE   add_bytes, if_waiting="keep"
     bound             let no more than two wait              full:KEY=VALUE    add_bytes; it must be refused
     delay:KEY=VALUE   add_bytes, for in an hour              soon:KEY=VALUE    the same, for now
@@ -203,6 +204,10 @@ class Driver:
 
     def _quick(self, pair: tuple[str, str]) -> None:
         self.inbox.add_bytes(pair[0], payload(pair[1]), durable=False)
+
+    def _swap(self, pair: tuple[str, str]) -> None:
+        with Inbox(self.path, codec="bytes", create=False, durable=False, volatile=True) as inbox:
+            inbox.add_bytes(pair[0], payload(pair[1]))
 
     def _delay(self, pair: tuple[str, str]) -> None:
         self.inbox.add_bytes(pair[0], payload(pair[1]), delay=3600)

@@ -90,6 +90,12 @@ def queued(*pairs: tuple[str, str]) -> Callable[[World], object]:
     return prepare
 
 
+def exchangeable(world: World) -> None:
+    queued(OLD, X)(world)
+    world.inbox._handle.layout.exchanges = True
+    world.inbox.add("x", "1")  # what that needs is imported
+
+
 def taken(world: World) -> None:
     world.inbox.add("k", "old")
     world.take("k")
@@ -166,6 +172,7 @@ CASES: dict[str, Case] = {
         either([X], [X, NEW]),
     ),
     "add, replacing": (queued(OLD, X), lambda world: world.inbox.add("k", "new"), either([OLD, X], [NEW, X])),
+    "add, exchanged": (exchangeable, lambda world: world.inbox.add("k", "new"), either([OLD, X], [NEW, X])),
     "add, behind": (taken, lambda world: world.inbox.add("k", "new"), either([X], [X, NEW])),
     "add, over a drop": (
         dropped,

@@ -31,6 +31,7 @@ from unittest import mock
 import filelock
 
 import fsinbox
+from fsinbox.store import exchanging
 
 Hook = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -87,6 +88,8 @@ def intercepted(hook: Hook) -> Iterator[None]:
         if name in vars(module) and vars(module)[name] in (os, fcntl)
     ]
     patches.append(mock.patch.object(filelock, "lock_descriptor", lock))
+    exchange = _Between(exchanging, hook).exchange  # type: ignore[arg-type]
+    patches.append(mock.patch.object(exchanging, "exchange", exchange))
     for patch in patches:
         patch.start()
     try:

@@ -53,6 +53,7 @@ class Add:
         self._index = handle.index
         self._terms = terms
         self._let_in = self._bound if bounded else None
+        self._swap = self._exchange if self._layout.exchanges and not terms.durable else None
         self._drafts: list[str] = []
         self._published = Published()
 
@@ -69,6 +70,7 @@ class Add:
                 write_payload(self._layout, payload, self._drafts, durable=durable, not_before=not_before)
             else:
                 payload.write(self._layout, self._drafts, durable=durable, not_before=not_before)
+                self._swap = None  # (a file that was handed over goes back by its draft's name)
             self._publish([(key, encoded)])
             if self._published.kept and not isinstance(payload, bytes):
                 payload.discard(self._layout, self._drafts[0])
@@ -112,6 +114,11 @@ class Add:
         if not self._index.find(encoded):
             let_in(self._layout, self._index)
 
+    def _exchange(self, layout: Layout, temporary: str, name: str) -> bool:
+        from .exchanging import swap  # not at the top: few are volatile
+
+        return swap(layout, temporary, name)
+
     def _publish(self, keys: list[tuple[str, str]]) -> None:
         """Publish the next drafts, which are of these keys. Waits for room as long as the terms say."""
         if self._let_in is None:
@@ -137,8 +144,16 @@ class Add:
             may_be = listed is None or key in listed or "/" in key
             dropped = finished_drop(self._layout, key) if may_be else None
             drafts.append((temporary, encoded, dropped))
-        keep = self._terms.keep
-        self._index.locked(publish, self._layout, self._index, drafts, self._published, keep, self._let_in)
+        self._index.locked(
+            publish,
+            self._layout,
+            self._index,
+            drafts,
+            self._published,
+            self._terms.keep,
+            self._let_in,
+            self._swap,
+        )
 
     def _outcomes(self, keys: list[str]) -> list[Added]:
         """Flush, and tell what happened to each."""

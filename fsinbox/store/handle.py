@@ -80,7 +80,9 @@ class Handle:
     def _reopen_after_fork(self) -> None:
         self.pid = os.getpid()
         self._close_files()
+        exchanges = self.layout.exchanges
         self.layout = Layout(self.layout.path, create=False)
+        self.layout.exchanges = exchanges
         self.index = open_index(self.layout)
 
     def _close_files(self) -> None:

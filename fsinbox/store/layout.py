@@ -23,6 +23,9 @@ class Layout(Folders):
     commits: bool | None = None
     """Whether names last by a commit of the file system (Btrfs); None: not asked yet."""
 
+    exchanges = False
+    """Whether an add that is not flushed may exchange its value with the one that waits (Inbox, volatile)."""
+
     set_aside = 0
     """How many things that are no element were moved to failed/ by way of this (transitions.set_aside)."""
 

@@ -95,6 +95,7 @@ def publish(
     published: Published,
     keep: bool = False,
     let_in: Callable[[str], object] | None = None,
+    swap: Callable[[Layout, str, str], bool] | None = None,
 ) -> None:
     """Make each file in tmp/ the waiting value of its key, new or in place of the older one. Inside the
     section.
@@ -102,7 +103,7 @@ def publish(
     `drafts`: of each (name in tmp/, encoded key, the key's name in drop/ if a finished file lies there). That
     arrived before this add, so it must not be ingested after it: it is moved to the place first. `published`
     is filled as it goes. `keep`: where a value waits, or is deferred, that one stays. `let_in` is called
-    with each key, and raises OSError to refuse it where none waits.
+    with each key, and raises OSError to refuse it where none waits. `swap`: see exchanging.
     """
     held = None
     if keep:
@@ -128,7 +129,8 @@ def publish(
                 published.outcomes.append((True, []))
                 continue
         try:
-            _rename(layout, "tmp", temporary, "pending", name)
+            if not (swap and waits and swap(layout, temporary, name)):
+                _rename(layout, "tmp", temporary, "pending", name)
         except FileNotFoundError as error:
             if layout.sharing is None:
                 raise

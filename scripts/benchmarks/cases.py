@@ -25,6 +25,7 @@ from .queues import (
     BareSQLiteLazyConsumer,
     Draft,
     Fsinbox,
+    FsinboxVolatile,
     PersistAck,
     Queue,
     make,
@@ -335,13 +336,14 @@ def replace(bench: Bench) -> Case:
         )
 
     for durability in (DURABLE, QUICK):
-        kinds = [Fsinbox, BareCalls, *peers(durability, replaces)]
+        theirs = peers(durability, replaces)
+        kinds = [Fsinbox, *[FsinboxVolatile] * (durability == QUICK), BareCalls, *theirs]
         for keys, among in ((1, 0), (100, crowd)):
             title = f"{durability}: " + ("one hot key" if keys == 1 else f"{keys} hot keys among {among:,}")
             group = Group(
                 title,
                 "adds/s",
-                targets=[Target("ahead of every peer that can replace", OURS, names(kinds[2:]), at_least=1)],
+                targets=[Target("ahead of every peer that can replace", OURS, names(theirs), at_least=1)],
             )
             contenders = {
                 kind.name: lambda kind=kind, durability=durability, keys=keys, among=among: hot(

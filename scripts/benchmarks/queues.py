@@ -87,6 +87,19 @@ class Fsinbox(Queue):
         self.inbox.close()
 
 
+class FsinboxVolatile(Fsinbox):
+    """The same where a power cut may take a value that is replaced, too."""
+
+    name = "fsinbox, volatile"
+    classes = (QUICK,)
+
+    def __init__(self, path: str, durability: str) -> None:
+        from fsinbox import Inbox
+
+        self.inbox = Inbox(f"{path}/inbox", codec="bytes", durable=False, volatile=True)
+        self.add = self.inbox.add_bytes  # type: ignore[method-assign]
+
+
 class BareSQLite(Queue):
     """The standard library's sqlite3, WAL, one statement a step: as well as it can be written."""
 

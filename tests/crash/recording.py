@@ -170,6 +170,10 @@ class Recording:
         if inode != self.find(new):
             self._entry((self._place(old), None), (self._place(new), inode))
 
+    def exchange(self, old: str, new: str) -> None:
+        """Two files have exchanged their names."""
+        self._entry((self._place(old), self.find(new)), (self._place(new), self.find(old)))
+
     def link(self, old: str, new: str) -> None:
         """A file was given another name."""
         self._entry((self._place(new), self.find(old)))

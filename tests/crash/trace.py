@@ -204,8 +204,7 @@ class _Recorder:
     def _renameat(self, arguments: list[str], call: Call) -> None:
         old, new = self._at(arguments[0], arguments[1]), self._at(arguments[2], arguments[3])
         if old and new:
-            assert "RENAME_EXCHANGE" not in arguments[-1]
-            old[0].rename(old[1], new[1])
+            (old[0].exchange if "RENAME_EXCHANGE" in arguments[-1] else old[0].rename)(old[1], new[1])
 
     def _linkat(self, arguments: list[str], call: Call) -> None:
         old, new = self._at(arguments[0], arguments[1]), self._at(arguments[2], arguments[3])

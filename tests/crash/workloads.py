@@ -180,6 +180,10 @@ STORIES = [
         # What was not flushed (its value begins with q) may be lost, or torn, but must not harm what was.
         "create | quick:a=q1 add:a=2 take ack add:c=3",
         "create add:a=1 | take quick:b=q2 ack add:b=3 take ack add:c=4",
+        # The same, exchanged with what waits.
+        "create quick:a=q1 | swap:a=q2 add:a=3 take ack add:c=4",
+        "create add:b=1 quick:a=q1 | swap:a=q2 add:b=2 take nack take ack add:a=3 take ack",
+        "create quick:a=q1 | swap:a=q2 take add:a=3 ack take ack add:c=4",
         # Two producers at once.
         *(f"create | both:a=1,a={number}" for number in range(2, 10)),
         *(f"create add:a=1 take ack | both:a=2,b={number}" for number in range(3, 11)),

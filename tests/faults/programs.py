@@ -73,6 +73,7 @@ SCENARIOS = {
         Scenario("add-over-drop", "add:a=2 add:b=2", "create drop:a=1 drop:b=1"),
         Scenario("add-behind", "take add:a=2 ack take ack", "create add:a=1 warm"),
         Scenario("quick", "quick:a=1 quick:a=2", "create"),
+        Scenario("exchange", "swap:a=1 swap:a=2 add:a=3 swap:a=4", "create"),
         Scenario("big", "big:a=1 big:a=2", "create"),
         Scenario("few", "many:a=1,b=1,a=2", "create add:b=0"),
         Scenario("many", "many:a=1,b=1,c=1,d=1,e=1,a=2", "create"),

@@ -79,9 +79,16 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
     return names[function.__name__].__code__
 
 
-_LOCKED = (
-    "self._index.locked(publish, self._layout, self._index, drafts, self._published, keep, self._let_in)"
-)
+_LOCKED = """self._index.locked(
+        publish,
+        self._layout,
+        self._index,
+        drafts,
+        self._published,
+        self._terms.keep,
+        self._let_in,
+        self._swap,
+    )"""
 _TRIED = (
     "self._index.try_locked(\n"
     "            transitions.go_back, self._layout, self._index, way.name, way.folder, way.new\n"
@@ -104,6 +111,30 @@ MUTANTS = {
                     "place = self._index.locked(self._index.admit, drafts[0][1])\n"
                     "    found = type('', (), {'admit': lambda *_: place})()\n"
                     "    publish(self._layout, found, drafts, self._published)",
+                ),
+            ),
+        ),
+        Mutant(
+            "exchange-with-what-was-taken",
+            "what was to be exchanged was taken meanwhile, so nothing was published",
+            ("exchanged",),
+            (
+                Edit(
+                    "store.exchanging:swap",
+                    "return False  # taken meanwhile",
+                    "discard_temporary(layout, temporary); return True",
+                ),
+            ),
+        ),
+        Mutant(
+            "exchanged-and-renamed",
+            "what came back by the exchange is published over what it was exchanged for",
+            ("exchanged",),
+            (
+                Edit(
+                    "store.exchanging:swap",
+                    "    discard_temporary(layout, temporary)\n    return True",
+                    "    return False",
                 ),
             ),
         ),

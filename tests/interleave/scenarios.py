@@ -38,6 +38,7 @@ class Role:
     holds: bool = False  # a consumer that had taken an element before it all began
     inflight: int = 1
     consumer: bool = False
+    volatile: bool = False  # a producer whose values are exchanged with those that they replace
     old: tuple[str, str] | None = None  # the key and the value of an element from long ago that it brings
 
 
@@ -264,7 +265,12 @@ def _opened(script: str, inflight: int = 1) -> Role:
     return consumer(script, opened=True, inflight=inflight)
 
 
+def _swap(*values: str) -> Role:
+    return replace(_k(*values), volatile=True)
+
+
 TWO = (_k("a"), _k("b"))
+TWO_SWAPS = (_swap("a"), _swap("b"))
 WAITING = (("k", "o"),)
 P, B = "plumless", "buckeroo"  # two keys of one CRC-32
 HELD = ("inflight",)
@@ -290,6 +296,24 @@ SCENARIOS = {
         Scenario("replaced-thrice", (_k("a"), _k("b", "c"), _opened("take ack take ack")), before=WAITING),
         Scenario(
             "replaced-thrice-nack", (_k("a"), _k("b", "c"), _opened("take nack take ack")), before=WAITING
+        ),
+        Scenario("exchanged", (*TWO_SWAPS, _opened("take ack take ack")), before=WAITING, crashes=1),
+        Scenario("exchanged-nack", (*TWO_SWAPS, _opened("take nack take ack")), before=WAITING, crashes=1),
+        Scenario(
+            "exchanged-thrice-nack",
+            (_swap("a"), _swap("b", "c"), _opened("take nack take ack")),
+            before=WAITING,
+        ),
+        Scenario(
+            "exchanged-beside-renamed",
+            (_swap("a"), _k("b", "c"), _opened("take nack take ack")),
+            before=WAITING,
+        ),
+        Scenario(
+            "exchanged-deferred",
+            (_swap("a", "b"), _opened("take defer wait take ack take ack")),
+            before=WAITING,
+            crashes=1,
         ),
         Scenario("starting-consumer", (*TWO, consumer("take ack take ack")), crashes=1),
         Scenario("starting-consumer-waiting", (*TWO, consumer("take ack take ack")), before=WAITING),

@@ -61,6 +61,7 @@ import fsinbox.consumer.recovery
 import fsinbox.consumer.taking
 import fsinbox.inbox
 import fsinbox.store.bounds
+import fsinbox.store.exchanging
 import fsinbox.store.files
 import fsinbox.store.folders
 import fsinbox.store.handle
@@ -99,9 +100,12 @@ LANDINGS = (
 """Functions after which an actor has forgotten all results, but for what its variables hold: no call of them
 is within an expression of which a part was worked out before, or in a loop over what is not in a variable."""
 
-IRRELEVANT = ("waits", "others", "numbers", "fd", "until")
+IRRELEVANT = ("others", "numbers", "fd", "until")
 """Variables that do not matter: some only decide what add returns, one is of the same file whatever its
 number, and one is a time that nobody looks at any more."""
+
+TOLD = "waits"
+"""One that only decides what add returns, but where values are exchanged."""
 
 MAX_LEFT = 50
 """More elements than a scenario has: whoever takes that many runs in circles."""
@@ -404,6 +408,9 @@ class World:
             # An actor's descriptors are closed when it ends.
             mock.patch.object(fsinbox.consumer.ownership.ConsumerLock, "__del__", lambda lock: None),
             mock.patch.object(fsinbox.store.files, "unused_temporary", self._unused_temporary),
+            mock.patch.object(
+                fsinbox.store.exchanging, "exchange", self._exchange(fsinbox.store.exchanging.exchange)
+            ),
             # So it is always time to look into drop/ again.
             mock.patch.object(fsinbox.consumer.consumer, "_LOOK_INTERVAL", 0),
         ]
@@ -481,6 +488,17 @@ class World:
             return result
 
         return call
+
+    def _exchange(self, exchange: Callable[..., None]) -> Callable[..., None]:
+        """Return what exchanges two names as a step."""
+
+        def step(folder: int, name: str, other: int, new: str) -> None:
+            one, two = self.folders[folder], self.folders[other]
+            self.call(
+                ("exchange", one, name, two, new), (one, two), lambda: exchange(folder, name, other, new)
+            )
+
+        return step
 
     def _unused_temporary(self, layout: Layout) -> str:
         actor = self.actor
@@ -762,7 +780,10 @@ class Actor:
     def open(self) -> None:
         """Open the inbox, and become its consumer if it has been that for long."""
         with self.unstepped():
-            self.inbox = Inbox(self.world.path, codec="text", max_inflight=self.role.inflight)
+            role = self.role
+            self.inbox = Inbox(
+                self.world.path, codec="text", max_inflight=role.inflight, volatile=role.volatile
+            )
             self.layout = self.inbox._handle.layout
             if self.role.opened:
                 assert self.inbox.take() is None
@@ -869,12 +890,14 @@ class Actor:
             scenarios
         ):  # the script's own are as they were between two calls
             variables = [
-                (name, _known_to(value)) for name, value in frame.f_locals.items() if name not in IRRELEVANT
+                (name, _known_to(value))
+                for name, value in frame.f_locals.items()
+                if name not in IRRELEVANT and (name != TOLD or self.role.volatile)
             ]
             frames.append((frame.f_code.co_qualname, _place(frame.f_code, frame.f_lasti), variables))
             frame = frame.f_back
         if type(result) is tuple:
-            result = result[0]  # what admit returns: the rest only decides what add returns
+            result = result[: 1 + self.role.volatile]  # what admit returns: the rest is only told
         plain = _ADDRESS.sub("", repr((result, frames)))
         self.node = self.run.node(
             ("within", self.position, self.temporaries, plain, self._remembered(), self.clock)

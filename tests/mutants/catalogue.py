@@ -43,6 +43,7 @@ TAKING = "fsinbox/consumer/taking.py"
 BOUNDS = "fsinbox/store/bounds.py"
 CONTROL = "fsinbox/store/control.py"
 DROPPED = "fsinbox/store/drops.py"
+EXCHANGING = "fsinbox/store/exchanging.py"
 FILES = "fsinbox/store/files.py"
 IGNORING = "fsinbox/store/ignoring.py"
 INBOX = "fsinbox/inbox.py"
@@ -1249,7 +1250,7 @@ MUTANTS = [
         (
             "drop-moved-outside-the-section",
             ADDING,
-            "        self._index.locked(publish, ",
+            "        self._index.locked(\n            publish,",
             "        for at, (temporary, encoded, dropped) in enumerate(drafts):\n"
             "            if dropped is not None:\n"
             "                number, _, _ = self._index.locked(self._index.admit, encoded)\n"
@@ -1257,7 +1258,7 @@ MUTANTS = [
             "                os.rename(dropped, f'{number:019}-{encoded}', "
             "src_dir_fd=self._layout.folder('drop'), dst_dir_fd=self._layout.folder('pending'))\n"
             "                drafts[at] = temporary, encoded, None\n"
-            "        self._index.locked(publish, ",
+            "        self._index.locked(\n            publish,",
             "tests/interleave -k nothing_is_wrong[dropped]",
         ),
         (
@@ -1673,6 +1674,63 @@ MUTANTS = [
             "            if held and encoded_of(name) in held:",
             "            if False:",
             "tests/test_steering.py -k a_key_on_hold_is",
+        ),
+        # --- values that are exchanged
+        (
+            "durable-add-exchanges",
+            ADDING,
+            "        self._swap = self._exchange if self._layout.exchanges and not terms.durable else None\n",
+            "        self._swap = self._exchange if self._layout.exchanges else None\n",
+            "tests/test_exchanging.py -k not_to_be_lost",
+        ),
+        (
+            "exchanges-unasked",
+            INBOX,
+            "        volatile: bool = False,\n",
+            "        volatile: bool = True,\n",
+            "tests/test_exchanging.py -k not_to_be_lost",
+        ),
+        (
+            "exchanges-what-is-handed-over",
+            ADDING,
+            "                self._swap = None ",
+            "                pass ",
+            "tests/test_exchanging.py -k handed_over",
+        ),
+        (
+            "exchanges-where-hosts-share",
+            INBOX,
+            "volatile and self._handle.layout.sharing is None",
+            "volatile",
+            "tests/test_exchanging.py -k hosts_share",
+        ),
+        (
+            "exchange-asked-for-again",
+            EXCHANGING,
+            "        layout.exchanges = False\n",
+            "",
+            "tests/test_exchanging.py -k asked_again",
+        ),
+        (
+            "exchange-renamed-after-any-error",
+            EXCHANGING,
+            "        if error.errno not in NEVER:\n            raise\n",
+            "",
+            "tests/test_exchanging.py -k may_pass",
+        ),
+        (
+            "exchanged-value-left-in-tmp",
+            EXCHANGING,
+            "        return False\n    discard_temporary(layout, temporary)\n",
+            "        return False\n",
+            "tests/test_exchanging.py -k takes_the_place",
+        ),
+        (
+            "exchange-with-nothing",
+            EXCHANGING,
+            "    except FileNotFoundError:\n        return False  # taken meanwhile\n",
+            "",
+            "tests/test_exchanging.py -k taken_meanwhile",
         ),
         # --- a tree that is watched
         (
