@@ -272,7 +272,11 @@ def test_without_allow_changes_nothing_can_be_changed_and_no_form_is_there(spool
     with Site(cwd=spool.parent) as site, site.client() as client:
         assert client.get("/?token=guess").status_code == 200  # there is none
         assert "read-only" in client.get("/").text
-        assert "POST" not in client.get("/elements/failed").text.upper()
+        for address in ("/", "/elements/failed", see(client, "/elements/failed").links("/elements/")[-1]):
+            assert "POST" not in client.get(address).text.upper()
+            assert "This page only shows" in client.get(address).text and see(client, address).links(
+                "/unlock"
+            )
         assert "nothing to unlock" in see(client, "/unlock").text
         for address in ("/failed", "/pause", "/resume"):
             answer = change(client, address, [("secret", ""), ("do", "retry"), ("all", "1")])
@@ -286,7 +290,13 @@ def test_without_the_token_changes_are_refused_with_a_page_that_says_how(spool: 
     fail(spool, "bad")
     with Site("--allow-changes", cwd=spool.parent) as site, site.client() as client:
         assert see(client, "/").links("/unlock")
-        assert see(client, "/elements/failed").links("/unlock")
+        for address in ("/", "/elements/failed", see(client, "/elements/failed").links("/elements/")[-1]):
+            page = see(client, address)
+            assert "pause and resume need the token that was printed" in page.text, page.text
+            assert len(page.links("/unlock")) == 2
+        said = " ".join(see(client, "/unlock").text.split())
+        assert "Each change (retry, discard, pause, resume) needs the token; looking needs none." in said
+        assert "Each start makes a new one" in said
         answer = change(client, "/pause", [("secret", "")])
         assert answer.status_code == 403 and "the token that was printed" in answer.text
         assert client.get("/", params={"token": "wrong"}).status_code == 403
@@ -448,10 +458,13 @@ def test_a_discard_asks_first_and_then_the_element_and_its_reason_are_gone(spool
         asked = change(client, "/failed", [*fields, ("do", "discard"), ("all", "1")])
         assert asked.status_code == 200 and "Discard 2 elements?" in Document(asked).text
         assert len(keys_in(spool, "failed")) == 2
-        sure = [*Document(asked).fields(), ("do", "discard")]
+        again = Document(change(client, "/failed", [*fields, ("do", "discard"), ("all", "1")])).fields()
+        sure = Document(asked).fields()
         assert change(client, "/failed", sure).status_code == 303
         assert "2 discarded." in see(client, "/").text
-        change(client, "/failed", sure)
+        twice = change(client, "/failed", sure)
+        assert twice.status_code == 400 and "done already" in twice.text
+        change(client, "/failed", again)
         assert "0 discarded; 2 not there any more." in see(client, "/").text
     assert list((spool / "failed").iterdir()) == []
     assert keys_in(spool, "pending") == []
@@ -464,7 +477,7 @@ def test_a_change_of_nothing_or_of_what_is_no_element_says_so(spool: Path) -> No
             answer = change(
                 client,
                 "/failed",
-                [secret, ("do", "discard"), ("confirmed", "1"), *(("file", name) for name in files)],
+                [secret, ("do", "discard"), *(("file", name) for name in files)],
             )
             assert answer.status_code == 400 and "No element was chosen" in answer.text
     assert (spool / "format").exists()

@@ -15,7 +15,7 @@ from typing import Self
 
 import pytest
 from helpers import PATIENCE, Consumer, run, wait_until
-from test_web import Site
+from test_web import Site, fail
 
 from fsinbox import Inbox
 
@@ -315,6 +315,58 @@ def test_updates_rest_while_nobody_looks_or_wants_them_and_trouble_is_told(
         wait_until(lambda: page.clock.run_for(500) or "No answer" in page.locator("#freshness").inner_text())
 
 
+def test_an_open_page_is_sent_the_lists_only_when_something_has_changed(
+    app: Path, browser: sync_api.Browser, open_page: Callable[..., sync_api.Page]
+) -> None:
+    with Site("--allow-changes", cwd=app) as site, browser.new_context() as context:
+        page = context.new_page()  # (at last it is answered 404, of which browsers complain)
+        page.set_default_timeout(1000 * PATIENCE)
+        answers: list[int] = []
+        page.on(
+            "response",
+            lambda response: answers.append(response.status) if response.url.endswith("/live") else None,
+        )
+        page.goto(f"{site.address}?token={site.token}")
+        expect(page.locator("#freshness")).to_contain_text("nothing has changed since")
+        wait_until(lambda: page.wait_for_timeout(100) or answers[-2:] == [304, 304])
+        run("add", "key", "1", cwd=app)
+        expect(page.locator("#count-waiting")).to_have_text("1")
+        assert 304 in answers and 200 in answers
+        port = site.address.rstrip("/").rpartition(":")[2]
+        visitor = open_page()
+        visitor.goto(site.address)
+        site.end(signal.SIGTERM)
+        expect(visitor.locator("#freshness")).to_contain_text("No answer")
+        with Site("--allow-changes", "--port", port, cwd=app) as again:
+            run("add", "another", "1", cwd=app)
+            expect(visitor.locator("#count-waiting")).to_have_text("2")
+            expect(page.locator("#freshness")).to_contain_text("started anew: open the address")
+            expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
+            assert again.token
+
+
+def test_all_failed_elements_that_match_are_changed_from_the_keyboard(
+    app: Path, open_page: Callable[..., sync_api.Page]
+) -> None:
+    fail(app / "inbox", *(f"user:{number}" for number in range(60)), "page:1", why="no template for it")
+    with Site("--allow-changes", cwd=app) as site:
+        page = open_page()
+        page.goto(f"{site.address}?token={site.token}")
+        page.goto(f"{page.url}elements/failed")
+        page.get_by_label("Key contains").fill("user:*")
+        page.get_by_label("Reason contains").fill("no template")
+        page.keyboard.press("Enter")
+        expect(page.locator(".count")).to_contain_text("60 elements whose key matches “user:*”")
+        page.get_by_role("button", name="Retry all 60 that match ...").focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Retry 60 elements?")
+        page.get_by_role("link", name="Back").click()
+        page.get_by_role("button", name="Retry all 60 that match ...").press("Enter")
+        page.get_by_role("button", name="Retry 60").press("Enter")
+        expect(page.get_by_role("status")).to_have_text("60 queued again.")
+        expect(page.locator(".given-up > li")).to_have_count(1)
+
+
 def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
     app: Path, open_page: Callable[..., sync_api.Page]
 ) -> None:
@@ -336,6 +388,16 @@ def test_hostile_keys_do_nothing_and_every_page_fits_a_phone_and_the_dark(
         page.goto(addresses[1])
         addresses += [str(link.evaluate("link => link.href")) for link in page.locator("a.key").all()]
         assert len(addresses) == 2 + len(keys)
+        for width in (360, 390, 400):
+            page.set_viewport_size({"width": width, "height": 844})
+            page.goto(addresses[1])
+            tabs = page.get_by_role("navigation", name="Pages", exact=True).get_by_role("link")
+            boxes = [(tab.inner_text(), tab.bounding_box()) for tab in tabs.all()]
+            assert len(boxes) >= 5
+            for text, box in boxes:
+                assert box and box["x"] >= 0 and box["x"] + box["width"] <= width, (text, box)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.set_viewport_size({"width": 390, "height": 844})
         for address in addresses:
             page.goto(address)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, address
@@ -395,6 +457,10 @@ def test_axe_finds_nothing_serious_on_any_page(
         page.get_by_role("button", name="Discard ticked").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Discard 3 elements?")
         look(page.url)
+        page.goto(f"{base}elements/failed?q=o*&why=template")
+        look(page.url)
+        page.get_by_role("button", name="Retry all 1 that match ...").click()
+        look("the question before all that match are retried")
         page.goto(f"{base}elements/failed")
         page.locator("a.key").first.click()
         look(page.url)

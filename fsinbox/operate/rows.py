@@ -123,11 +123,11 @@ def find(layout: Layout, key: str) -> Row | None:
     return None
 
 
-def reason(layout: Layout, row: Row) -> str | None:
-    """Return why an element failed, or None if no reason is kept."""
+def reason(layout: Layout, row: Row, most: int = _LONGEST_REASON) -> str | None:
+    """Return why an element failed, `most` characters of it; None if no reason is kept."""
     try:
         fd = open_for_reading(layout, "failed", row.file + REASON)
     except OSError:
         return None
     with open(fd, encoding="utf-8", errors="replace") as file:
-        return file.read(_LONGEST_REASON)
+        return file.read(most)

@@ -10,23 +10,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from ..operate.rows import Row, row_of
-from ..operate.steering import Steering
+from ..operate.rows import row_of
 from ..store import control
 from ..store.layout import Layout
+from . import listing
 from .auth import WRONG_TOKEN, Access, form
+from .bulk import Plan, Plans
+from .listing import Glance, Narrowed
 from .rendering import Renderer
 
-_OUTCOMES = {
-    "queued": "queued again",
-    "newer": "skipped (a newer value of the key is waiting, in flight or deferred)",
-    "foreign": "skipped (not a regular file)",
-    "gone": "not there any more",
-}
-"""Outcome of a retry -> what is said of it."""
+_NOTHING = "No element was chosen, so nothing was changed: tick some elements, or choose all shown"
 
-_LEFT = {"gone": "not there any more", "full": "skipped (a directory with something in it)"}
-"""The same for a discard that removed nothing."""
+_ONCE = "This was done already, or forgotten, so nothing was changed: choose the elements again"
 
 
 class Forms:
@@ -36,6 +31,7 @@ class Forms:
         self._path = path
         self._renderer = renderer
         self._access = access
+        self._plans = Plans()
 
     async def unlock(self, request: Request) -> Response:
         """Take the token."""
@@ -48,22 +44,41 @@ class Forms:
         return self._renderer.page(request, "unlock.html", None)
 
     async def change_failed(self, request: Request) -> Response:
-        """Retry or discard failed elements: those that are ticked, or all that were shown."""
+        """Retry or discard failed elements: those that are ticked, all that were shown, or all that match."""
         fields = await self._access.change(request)
         values = dict(fields)
-        wanted = "shown" if values.get("all") else "file"
-        rows = [row for name, file in fields if name == wanted and (row := row_of("failed", "failed", file))]
-        if not rows:
-            raise HTTPException(
-                400, "No element was chosen, so nothing was changed: tick some elements, or choose all shown"
-            )
-        if values.get("do") == "retry":
-            notice = await run_in_threadpool(self._retry, rows)
-        elif "confirmed" in values:
-            notice = await run_in_threadpool(self._discard, rows)
-        else:
-            return self._renderer.page(request, "discard.html", None, rows=rows)
-        return self._done(request, "/elements/failed", notice)
+        if "plan" in values:
+            plan = self._plans.take(values["secret"], values["plan"])
+            if plan is None:
+                raise HTTPException(400, _ONCE)
+            return await self._carry_out(request, plan)
+        plan = await run_in_threadpool(self._planned, fields, values)
+        if not plan.rows:
+            raise HTTPException(400, _NOTHING)
+        if plan.do == "retry" and not plan.narrowed:
+            return await self._carry_out(request, plan)
+        return self._ask(request, plan)
+
+    def _planned(self, fields: list[tuple[str, str]], values: dict[str, str]) -> Plan:
+        """Return what a form asks for."""
+        many = values.get("matching", "")
+        do = "retry" if "retry" in (many, values.get("do")) else "discard"
+        if not many:
+            wanted = "shown" if values.get("all") else "file"
+            files = [file for name, file in fields if name == wanted]
+            return Plan(do, [row for file in files if (row := row_of("failed", "failed", file))])
+        narrowed = Narrowed(values.get("q", ""), values.get("why", ""))
+        with closing(Glance(self._path)) as layout:
+            found = listing.matching(layout, "failed", narrowed)
+            return Plan(do, [row for place in found if (row := row_of("failed", *place))], narrowed)
+
+    async def _carry_out(self, request: Request, plan: Plan) -> Response:
+        await run_in_threadpool(plan.carry_out, self._path)
+        return self._ask(request, plan) if plan.rows else self._done(request, "/elements/failed", plan.says())
+
+    def _ask(self, request: Request, plan: Plan) -> Response:
+        name = self._plans.keep(request.session["secret"], plan)
+        return self._renderer.page(request, "confirm.html", None, plan=plan, name=name)
 
     async def pause(self, request: Request) -> Response:
         """Pause the consumers."""
@@ -81,19 +96,6 @@ class Forms:
     def _with_layout(self, what: Callable[[Layout], object]) -> None:
         with closing(Layout(self._path, create=False)) as layout:
             what(layout)
-
-    def _retry(self, rows: list[Row]) -> str:
-        with Steering(self._path) as steering:
-            outcomes = [steering.retry(row) for row in rows]
-        found = [f"{outcomes.count(one)} {text}" for one, text in _OUTCOMES.items() if one in outcomes]
-        return "; ".join(found) + "."
-
-    def _discard(self, rows: list[Row]) -> str:
-        with Steering(self._path) as steering:
-            outcomes = [steering.discard(row) for row in rows]
-        found = [f"{outcomes.count('discarded')} discarded"]
-        found += [f"{outcomes.count(one)} {text}" for one, text in _LEFT.items() if one in outcomes]
-        return "; ".join(found) + "."
 
     def _done(self, request: Request, to: str, notice: str) -> Response:
         request.session["notice"] = notice

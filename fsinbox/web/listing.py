@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 from time import time_ns
 from urllib.parse import unquote
 
-from ..operate.rows import Row, folder_of, places, row_of
+from ..operate.reasons import summary
+from ..operate.rows import Row, folder_of, places, reason, row_of
 from ..store.layout import Layout
 from ..store.names import element_of, encoded_of, parse_element
 
@@ -20,11 +22,17 @@ MOST = 100_000
 PAGE = 50
 """Elements on a page."""
 
+_REASON = 64 * 1024
+"""Characters of a reason that are looked at to find its line."""
+
+_WILD = frozenset("*?[")
+
 NEWEST_FIRST = ("failed", "done")
 
 
 class Glance(Layout):
-    """An open inbox to look at. No folder is listed beyond MOST names, whichever come first.
+    """An open inbox to look at. No folder is listed beyond MOST names, whichever come first; failed/ beyond
+    twice as many.
 
     `cut`: the folders that have more.
     """
@@ -36,6 +44,7 @@ class Glance(Layout):
 
     def names(self, folder: str, *, hidden: bool = False) -> list[str]:
         """Return the names in a folder, in no order: MOST at most."""
+        most = 2 * MOST if folder == "failed" else MOST  # (each element and its reason)
         if self.sharing:  # only a complete listing is certain to be current
             found = super().names(folder, hidden=hidden)
         else:
@@ -43,12 +52,12 @@ class Glance(Layout):
             try:
                 with os.scandir(fd) as entries:
                     shown = (entry.name for entry in entries if hidden or entry.name[0] != ".")
-                    found = list(islice(shown, MOST + 1))
+                    found = list(islice(shown, most + 1))
             finally:
                 os.close(fd)
-        if len(found) > MOST:
+        if len(found) > most:
             self.cut.add(folder)
-        return found[:MOST]
+        return found[:most]
 
     def names_one_by_one(self, folder: str) -> Iterator[str]:
         """Go through the names in a folder: MOST at most, but for what is in flight."""
@@ -69,12 +78,41 @@ class Page:
     pages: int
 
 
-def page(layout: Glance, state: str, text: str, number: int) -> Page:
-    """Return a page of the elements in a state whose key contains `text`, in upper or lower case."""
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """Which elements of a list are meant. `key`: a part of their keys, or a pattern as shells have them;
+    `why`: a part of the line that sums up why they failed. In upper or lower case; "" is anything."""
+
+    key: str = ""
+    why: str = ""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Return it as the parameters of a page's address."""
+        return {name: text for name, text in (("q", self.key), ("why", self.why)) if text}
+
+    def says(self) -> str:
+        """Return it in words."""
+        pattern = "matches" if _is_pattern(self.key) else "contains"
+        words = [f"whose key {pattern} “{self.key}”"] if self.key else []
+        words += [f"whose reason contains “{self.why}”"] if self.why else []
+        return " and ".join(words) or "that had failed when this page was made"
+
+
+def matching(layout: Glance, state: str, narrowed: Narrowed) -> list[tuple[str, str]]:
+    """Return (folder, file name) of the elements in a state that are meant, in the order of a page."""
     found = sorted(_elements(layout, state), key=lambda place: place[1], reverse=state in NEWEST_FIRST)
-    if text:
-        wanted = text.casefold()
-        found = [place for place in found if wanted in _key(_inner(state, place[1])).casefold()]
+    key, why = narrowed.key.casefold(), narrowed.why.casefold()
+    if key:
+        found = [place for place in found if _fits(_key(_inner(state, place[1])).casefold(), key)]
+    if why and state == "failed":
+        found = [place for place in found if why in _summary(layout, place[1]).casefold()]
+    return found
+
+
+def page(layout: Glance, state: str, narrowed: Narrowed, number: int) -> Page:
+    """Return a page of the elements in a state that are meant."""
+    found = matching(layout, state, narrowed)
     pages = max(1, -(-len(found) // PAGE))
     number = min(max(1, number), pages)
     shown = found[(number - 1) * PAGE : number * PAGE]
@@ -89,6 +127,19 @@ def _elements(layout: Glance, state: str) -> list[tuple[str, str]]:
         for place in places(layout, state)
         if "~" not in place[1] and parse_element(_inner(state, place[1]))
     ]
+
+
+def _is_pattern(text: str) -> bool:
+    return not _WILD.isdisjoint(text)
+
+
+def _fits(key: str, wanted: str) -> bool:
+    return fnmatchcase(key, wanted) if _is_pattern(wanted) else wanted in key
+
+
+def _summary(layout: Glance, file: str) -> str:
+    row = row_of("failed", "failed", file)
+    return summary(reason(layout, row, _REASON)) if row else ""
 
 
 def _inner(state: str, file: str) -> str:

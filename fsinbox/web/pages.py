@@ -18,9 +18,10 @@ from ..operate.rows import Row, folder_of, reason
 from ..store.files import open_for_reading
 from ..store.layout import Layout
 from . import listing, payload
-from .listing import Glance
+from .listing import Glance, Narrowed
 from .overview import overview
 from .rendering import Renderer, quoted
+from .version import version
 
 _REASON_SHOWN = 64 * 1024
 """Characters of a reason on an element's page ..."""
@@ -59,17 +60,24 @@ class Pages:
         return self._overview(request, "live.html")
 
     def _overview(self, request: Request, template: str) -> Response:
+        visitor = self._renderer.secret(request)
         with closing(Glance(self._path)) as layout:
-            return self._renderer.page(request, template, layout, figures=overview(layout, self._limits))
+            tag = f'"{version(layout, visitor)}"'  # (before the figures: what changes meanwhile is seen next)
+            if template == "live.html" and request.headers.get("if-none-match") == tag:
+                return Response(status_code=304, headers={"ETag": tag})
+            figures = overview(layout, self._limits)
+            response = self._renderer.page(request, template, layout, figures=figures, tag=tag)
+        response.headers["ETag"] = tag
+        return response
 
     def elements(self, request: Request) -> Response:
         """The elements in a state, page by page."""
-        text = request.query_params.get("q", "")
+        narrowed = Narrowed(request.query_params.get("q", ""), request.query_params.get("why", ""))
         digits = request.query_params.get("page", "1")
         number = int(digits[:9]) if digits.isascii() and digits.isdecimal() else 1
         with closing(Glance(self._path)) as layout:
             state = _state(layout, request)
-            page = listing.page(layout, state, text, number)
+            page = listing.page(layout, state, narrowed, number)
             rows = [(row, *looked) for row in page.rows if (looked := row.look(layout))]
             reasons = {
                 row.file: _reason(layout, row, _REASON_LISTED) for row in page.rows if state == "failed"
@@ -79,12 +87,12 @@ class Pages:
                 "elements.html",
                 layout,
                 state=state,
-                text=text,
+                narrowed=narrowed,
                 page=page,
                 more=folder_of(state) in layout.cut,
                 rows=rows,
                 reasons=reasons,
-                address=lambda number: "?" + urlencode(({"q": text} if text else {}) | {"page": number}),
+                address=lambda number: "?" + urlencode(narrowed.query | {"page": number}),
             )
 
     def element(self, request: Request) -> Response:

@@ -62,6 +62,10 @@ class Renderer:
         )
         return HTMLResponse(text, status)
 
+    def secret(self, request: Request) -> str:
+        """Return the secret of a request's session; "" if it has none."""
+        return (self._access.of(request) or {"secret": ""})["secret"]
+
     def message(self, request: Request, status: int, text: str, headers: Any = None) -> Response:
         """Return a page that says one thing."""
         response = self.page(
