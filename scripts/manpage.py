@@ -9,6 +9,7 @@ from importlib.metadata import version
 import click
 
 from fsinbox.cli.commands import cli
+from fsinbox.cli.exits import MEANINGS
 
 FILES = [
     (
@@ -33,16 +34,7 @@ VARIABLES = [
     ),
     ("FSINBOX_SETTINGS", "A file to read settings from instead of pyproject.toml; empty: none."),
 ]
-STATUSES = [
-    ("0", "Done; the consumer was stopped by a signal, or is through."),
-    ("1", "Something failed, or there is no such element."),
-    ("2", "Usage, settings, or the handler."),
-    ("3", "The inbox cannot be used, or the system refused."),
-    ("4", "The inbox has a consumer."),
-    ("5", "wait: a key that is not known."),
-    ("124", "wait: the timeout has expired."),
-    ("130", "Ctrl-C."),
-]
+STATUSES = [(str(status), text) for status, text in MEANINGS.items()]
 
 
 def page() -> str:

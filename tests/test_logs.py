@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import logging
 import os
@@ -13,13 +14,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import Consumer, command, environment, json_lines, run
 
 from fsinbox import Inbox
 from fsinbox.cli.logs import Json, Text
+from fsinbox.worker.ending import Tally
 
 ROOT = Path(__file__).parent.parent
 
@@ -199,7 +200,7 @@ def test_a_consumer_without_standard_error_works(place: Path) -> None:
 # --- events -------------------------------------------------------------------------------------------
 
 
-LEVELS = {f"log.{level}" for level in ("debug", "info", "warning", "error", "exception")}
+LEVELS = {f"log.{level}" for level in ("debug", "info", "warning", "error", "exception", "log")}
 
 
 def calls_to_the_log() -> list[tuple[str, ast.Call]]:
@@ -221,15 +222,82 @@ def test_each_line_of_ours_has_an_event() -> None:
     assert without == []
 
 
+def said_of_events(call: ast.Call, tree: ast.AST) -> dict[str, set[str]]:
+    """Return event -> its members, as far as a call to the log spells them."""
+
+    def spelt(node: ast.AST) -> tuple[str, set[str]]:
+        if isinstance(node, ast.Name):  # assigned above
+            values = [
+                one.value
+                for one in ast.walk(tree)
+                if isinstance(one, ast.Assign)
+                and ast.unparse(one.targets[0]) == node.id
+                and one.lineno <= call.lineno
+            ]
+            return spelt(values[-1])
+        if isinstance(node, ast.BinOp):  # a | b
+            (event, some), (_, more) = spelt(node.left), spelt(node.right)
+            return event, some | more
+        if isinstance(node, ast.Dict):
+            members = {
+                str(key.value): value
+                for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant)
+            }
+            event = members.pop("event", None)
+            return ast.unparse(event).strip("'") if event else "", set(members)
+        assert isinstance(node, ast.Call), ast.unparse(node)  # about("event", name), about(element, "event")
+        first = node.args[0]
+        if isinstance(first, ast.Constant):
+            return str(first.value), {"key", "seq"}
+        more = {keyword.arg or "" for keyword in node.keywords}
+        return ast.unparse(node.args[1]).strip("'"), {"key", "seq", "attempts"} | more
+
+    (extra,) = [keyword.value for keyword in call.keywords if keyword.arg == "extra"]
+    event, members = spelt(extra)
+    return {event: members}
+
+
 def test_the_table_of_events_is_what_the_code_says() -> None:
-    code = "\n".join(path.read_text() for path in sorted((ROOT / "fsinbox").rglob("*.py")))
-    said = set(
-        re.findall(
-            r'"event": "(\w+)"|(?:about|_?tell)\((?:element, )?"(\w+)"|, "(stopping)"\)',
-            code,
-        )
-    )
-    events: set[Any] = {name for names in said for name in names if name} | {"log"}
-    pages = "".join((ROOT / "docs" / page).read_text() for page in ("running.md", "watching.md"))
-    table = set(re.findall(r"^\| `(\w+)` \| (?:debug|info|warning|error)", pages, re.M))
-    assert events == table
+    found: dict[str, set[str]] = {"log": set(), "stopping": set(), "gave_up": set()}
+    for path in sorted((ROOT / "fsinbox").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            if name in LEVELS and any(keyword.arg == "extra" for keyword in node.keywords):
+                said = said_of_events(node, tree)
+            elif name == "tell" and isinstance(node.args[0], ast.Constant):
+                said = {str(node.args[0].value): {"key", "folder"}}
+            else:
+                continue
+            for event, members in said.items():
+                found.setdefault(event, set()).update(members)
+    del found["event"]  # (`tell` passes it on)
+    for event in ("queued", "removed"):  # the one line that names one of two
+        found[event] = found["what"]
+    del found["what"]
+    more = {
+        "ignoring": {"built_in", "file", "given"},
+        "stopped": {field.name for field in dataclasses.fields(Tally)} | {"queued", "removed"},
+        "log": {"logger", "extra"},
+    }
+    text = (ROOT / "docs/reference-statuses.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (?:debug|info|warning|error)[^|]*\|[^|]*\| ([^|]*) \|$", text, re.M)
+    table = {event: set(re.findall(r"`(\w+)`", members)) - {"watch"} for event, members in rows}
+    assert table == {event: members | more.get(event, set()) for event, members in found.items()}
+
+
+def test_each_line_in_the_log_has_the_members_that_the_table_names(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("def bad(key, value): raise ValueError(key)\n")
+    run("add", "--create", "a", "1", cwd=tmp_path)
+    words = ("--handler", "tasks:bad", "--max-attempts", "2", "--retry-delay", "0.01", "--drain", "--verbose")
+    done = run("consume", *words, "--log-format", "json", cwd=tmp_path, status=1)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    text = (ROOT / "docs/reference-statuses.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]*\|[^|]*\| ([^|]*) \|$", text, re.M))
+    assert {"consuming", "handled", "retry", "failed", "stopped"} <= {line["event"] for line in lines}
+    for line in lines:
+        members = set(line) - {"time", "level", "event", "message", "traceback"}
+        assert members <= set(re.findall(r"`(\w+)`", rows[line["event"]])), line

@@ -3,7 +3,9 @@ is up to date."""
 
 from __future__ import annotations
 
+import html
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,11 +14,16 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import click
 import pytest
 from helpers import environment
 
 import fsinbox
+from fsinbox.cli import exits
 from fsinbox.cli.commands import cli
+from fsinbox.cli.settings import settable
+from fsinbox.cli.variables import GENERAL, NAMES
+from fsinbox.store import folders
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -58,8 +65,64 @@ def test_the_reference_has_each_public_name_and_each_command(site: Path) -> None
     assert {name for name in fsinbox.__all__ if f'id="fsinbox.{name}"' not in python} == set()
     assert re.search(r"<li>\s*(<p>)?<code>keep_done</code>: how many", python), "a column is no list"
     commands = (site / "reference-commands.html").read_text()
-    assert set(cli.commands) - set(re.findall(r'id="fsinbox-([a-z]+)"', commands)) == set()
+    assert (
+        set(cli.list_commands(click.Context(cli))) - set(re.findall(r'id="fsinbox-([a-z]+)"', commands))
+        == set()
+    )
     assert "--not-before WHEN" in commands
+
+
+def table(site: Path, page: str) -> dict[str, list[str]]:
+    """Return the rows of a page's tables, each by its first cell: the text of the others."""
+    rows = re.findall(r"<tr>\s*(.*?)\s*</tr>", (site / page).read_text(), re.S)
+    cells = [
+        [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td.*?>(.*?)</td>", row, re.S)]
+        for row in rows
+    ]
+    return {row[0]: row[1:] for row in cells if row}
+
+
+def test_the_reference_has_each_setting_with_its_type_default_and_variable(site: Path) -> None:
+    page = (site / "reference-settings.html").read_text()
+    variables = set(re.findall(r"<code>(FSINBOX_[A-Z_]+)</code>", page))
+    assert variables == NAMES | GENERAL
+    rows = table(site, "reference-settings.html")
+    assert rows["max-attempts"][:3] == ["COUNT", "45", "FSINBOX_CONSUME_MAX_ATTEMPTS"]
+    assert rows["max-retry-delay"][:2] == ["TIME", "1h"]
+    assert rows["allow-changes"][:2] == ["true, false", "false"]
+    assert rows["codec"][:2] == ["json, text, bytes", "json"]
+    assert rows["allow-host"][0] == "a list of NAME"
+    assert rows["rate"][0] == "COUNT/TIME"
+
+
+def test_the_reference_has_each_exit_status_and_each_file(site: Path) -> None:
+    rows = table(site, "reference-statuses.html")
+    statuses = {value for name, value in vars(exits).items() if name.startswith("EXIT_")}
+    assert {int(name) for name in rows if name.isdecimal()} == statuses | {0} == set(exits.MEANINGS)
+    names = {name.strip("/") for name in rows}
+    known = {*folders.FOLDERS, *folders.FILES, *folders.OPTIONAL, *folders.OPTIONAL_FILES}
+    assert known - names == set()
+    assert rows["stats/"][1] == rows["control/hold-<key>"][1] == "when it is needed"
+    assert rows["pending/"] == ["<number>-<key>: waiting, oldest first by name (the truth)", "always"]
+
+
+def test_the_search_finds_settings_statuses_events_and_files(site: Path) -> None:
+    index = json.loads((site / "search/search_index.json").read_text())
+    found: dict[str, str] = {}
+    for entry in index["docs"]:
+        page = entry["location"].partition("#")[0]
+        found[page] = found.get(page, "") + entry["text"]
+    settings, rest = found["reference-settings.html"], found["reference-statuses.html"]
+    assert {name for name in NAMES if name not in settings} == set()
+    ctx = click.Context(cli)
+    options = {one for name in cli.list_commands(ctx) for one in settable(cli.get_command(ctx, name))}
+    assert len(options) > 80
+    assert {name for name in options if f"<code>{name}</code>" not in settings} == OLD
+    assert {word for word in ("124", "ended_by_handler", "consumer.lock") if word not in rest} == set()
+
+
+OLD = {"max-pending", "burst"}
+"""Second names of options."""
 
 
 def test_the_site_builds_strictly_with_every_page_in_its_navigation(site: Path) -> None:
