@@ -1,15 +1,19 @@
-"""Prints the manual page, made from the commands: scripts/man writes it to docs/man/fsinbox.1."""
+"""Writes the manual pages, made from the commands, to a folder: scripts/man, to docs/man."""
 
 from __future__ import annotations
 
 import re
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 
+from fsinbox.cli.catalogue import GROUPS
 from fsinbox.cli.commands import cli
 from fsinbox.cli.exits import MEANINGS
+from fsinbox.cli.options import variable
+from fsinbox.cli.settings import settable
 
 FILES = [
     (
@@ -37,55 +41,86 @@ VARIABLES = [
 STATUSES = [(str(status), text) for status, text in MEANINGS.items()]
 
 
-def page() -> str:
-    """Return the manual page, for man(7)."""
-    lines = [
-        f'.TH FSINBOX 1 "" "fsinbox {version("fsinbox")}" "User Commands"',
+def pages() -> dict[str, str]:
+    """Return the manual pages, for man(7), by the names of their files."""
+    root = click.Context(cli, info_name="fsinbox", auto_envvar_prefix="FSINBOX")
+    made = {"fsinbox.1": first_page()}
+    for _, commands in GROUPS:
+        for name, _, summary in commands:
+            command = cli.get_command(root, name)
+            assert command is not None
+            ctx = click.Context(command, parent=root, info_name=name)
+            made[f"fsinbox-{name}.1"] = command_page(ctx, command, summary)
+    return {name: "\n".join(lines) + "\n" for name, lines in made.items()}
+
+
+def title(name: str, summary: str) -> list[str]:
+    """Return how a page begins."""
+    return [
+        f'.TH {quoted(name.upper())} 1 "" "fsinbox {version("fsinbox")}" "User Commands"',
         ".SH NAME",
-        r"fsinbox \- a keyed, acknowledged FIFO queue in a directory",
+        rf"{roff(name)} \- {roff(summary)}",
         ".SH SYNOPSIS",
+    ]
+
+
+def first_page() -> list[str]:
+    """Return the lines of fsinbox(1)."""
+    lines = [
+        *title("fsinbox", "a keyed, acknowledged FIFO queue in a directory"),
         r".B fsinbox",
         r"[\fB\-\-inbox\fR \fIDIR\fR] \fICOMMAND\fR [\fIoption\fR]... [\fIargument\fR]...",
         ".SH DESCRIPTION",
         *paragraphs(cli.help or ""),
         ".SH OPTIONS",
-        *options(cli, skip=""),
+        *options(click.Context(cli), cli),
         ".SH COMMANDS",
     ]
-    ctx = click.Context(cli, info_name="fsinbox")
-    for name in cli.list_commands(ctx):
-        command = cli.get_command(ctx, name)
-        assert command is not None
-        if not command.hidden:
-            lines += section(ctx, name, command)
-    for title, rows in (("ENVIRONMENT", VARIABLES), ("FILES", FILES), ("EXIT STATUS", STATUSES)):
-        lines.append(f".SH {quoted(title)}")
+    for group, commands in GROUPS:
+        lines.append(f".SS {quoted(group)}")
+        for name, _, summary in commands:
+            lines += [".TP", f".BR {roff(f'fsinbox-{name}')} (1)", roff(summary)]
+    for what, rows in (("ENVIRONMENT", VARIABLES), ("FILES", FILES), ("EXIT STATUS", STATUSES)):
+        lines.append(f".SH {quoted(what)}")
         for name, text in rows:
             lines += [".TP", rf".B {roff(name)}", roff(text)]
-    lines += [".SH SEE ALSO", ".BR mv (1),", ".BR flock (1),", ".BR inotify (7)"]
-    return "\n".join(lines) + "\n"
+    return [*lines, ".SH SEE ALSO", ".BR mv (1),", ".BR flock (1),", ".BR inotify (7)"]
 
 
-def section(ctx: click.Context, name: str, command: click.Command) -> list[str]:
-    """Return what is said of a command."""
-    arguments = [
-        parameter.make_metavar(ctx) for parameter in command.params if isinstance(parameter, click.Argument)
-    ]
-    usage = rf"\fBfsinbox {roff(name)}\fR [\fIoption\fR]..." + "".join(
+def command_page(ctx: click.Context, command: click.Command, summary: str) -> list[str]:
+    """Return the lines of a command's page."""
+    name = f"fsinbox-{ctx.info_name}"
+    arguments = [one.make_metavar(ctx) for one in command.params if isinstance(one, click.Argument)]
+    usage = rf"\fBfsinbox {roff(ctx.info_name or '')}\fR [\fIoption\fR]..." + "".join(
         rf" \fI{roff(argument)}\fR" for argument in arguments
     )
-    return [f".SS {quoted(name)}", usage, *paragraphs(command.help or ""), *options(command)]
+    lines = [
+        *title(name, summary.rstrip(".")),
+        usage,
+        ".SH DESCRIPTION",
+        *paragraphs(command.help or ""),
+        ".SH OPTIONS",
+        *options(ctx, command),
+    ]
+    settings = settable(command).values()
+    if settings:
+        example = variable(ctx, max(settings, key=lambda option: not option.is_flag))
+        text = f"Each option has an environment variable: {example} and so on. So has a settings file."
+        lines += [".SH ENVIRONMENT", roff(text)]
+    return [*lines, ".SH SEE ALSO", ".BR fsinbox (1),", "for exit statuses, files and settings."]
 
 
-def options(command: click.Command, skip: str = "inbox") -> list[str]:
-    """Return what is said of a command's options, but --help, and the one that all have."""
-    ctx = click.Context(command)
-    lines = []
-    for option in command.params:
-        record = (
-            option.get_help_record(ctx) if isinstance(option, click.Option) and option.name != skip else None
-        )
+def options(ctx: click.Context, command: click.Command) -> list[str]:
+    """Return what is said of a command's options; of one that has them in sections, by these."""
+    lines: list[str] = []
+    here = ""
+    for option in sorted(command.get_params(ctx), key=lambda one: not hasattr(one, "section")):
+        record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
         if record:
+            section = getattr(option, "section", "Other options" if here else "")
+            if section != here:
+                lines.append(f".SS {quoted(section)}")
+                here = section
             lines += [".TP", rf"\fB{roff(record[0])}\fR", roff(record[1])]
     return lines
 
@@ -123,4 +158,9 @@ def roff(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.1"):
+        old.unlink()
+    for name, text in pages().items():
+        (folder / name).write_text(text)

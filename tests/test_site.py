@@ -1,5 +1,5 @@
-"""The site builds without a warning and holds every page, the examples of the pages run, and the manual page
-is up to date."""
+"""The site builds without a warning and holds every page, the examples of the pages run, and the manual
+pages are up to date."""
 
 from __future__ import annotations
 
@@ -205,32 +205,73 @@ def test_what_the_first_page_says_that_it_prints_is_what_it_prints(tmp_path: Pat
             shutil.rmtree(tmp_path / "inbox")
 
 
-# --- the manual page ----------------------------------------------------------------------------------
+# --- the manual pages ---------------------------------------------------------------------------------
 
 
-def test_the_manual_page_is_what_the_commands_say() -> None:
+MAN = ROOT / "docs/man"
+
+
+def test_the_manual_pages_are_what_the_commands_say(tmp_path: Path) -> None:
+    words = [sys.executable, ROOT / "scripts/manpage.py", tmp_path]
+    subprocess.run(words, cwd=ROOT, env=environment(), check=True)
+    made = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(made) == {
+        "fsinbox.1",
+        *(f"fsinbox-{name}.1" for name in cli.list_commands(click.Context(cli))),
+    }
+    assert {path.name: path.read_text() for path in MAN.iterdir()} == made, "run `sh scripts/man`"
+
+
+def rendered(*words: str | Path) -> str:
+    """Return what groff makes of manual pages, its warnings being errors."""
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/manpage.py"],
+        ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", *words],
         cwd=ROOT,
-        env=environment(),
         capture_output=True,
         text=True,
         check=True,
-    )
-    assert (ROOT / "docs/man/fsinbox.1").read_text() == done.stdout, "run `sh scripts/man`"
-
-
-def test_the_manual_page_is_sound_and_says_what_each_command_does() -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
-    words = ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "docs/man/fsinbox.1"]
-    done = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C.UTF-8"}
+        env=os.environ | {"LC_ALL": "C.UTF-8"},
     )
     assert done.stderr == ""
-    assert "fsinbox consume [option]..." in done.stdout
-    assert "--max-attempts" in done.stdout
-    assert "`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`" in " ".join(done.stdout.split())
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", sorted(MAN.iterdir()), ids=lambda page: page.stem)
+def test_a_manual_page_is_sound(page: Path) -> None:
+    text = rendered(page)
+    assert re.search(rf"^NAME\n +{page.stem} - \S", text, re.M), text
+    for part in ("SYNOPSIS", "DESCRIPTION", "OPTIONS", "SEE ALSO"):
+        assert re.search(rf"^{part}$", text, re.M), part
+
+
+def test_a_manual_page_has_each_option_in_its_section_and_what_the_help_says() -> None:
+    text = rendered(MAN / "fsinbox-consume.1")
+    command = cli.get_command(click.Context(cli), "consume")
+    assert command
+    for name in settable(command):
+        assert f"--{name}" in text or name == "burst", name
+    assert text.index("When it fails") < text.index("--max-attempts COUNT") < text.index("Other options")
+    assert "FSINBOX_CONSUME_HANDLER" in text
+    first = rendered(MAN / "fsinbox.1")
+    assert "fsinbox-consume(1)" in first
+    assert "`fsinbox add KEY VALUE`, `mv KEY inbox/drop/`" in " ".join(first.split())
+    assert "124" in first and "timeout has expired" in first
+
+
+def test_man_finds_the_page_of_a_command(tmp_path: Path) -> None:
+    if shutil.which("man") is None:
+        pytest.skip("man is not installed")
+    shutil.copytree(MAN, tmp_path / "man1")
+    for words in (["fsinbox-consume"], ["fsinbox", "consume"]):
+        variables = {"MANPATH": str(tmp_path), "LC_ALL": "C.UTF-8", "MANPAGER": "cat", "MANWIDTH": "80"}
+        done = subprocess.run(
+            ["man", *words], capture_output=True, text=True, env=os.environ | variables, check=False
+        )
+        if "minimized" in done.stdout:
+            pytest.skip("man is a script that says that this system has no manual pages")
+        assert done.returncode == 0 and "Process elements until stopped" in done.stdout, done.stderr
 
 
 # --- the container ------------------------------------------------------------------------------------
