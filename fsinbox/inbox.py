@@ -160,7 +160,8 @@ class Inbox(Adds, Looks):
 
     def check_lease(self) -> None:
         """Raise LeaseLost if another consumer is known to have taken over (where several hosts share it)."""
-        self._taking().check_lease()
+        if self._handle.layout.sharing:
+            self._taking().check_lease()
 
     @property
     def in_flight(self) -> list[str]:

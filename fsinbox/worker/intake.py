@@ -59,9 +59,10 @@ class Intake:
         """What is in flight, and not handed out."""
         return [*self._filling, *self.alone]
 
-    def due(self) -> list[float]:
-        """Return when (monotonic seconds) a batch is handed out although it is not full."""
-        return [self._until] if self._filling and self._batching.wait else []
+    def due(self) -> float:
+        """Return when (monotonic seconds) a batch is handed out although it is not full; infinity: it is
+        not."""
+        return self._until if self._filling and self._batching.wait else inf
 
     def pause(self, running: int) -> float | None:
         """Return in how many seconds to call `next`: 0 for now, None for not before something ends; `running`

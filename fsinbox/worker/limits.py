@@ -10,7 +10,6 @@ from time import monotonic
 
 from ..element import Element
 from .outcome import Handler, Outcome
-from .sleeping import sooner
 
 GRACE = 5.0
 """Seconds between two attempts to end the same work; all but the first are by force."""
@@ -63,10 +62,11 @@ class Limits:
             elif self._cancel and work.outcome is None and element.newer_waits():
                 self._end(element, work, Outcome("cancelled"))
 
-    def until(self, limit: float | None) -> float | None:
-        """Return for how many seconds to sleep at most, given another limit."""
-        times = [work.until for work in self._works.values() if work.until is not None]
-        return sooner(limit, times)
+    def due(self) -> float:
+        """Return when (monotonic seconds) to call `apply` next; infinity if it need not be."""
+        if not self._works:
+            return inf
+        return min((work.until for work in self._works.values() if work.until is not None), default=inf)
 
     def ended(self, element: Element, outcome: Outcome) -> Outcome:
         """The handler is done with an element. Return what becomes of it: if its work was ended from outside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from ..consumer.ownership import Shard
 from ..operate.stats import StatsWriter
 from ..store.layout import Layout
 from .outcome import Outcome
-from .sleeping import sooner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,11 +95,14 @@ class Audience:
             if due is not None and due <= now:
                 self.tell(lambda observer: observer.tick(), [observer])
 
-    def until_tick(self, limit: float | None) -> float | None:
-        """Return how many seconds to sleep at most, given another limit: until an observer is due."""
-        return sooner(
-            limit, [due for due in (observer.due() for observer in self._observers) if due is not None]
-        )
+    def due(self) -> float:
+        """Return when (monotonic seconds) the next of them is due; infinity if none is."""
+        next_due = inf
+        for observer in self._observers:
+            due = observer.due()
+            if due is not None and due < next_due:
+                next_due = due
+        return next_due
 
 
 class StatsObserver(Observer):

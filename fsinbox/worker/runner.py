@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic, time_ns
 from types import FrameType
 from typing import cast
@@ -28,7 +29,6 @@ from .outcome import BatchHandler, Handler
 from .pacing import Pacing
 from .renewing import Renewal
 from .settling import Settling
-from .sleeping import sooner
 from .turn import Turn
 
 log = logging.getLogger("fsinbox")
@@ -109,7 +109,7 @@ class Runner:
             lambda: self._turn.go_on(),
         )
         self._asleep_since: int | None = None
-        self._stop_at: float | None = None
+        self._stop_at = inf
         self._signals = 0
 
     def run(self) -> Tally:
@@ -163,7 +163,7 @@ class Runner:
     # --- the loop -----------------------------------------------------------------------------------------
 
     def _work_on(self) -> None:
-        self._turn = Turn(self.inbox.sleeper, self._crew, self._step, self._has_room, self._until)
+        self._turn = Turn(self.inbox.sleeper, self._crew, self._step, self._has_room, self._due)
         while not self._finished():
             if not self._work() and not self._finished():
                 self._sleep()
@@ -175,26 +175,26 @@ class Runner:
             if self.drain and pause and pause >= _LONG and self._nothing_waits():
                 self._drained = True
             else:
-                self._turn.rest(self.waker.wait, self._until(pause))
+                self._turn.rest(self.waker.wait, pause)
             return
         with self.inbox.sleeper.listening() as watch:
             if self._work() or self._finished():
                 return
             if pause == 0:
                 self._asleep_since = time_ns()
-                self._turn.rest(watch.sleep, self._until(self.inbox.sleeper.limit()))
+                self._turn.rest(watch.sleep, self.inbox.sleeper.limit())
                 # At once, and the handler goes first: leaving the watch takes longer than a take.
                 if self._work() and not self._has_room():
-                    self._turn.rest(self.waker.wait, self._until(_HANDLER_FIRST))
+                    self._turn.rest(self.waker.wait, _HANDLER_FIRST)
                 self._asleep_since = None
             else:
-                self._turn.rest(watch.sleep, self._until(sooner(self._pause(), [monotonic() + _FOLLOWED])))
+                pause = self._pause()
+                self._turn.rest(watch.sleep, _FOLLOWED if pause is None else min(pause, _FOLLOWED))
 
-    def _until(self, limit: float | None) -> float | None:
-        """Return for how many seconds to sleep at most, given another limit."""
-        times = self._intake.due() if self._has_room() else []
-        limit = sooner(limit, times if self._stop_at is None else [*times, self._stop_at])
-        return self._audience.until_tick(self._limits.until(limit))
+    def _due(self) -> float:
+        """Return when (monotonic seconds) there is something to do, whatever comes; infinity: never."""
+        own = min(self._stop_at, self._intake.due()) if self._has_room() else self._stop_at
+        return min(own, self._limits.due(), self._audience.due())
 
     def _work(self) -> bool:
         """Do all that there is to be done in the main thread; tell whether anything was."""
@@ -206,7 +206,7 @@ class Runner:
             self._audience.tell(lambda observer: observer.stopping())
         if self._signals > 1:  # after clear(): a signal that comes later wakes
             self._requeue_all("at the second signal")
-        if self._stop_at is not None and monotonic() >= self._stop_at:
+        if monotonic() >= self._stop_at:
             self._requeue_all("at the end of the shutdown timeout")
         return self._step()
 

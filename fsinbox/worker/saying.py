@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -23,16 +22,21 @@ _current: ContextVar[tuple[Element, ...]] = ContextVar("fsinbox_elements", defau
 """What the handler that runs here works on: in this thread, or task, and in tasks that it starts."""
 
 
-@contextmanager
-def working_on(*elements: Element) -> Iterator[None]:
+class working_on:
     """Say of all that is logged or printed within that it is about these elements."""
-    before = _current.set(elements)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_before", "_elements")
+
+    def __init__(self, *elements: Element) -> None:
+        self._elements = elements
+
+    def __enter__(self) -> None:
+        self._before = _current.set(self._elements)
+
+    def __exit__(self, *error: object) -> None:
         if isinstance(sys.stdout, Printed):
             sys.stdout.finish()
-        _current.reset(before)
+        _current.reset(self._before)
 
 
 def current() -> tuple[Element, ...]:

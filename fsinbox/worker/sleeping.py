@@ -1,13 +1,13 @@
 """How long the worker sleeps."""
 
-from collections.abc import Sequence
+from math import inf
 from time import monotonic
 
 
-def sooner(limit: float | None, times: Sequence[float]) -> float | None:
-    """Return the seconds until the first of these monotonic times, or `limit`, if that is less; None: no
+def seconds_until(at: float, limit: float | None = None) -> float | None:
+    """Return the seconds until this monotonic time (infinity: never), or `limit`, if that is less; None: no
     bound."""
-    if not times:
+    if at == inf:
         return limit
-    left = max(0.0, min(times) - monotonic())
+    left = max(0.0, at - monotonic())
     return left if limit is None else min(limit, left)

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from .crew import Crew
+from .sleeping import seconds_until
 
 if TYPE_CHECKING:
     from ..consumer.sleeper import Sleeper
@@ -32,16 +33,16 @@ class Turn:
         crew: Crew,
         step: Callable[[], object],
         has_room: Callable[[], bool],
-        until: Callable[[float | None], float | None],
+        due: Callable[[], float],
     ) -> None:
         """`step` ends what was reported, and starts what can be started. `has_room()`: more might be.
-        `until(limit)`: for how many seconds the main thread may sleep, given another limit."""
+        `due()`: until when (monotonic seconds) the main thread may sleep, whatever comes."""
         self._sleeper = sleeper
         self._waker = sleeper.waker  # (which an inbox that was closed does not give any more)
         self._crew = crew
         self._step = step
         self._has_room = has_room
-        self._until = until
+        self._due = due
         self._lock = Lock()
         self._lock.acquire()
         self._awake_at = inf
@@ -49,7 +50,9 @@ class Turn:
         """What a step has raised in another thread, for the main one to raise."""
 
     def rest(self, sleep: Callable[[float | None], object], limit: float | None) -> None:
-        """Sleep for `limit` seconds at most, and leave the turn to others meanwhile."""
+        """Sleep until something is due, for `limit` seconds at most, and leave the turn to others
+        meanwhile."""
+        limit = seconds_until(self._due(), limit)
         self._awake_at = inf if limit is None else monotonic() + limit
         self._lock.release()
         try:
@@ -68,8 +71,7 @@ class Turn:
         is_due = True
         try:
             self._step()
-            until = 0.0 if self._has_room() else self._until(None)
-            is_due = until is not None and monotonic() + until < self._awake_at - _NEAR
+            is_due = self._has_room() or self._due() < self._awake_at - _NEAR
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             self.broken = error
         self._crew.kept = None

@@ -13,6 +13,7 @@ from types import FrameType
 from ...consumer.waker import Waker
 from ..comings import signals_handled
 from ..observer import Audience, Observer
+from ..sleeping import seconds_until
 from .events import Hint, Hints, Source, make_source
 from .folders import Fingerprint, RootGone, Tree
 from .queueing import Change, Left, Queue
@@ -100,7 +101,7 @@ class Watcher:
                 if self._scan is None and self.once and not self._settling:
                     break
                 if self._scan is None or self._held():
-                    self.waker.wait(self._audience.until_tick(self._until_next()))
+                    self.waker.wait(seconds_until(min(self._due(), self._audience.due())))
                     sleep(_PAUSE)
             self._audience.tell(lambda observer: observer.stopping())
         finally:
@@ -253,11 +254,10 @@ class Watcher:
 
     # --- waking up ------------------------------------------------------------------------------------
 
-    def _until_next(self) -> float | None:
-        """Return how many seconds to sleep at most."""
+    def _due(self) -> float:
+        """Return when (monotonic seconds) there is something to do, whatever comes; infinity: never."""
         due = self._settling.next_due()
-        nearest = max(self._held_until, min(self._next_scan, self._next_scan if due is None else due))
-        return None if nearest == float("inf") else max(0.0, nearest - monotonic())
+        return max(self._held_until, min(self._next_scan, self._next_scan if due is None else due))
 
     def _held(self) -> bool:
         """Whether the inbox is left alone for now, for it did not take all."""
