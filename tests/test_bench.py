@@ -4,11 +4,14 @@ is said."""
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +66,44 @@ def test_what_was_not_measured_is_neither_met_nor_missed(bench: Any) -> None:
     assert "not measured" in bench.report.verdict(group, target)
 
 
+def test_what_is_only_for_comparison_is_neither_met_nor_missed(bench: Any) -> None:
+    results = bench.results
+    target = results.Target("beside theirs", "ours", ["theirs"])
+    group = results.Group("g", "adds/s", {"ours": [1.0], "theirs": [4.0]}, [target])
+    assert group.is_met(target) is None
+    assert bench.report.verdict(group, target) == "beside: g: beside theirs: 0.25x"
+
+
+def work(bench: Any, path: Path) -> Any:
+    """Where a case works, at a tiny size."""
+    return bench.bench.Bench(bench.bench.TINY, path, path, lambda text: None)
+
+
+def test_one_that_fails_is_left_out_and_named(bench: Any, tmp_path: Path) -> None:
+    results = bench.results
+    figures = iter([1.0, OSError("no room")])
+
+    def fails() -> float:
+        figure = next(figures)
+        if isinstance(figure, OSError):
+            raise figure
+        return figure
+
+    target = results.Target("ahead", "ours", ["fails", "other"], at_least=1)
+    contenders = {"ours": lambda: 4.0, "fails": fails, "other": lambda: 2.0}
+    group = work(bench, tmp_path).group("g", "adds/s", contenders, target, rounds=3)
+    assert group.figures == {"ours": [4.0] * 3, "other": [2.0] * 3}
+    assert group.notes == ["fails failed: OSError: no room"]
+    assert group.reached(target) == 2
+
+
+def test_what_measures_several_things_at_once_fills_several_groups(bench: Any, tmp_path: Path) -> None:
+    groups = [bench.results.Group(title, "s") for title in ("a", "b")]
+    contenders = {"one": lambda: (1.0, None), "two": lambda: (2.0, 3.0)}
+    work(bench, tmp_path).interleave(groups, contenders, 2)
+    assert [group.figures for group in groups] == [{"one": [1.0] * 2, "two": [2.0] * 2}, {"two": [3.0] * 2}]
+
+
 def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, tmp_path: Path) -> None:
     results, report = bench.results, bench.report
     target = results.Target("2x theirs", "fsinbox", ["theirs"], at_least=2)
@@ -76,7 +117,7 @@ def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, 
     about, cases = results.load(kept)
     assert [case.number for case in cases] == [1, 3]
     page = tmp_path / "page.md"
-    marks = ("machine", "summary", "case 1", "case 3")
+    marks = ("machine", "summary", "case 1", "case 3", "case 4")
     page.write_text(
         "before\n" + "".join(f"<!-- {mark} -->\nold\n<!-- /{mark} -->\n" for mark in marks) + "after\n"
     )
@@ -87,51 +128,88 @@ def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, 
     assert "| 3 | one producer: 2x theirs | 1.23x | **missed** |" in text
     assert "plots/case-03.svg" in text
     assert "a note" in text
+    assert "<!-- case 4 -->\nNot measured in this run.\n" in text
     report.fill_page(page, about, cases, "plots")
     assert page.read_text() == text, "filling it again changes nothing"
 
 
-def test_figures_of_two_machines_are_not_kept_together(bench: Any, tmp_path: Path) -> None:
+def test_figures_of_two_machines_are_never_kept_together(bench: Any, tmp_path: Path) -> None:
     results = bench.results
     kept = tmp_path / "results.json"
-    results.save(kept, {"system": "Linux", "processors": "2"}, [results.Case(1, "Add", [])])
-    results.save(kept, {"system": "Linux", "processors": "8"}, [results.Case(3, "Take", [])])
-    about, cases = results.load(kept)
-    assert (about["processors"], [case.number for case in cases]) == ("8", [3])
+    results.save(kept, {"boot": "1", "system": "Linux"}, [results.Case(1, "Add", [])])
+    with pytest.raises(results.OtherMachine, match=r"another machine \(boot 1\): measure --all"):
+        results.save(kept, {"boot": "2", "system": "Linux"}, [results.Case(3, "Take", [])])
+    assert [case.number for case in results.load(kept)[1]] == [1]
+
+
+@pytest.fixture
+def command(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command line, whose cases measure nothing. Case 2 fails."""
+    module = importlib.import_module("benchmarks.__main__")
+
+    def case(number: int, where: Any) -> Any:
+        if number == 2:
+            raise OSError("no room")
+        return bench.results.Case(number, f"{where.scale.rounds} rounds", [])
+
+    monkeypatch.setattr(module, "CASES", {n: partial(case, n) for n in module.CASES})
+    return module
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "shown"),
     [
-        ([], (0,)),
-        (["--only", "4", "--only", "6"], (4, 6)),
-        (["--all"], tuple(range(1, 13))),
-        (["--tiny"], tuple(range(1, 13))),
+        ([], ["4. 3 rounds"]),
+        (["--only", "4", "--only", "6", "--rounds", "2"], ["4. 2 rounds", "6. 2 rounds"]),
     ],
 )
 def test_the_first_question_is_answered_unless_more_is_asked_for(
-    bench: Any, words: list[str], wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    command: Any, words: list[str], shown: list[str], tmp_path: Path
 ) -> None:
-    asked: list[tuple[Any, ...]] = []
-    command = importlib.import_module("benchmarks.__main__")
-    monkeypatch.setattr(command, "measure", lambda *all_of_it: asked.append(all_of_it))
+    result = CliRunner().invoke(command.main, [*words, "--dir", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert re.findall("^## (.*)$", result.output, re.M) == shown
+
+
+def test_a_case_that_fails_does_not_end_the_others_and_is_named(command: Any, tmp_path: Path) -> None:
+    words = ["--all", "--dir", str(tmp_path / "here"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(command.main, words)
-    assert (result.exit_code, result.output) == (0, "")
-    assert asked[0][0] == wanted
+    assert result.exit_code == 1
+    assert "case 2 failed: no room" in result.output
+    kept = json.loads((tmp_path / "out/results.json").read_text())
+    assert [case["number"] for case in kept["cases"]] == [1, *range(3, 13)]
+
+
+def test_a_whole_run_keeps_nothing_of_another_and_a_part_refuses_to_mix(
+    command: Any, bench: Any, tmp_path: Path
+) -> None:
+    words = ["--dir", str(tmp_path / "here"), "--out", str(tmp_path / "out")]
+    bench.results.save(tmp_path / "out/results.json", {"boot": "x"}, [bench.results.Case(2, "Old", [])])
+    refused = CliRunner().invoke(command.main, ["--only", "1", *words])
+    assert refused.exit_code == 2
+    assert "of another machine" in refused.output
+    CliRunner().invoke(command.main, ["--all", *words])
+    kept = (tmp_path / "out/results.json").read_text()
+    assert "Old" not in kept and '"boot": "x"' not in kept
 
 
 def test_the_first_question_is_answered_in_three_groups(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.cases, "peers", lambda durability: [bench.queues.BareSQLite])
-    scale = bench.cases.replace_fields(bench.cases.TINY, elements=5)
-    case = bench.cases.compare(bench.cases.Bench(scale, tmp_path, tmp_path, lambda text: None))
+    case = bench.cases.compare(work(bench, tmp_path))
     assert [group.title for group in case.groups] == [
         "durable, 200 B",
         "not durable, 200 B",
         "not durable, 64 KiB",
     ]
     assert all(min(figures) > 0 for group in case.groups for figures in group.figures.values())
+
+
+def test_what_threads_and_tasks_add_is_there(bench: Any, tmp_path: Path) -> None:
+    here = work(bench, tmp_path)
+    assert bench.cases._by_threads(here, 2) > 0
+    assert bench.cases._by_tasks(here) > 0
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,7 @@ class BareCalls(Queue):
     def publish(self, names: list[tuple[str, str]]) -> None:
         tmp, drop, pending, _ = self.folders
         for _, key in names:
-            try:
-                os.lstat(key, dir_fd=drop)
-            except FileNotFoundError:
-                pass
+            _is_there(key, drop)
         fcntl.flock(self.index, fcntl.LOCK_EX)
         os.fstat(self.index)
         os.pread(self.index, 64, 0)
@@ -80,7 +77,7 @@ class BareCalls(Queue):
             bucket = os.pread(self.index, 1024, home)
             at = bucket.find(b"%010d " % crc)
             number = bucket[at + 11 : at + 30].decode() if at >= 0 else ""
-            if not number or not os.access(f"{number}-{key}", os.F_OK, dir_fd=pending, follow_symlinks=False):
+            if not number or not _is_there(f"{number}-{key}", pending):
                 number = f"{time_ns():019d}"
                 os.pwrite(self.index, f"{number} abcdefgh 0000004096".ljust(63).encode() + b"\n", 0)
                 os.pwrite(
@@ -128,6 +125,14 @@ class BareCalls(Queue):
     def close(self) -> None:
         for fd in (*self.folders, self.index):
             os.close(fd)
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def compiler() -> str | None:

@@ -10,14 +10,16 @@ import json
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from time import monotonic_ns, perf_counter
 from typing import Any
+from urllib.request import urlopen
 
 from fsinbox import Inbox
 
@@ -72,6 +74,21 @@ def _taken(path: str, operations: str) -> float:
         return (perf_counter() - begun) / int(operations) * 1e6
 
 
+def _looked(path: str, *words: str) -> tuple[float, float]:
+    """Run a command that looks at an inbox, from its imports on; return seconds, and the process's MiB."""
+    begun = perf_counter()
+    from fsinbox.cli import main
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        sys.argv = ["fsinbox", "--inbox", f"{path}/inbox", *words]
+        try:
+            main()
+        except SystemExit as ended:
+            if ended.code:
+                raise
+    return perf_counter() - begun, _memory() / (1 << 20)
+
+
 def _watchdog(path: str) -> None:
     from watchdog.events import FileSystemEvent, FileSystemEventHandler
     from watchdog.observers import Observer
@@ -109,6 +126,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "first_take": _first_take,
     "added": _added,
     "taken": _taken,
+    "looked": _looked,
     "watchdog": _watchdog,
     "inotify": _inotify,
 }
@@ -126,7 +144,8 @@ def _environment(**also: object) -> dict[str, str]:
     )
 
 
-def _run(program: str, *arguments: object) -> Any:
+def run(program: str, *arguments: object) -> Any:
+    """Return what one of PROGRAMS measures in a process of its own."""
     done = subprocess.run(
         _command(program, *arguments),
         env=_environment(),
@@ -138,26 +157,22 @@ def _run(program: str, *arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-# --- depth --------------------------------------------------------------------------------------------
-
-
-def first_take(path: Path) -> tuple[float, int]:
-    """Return the seconds that opening and a first take need in a fresh process, and the bytes it takes for
-    that."""
-    seconds, peak = _run("first_take", path)
-    return seconds, peak
-
-
-def added(path: Path, turn: int, operations: int) -> tuple[float, float]:
-    """Add so many new keys in a fresh process; return the microseconds of one, and the process's MiB at its
-    peak."""
-    microseconds, memory = _run("added", path, turn, operations)
-    return microseconds, memory
-
-
-def taken(path: Path, operations: int) -> float:
-    """Take and acknowledge so many in a fresh process; return the microseconds of one."""
-    return float(_run("taken", path, operations))
+def page(path: Path) -> float:
+    """Return the seconds in which `fsinbox web` answers with its first page. The page is asked for twice: the
+    first one loads what a site needs."""
+    words = [_FSINBOX, "--inbox", f"{path}/inbox", "web", "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            said = next((line for line in server.stderr if "http://" in line), "")
+            address = said[said.index("http://") :].strip()
+            for _ in range(2):
+                begun = perf_counter()
+                with urlopen(address, timeout=120) as answer:
+                    answer.read()
+            return perf_counter() - begun
+        finally:
+            server.terminate()
 
 
 # --- wake-up ------------------------------------------------------------------------------------------
@@ -182,17 +197,12 @@ def _process(words: list[str], **also: object) -> Iterator[subprocess.Popen[byte
             process.terminate()
 
 
-def _consume(path: Path, root: Path, handler: str, *options: str) -> list[str]:
-    command = os.path.join(os.path.dirname(sys.executable), "fsinbox")
-    return [
-        command,
-        "--inbox",
-        str(path / "inbox"),
-        "consume",
-        "--handler",
-        f"benchmarks.handlers:{handler}",
-        *options,
-    ]
+_FSINBOX = os.path.join(os.path.dirname(sys.executable), "fsinbox")
+
+
+def _consume(path: Path, handler: str, *options: str) -> list[str]:
+    words = ["consume", "--handler", f"benchmarks.handlers:{handler}", *options]
+    return [_FSINBOX, "--inbox", f"{path}/inbox", *words]
 
 
 def _wakes(ears: socket.socket, drop: Callable[[int], object], times: int) -> list[float]:
@@ -220,20 +230,20 @@ def _mover(path: Path, drop: Path) -> Callable[[int], int]:
     return move
 
 
-def wakes_by_mv(path: Path, root: Path, times: int) -> list[float]:
+def wakes_by_mv(path: Path, times: int) -> list[float]:
     """Return the seconds from `mv` into drop/ to the handler's first line, of an idle consumer."""
     Inbox(path / "inbox").close()
-    with _ears(path) as ears, _process(_consume(path, root, "note"), BENCH_SOCKET=path / "socket"):
+    with _ears(path) as ears, _process(_consume(path, "note"), BENCH_SOCKET=path / "socket"):
         return _wakes(ears, _mover(path, path / "inbox" / "drop"), times)
 
 
-def wakes_by_add(path: Path, root: Path, times: int) -> list[float]:
+def wakes_by_add(path: Path, times: int) -> list[float]:
     """Return the seconds from the call of add (not durable) to the handler's first line, of an idle
     consumer."""
     with (
         Inbox(path / "inbox", codec="bytes", durable=False) as inbox,
         _ears(path) as ears,
-        _process(_consume(path, root, "note"), BENCH_SOCKET=path / "socket"),
+        _process(_consume(path, "note"), BENCH_SOCKET=path / "socket"),
     ):
 
         def add(number: int) -> int:
@@ -244,12 +254,12 @@ def wakes_by_add(path: Path, root: Path, times: int) -> list[float]:
         return _wakes(ears, add, times)
 
 
-def wakes_of_watchdog(path: Path, root: Path, times: int) -> list[float]:
+def wakes_of_watchdog(path: Path, times: int) -> list[float]:
     """The same of a watchdog observer as its documentation shows it."""
     return _wakes_of("watchdog", path, max(2, times // 5))  # each takes half a second
 
 
-def wakes_of_inotify(path: Path, root: Path, times: int) -> list[float]:
+def wakes_of_inotify(path: Path, times: int) -> list[float]:
     """The same of a process that does nothing but read events."""
     return _wakes_of("inotify", path, times)
 
@@ -262,25 +272,27 @@ def _wakes_of(program: str, path: Path, times: int) -> list[float]:
         return _wakes(ears, _mover(path, path / "drop"), times)
 
 
-def switches_while_idle(path: Path, root: Path, seconds: float) -> float:
+def idle(path: Path, seconds: float) -> tuple[float, float]:
     """Return how often a second an idle consumer is woken, by what all its threads' context switches say
-    (proc(5))."""
+    (proc(5)), and the microseconds of CPU time that it takes a second."""
     Inbox(path / "inbox").close()
-    with _ears(path) as ears, _process(_consume(path, root, "note"), BENCH_SOCKET=path / "socket") as process:
+    with _ears(path) as ears, _process(_consume(path, "note"), BENCH_SOCKET=path / "socket") as process:
         _wakes(ears, _mover(path, path / "inbox" / "drop"), 1)
         time.sleep(min(3.0, seconds))
-        before = _switches(process.pid)
+        switches, nanoseconds = _used(process.pid)
         time.sleep(seconds)
-        return (_switches(process.pid) - before) / seconds
+        switches_now, nanoseconds_now = _used(process.pid)
+    return (switches_now - switches) / seconds, (nanoseconds_now - nanoseconds) / 1e3 / seconds
 
 
-def _switches(pid: int) -> int:
-    return sum(
-        int(line.split()[1])
-        for status in Path(f"/proc/{pid}/task").glob("*/status")
-        for line in status.read_text().splitlines()
-        if "ctxt_switches" in line
-    )
+def _used(pid: int) -> tuple[int, int]:
+    """Return (context switches, nanoseconds of CPU time) of a process, all its threads together."""
+    switches = nanoseconds = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        nanoseconds += int((thread / "schedstat").read_text().split()[0])
+        lines = (thread / "status").read_text().splitlines()
+        switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return switches, nanoseconds
 
 
 # --- commands -----------------------------------------------------------------------------------------
@@ -296,13 +308,15 @@ def whole_process(words: list[str], folder: Path) -> float:
     return seconds
 
 
-def share_of_ideal(path: Path, root: Path, threads: int) -> float:
-    """Have a consumer with so many threads work off what waits, 10 ms each; return its part of the best
-    possible rate."""
-    words = _consume(path, root, "wait", "--concurrency", str(threads), "--drain")
-    subprocess.run(words, env=_environment(BENCH_TIMES=path / "times"), check=True, stderr=subprocess.DEVNULL)
-    first, last, number = map(int, (path / "times").read_text().split())
-    return number * 0.01e9 / threads / (last - first)
+def handled(path: Path, handler: str, *options: str) -> float:
+    """Have a consumer work off what waits; return the seconds an element takes, from the first handler's
+    begin to the last one's end, all threads and processes together."""
+    (path / "times").mkdir()
+    words = _consume(path, handler, *options, "--drain", "--quiet")
+    subprocess.run(words, env=_environment(BENCH_TIMES=path / "times"), check=True)
+    noted = [struct.unpack("qqq", file.read_bytes()) for file in (path / "times").iterdir()]
+    firsts, lasts, counts = zip(*(one for one in noted if one[2]), strict=True)
+    return (max(lasts) - min(firsts)) / 1e9 / sum(counts)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .queues import Queue, make
 
 FORK = multiprocessing.get_context("fork")
 
-PATIENCE = 600
+PATIENCE = 120
 """Seconds after which a slice is given up: whoever is not done by then never will be."""
 
 

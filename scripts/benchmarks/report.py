@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from .queues import Fsinbox
 from .results import Case, Group, Target
+
+_WORDS = {True: "reached", False: "**missed**", None: ""}
+
+_README = (
+    (1, "16 producers, 200 B", "Durable add: 16 producers"),
+    (3, "200 B", "Durable: take and acknowledge"),
+    (4, "not durable, 200 B", "Not durable: from one process to another"),
+)
+"""Groups of the README's plot, by case and title: those in which a user recognises his own case."""
 
 
 def number(value: float) -> str:
@@ -28,8 +39,9 @@ def reached(group: Group, target: Target) -> str:
 
 def verdict(group: Group, target: Target) -> str:
     """Say in a line what was to be reached, and what was."""
-    word = {True: "reached", False: "**missed**", None: "open"}[group.is_met(target)]
-    return f"{word}: {group.title}: {target.text}: {reached(group, target)}"
+    return (
+        f"{_WORDS[group.is_met(target)] or 'beside'}: {group.title}: {target.text}: {reached(group, target)}"
+    )
 
 
 def summary(cases: list[Case]) -> str:
@@ -38,7 +50,7 @@ def summary(cases: list[Case]) -> str:
     for case in cases:
         for group in case.groups:
             for target in group.targets:
-                word = {True: "reached", False: "**missed**", None: ""}[group.is_met(target)]
+                word = _WORDS[group.is_met(target)]
                 lines.append(
                     f"| {case.number} | {group.title}: {target.text} | {reached(group, target)} | {word} |"
                 )
@@ -68,21 +80,42 @@ def section(case: Case, plots: str | None) -> str:
     return "\n".join(lines)
 
 
+def machine(about: dict[str, str]) -> str:
+    """Say what was measured on. (Which boot of it is for comparing runs.)"""
+    return ", ".join(f"{name} {value}" for name, value in about.items() if name != "boot")
+
+
 def fill_page(page: Path, about: dict[str, str], cases: list[Case], plots: str) -> None:
     """Put what was measured between its marks in a page: <!-- case 1 --> ... <!-- /case 1 -->, and machine,
-    and summary."""
+    and summary. A case that was not measured in this run shows nothing of another."""
     parts = {f"case {case.number}": section(case, plots) for case in cases}
-    parts["machine"] = "Measured on: " + ", ".join(f"{name} {value}" for name, value in about.items()) + "."
+    parts["machine"] = f"Measured on: {machine(about)}."
     parts["summary"] = summary(cases)
-    text = page.read_text(encoding="utf-8")
-    for mark, part in parts.items():
-        pattern = re.compile(f"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-        text = pattern.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
-    page.write_text(text, encoding="utf-8")
+
+    def fill(found: re.Match[str]) -> str:
+        return f"{found[1]}{parts.get(found[2], 'Not measured in this run.')}\n{found[4]}"
+
+    pattern = re.compile(r"(<!-- (\w[^>]*) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+    page.write_text(pattern.sub(fill, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def plot_first(cases: list[Case], folder: Path) -> None:
+    """Draw the README's plot (case-00.svg), of what the same run measured."""
+    found = {(case.number, group.title): group for case in cases for group in case.groups}
+    groups = [
+        replace(found[number, title], title=shown)
+        for number, title, shown in _README
+        if (number, title) in found
+    ]
+    plot(Case(0, "Elements of 200 bytes, a second", groups), folder)
 
 
 def plot(case: Case, folder: Path) -> None:
-    """Draw a case: a panel a group, a bar a contender, with the range of its rounds; as PNG and SVG."""
+    """Draw a case: a panel a group, a bar a contender, with the range of its rounds. Nothing, if nothing was
+    measured."""
+    groups = [group for group in case.groups if group.figures]
+    if not groups:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,47 +123,43 @@ def plot(case: Case, folder: Path) -> None:
     matplotlib.rcParams["font.size"] = 8
     from matplotlib import pyplot
 
-    columns = min(3, len(case.groups))
-    rows = -(-len(case.groups) // columns)
-    bars = max(len(group.figures) for group in case.groups)
-    figure, panels = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(4.3 * columns, rows * (0.9 + 0.24 * bars)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for panel in panels.flat[len(case.groups) :]:
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    bars = max(len(group.figures) for group in groups)
+    size = (4.3 * columns, rows * (0.9 + 0.24 * bars))
+    figure, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for panel in panels.flat[len(groups) :]:
         panel.set_visible(False)
-    for panel, group in zip(panels.flat, case.groups, strict=False):
-        names = sorted(
-            group.figures, key=lambda name: median(group.figures[name]), reverse=not group.more_is_better
-        )
-        if case.number == 7:
-            names = list(reversed(group.figures))
-        middles = [median(group.figures[name]) for name in names]
-        spans = [
-            [middle - min(group.figures[name]) for name, middle in zip(names, middles, strict=True)],
-            [max(group.figures[name]) - middle for name, middle in zip(names, middles, strict=True)],
-        ]
-        colours = [
-            "#c4622d"
-            if name.startswith(Fsinbox.name)
-            else "#b9c0c7"
-            if name.startswith(("bare system", "bare inotify"))
-            else "#5b7f95"
-            for name in names
-        ]
-        panel.barh(names, middles, color=colours, xerr=spans, error_kw={"lw": 0.7, "ecolor": "#333333"})
-        for position, (name, middle) in enumerate(zip(names, middles, strict=True)):
-            panel.text(max(group.figures[name]), position, f"  {number(middle)}", va="center", fontsize=7)
-        panel.set_title(group.title, fontsize=8)
-        panel.set_xlabel(f"{group.unit} ({'more' if group.more_is_better else 'less'} is better)", fontsize=7)
-        panel.set_xlim(0, max(max(values) for values in group.figures.values()) * 1.22 or 1)
-        panel.spines[["top", "right"]].set_visible(False)
+    for panel, group in zip(panels.flat, groups, strict=False):
+        _draw(panel, group, is_sorted=case.number != 7)
     figure.suptitle(case.title, fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-        figure.savefig(folder / f"case-{case.number:02}.{suffix}", dpi=110, metadata=metadata)
+    figure.savefig(folder / f"case-{case.number:02}.svg", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _draw(panel: Any, group: Group, *, is_sorted: bool) -> None:
+    middle = {name: median(figures) for name, figures in group.figures.items()}
+    names = sorted(middle, key=middle.__getitem__, reverse=not group.more_is_better)
+    if not is_sorted:
+        names = list(reversed(middle))
+    middles = [middle[name] for name in names]
+    spans = [
+        [middle[name] - min(group.figures[name]) for name in names],
+        [max(group.figures[name]) - middle[name] for name in names],
+    ]
+    colours = [
+        "#c4622d"
+        if name.startswith(Fsinbox.name)
+        else "#b9c0c7"
+        if name.startswith(("bare system", "bare inotify"))
+        else "#5b7f95"
+        for name in names
+    ]
+    panel.barh(names, middles, color=colours, xerr=spans, error_kw={"lw": 0.7, "ecolor": "#333333"})
+    for position, name in enumerate(names):
+        panel.text(max(group.figures[name]), position, f"  {number(middle[name])}", va="center", fontsize=7)
+    panel.set_title(group.title, fontsize=8)
+    panel.set_xlabel(f"{group.unit} ({'more' if group.more_is_better else 'less'} is better)", fontsize=7)
+    panel.set_xlim(0, max(max(values) for values in group.figures.values()) * 1.22 or 1)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -37,22 +37,22 @@ class Group:
     notes: list[str] = field(default_factory=list)
 
     def reached(self, target: Target) -> float | None:
-        """Return the median over the rounds of what a target is about; None if something was not measured."""
-        if any(name not in self.figures for name in (target.ours, *target.theirs)):
+        """Return the median over the rounds of what a target is about; None if it was not measured. What
+        failed (or is not there) of several others does not count."""
+        ours = self.figures.get(target.ours)
+        theirs = [self.figures[name] for name in target.theirs if name in self.figures]
+        if not ours or (target.theirs and not theirs):
             return None
-        ours = self.figures[target.ours]
-        if not target.theirs:
+        if not theirs:
             return median(ours)
         best = max if self.more_is_better else min
-        against = [
-            best(values) for values in zip(*(self.figures[name] for name in target.theirs), strict=True)
-        ]
+        against = [best(values) for values in zip(*theirs, strict=True)]
         return median(mine / other for mine, other in zip(ours, against, strict=True))
 
     def is_met(self, target: Target) -> bool | None:
-        """Tell whether a target is reached; None if it was not measured."""
+        """Tell whether a target is reached; None if it was not measured, or is only for comparison."""
         reached = self.reached(target)
-        if reached is None:
+        if reached is None or target.at_least is target.at_most is None:
             return None
         return (target.at_least is None or reached >= target.at_least) and (
             target.at_most is None or reached <= target.at_most
@@ -61,7 +61,7 @@ class Group:
 
 @dataclass
 class Case:
-    """One of the twelve."""
+    """What is measured, and shown, together."""
 
     number: int
     title: str
@@ -69,29 +69,48 @@ class Case:
 
 
 def machine(folder: Path) -> dict[str, str]:
-    """Return what the figures were measured on."""
-    from fsinbox.store.mounts import file_system_type
+    """Return what the figures are measured on. `boot` is another on every machine."""
+    from fsinbox.store.boot import boot_tag
+    from fsinbox.store.mounts import file_system_type, has_no_journal
 
+    lacks = ", without a journal" if has_no_journal(os.fspath(folder)) else ""
     return {
+        "boot": boot_tag(),
         "system": f"{platform.system()} {platform.release()}",
         "processors": str(os.cpu_count()),
-        "file system": file_system_type(os.fspath(folder)),
+        "file system": file_system_type(os.fspath(folder)) + lacks,
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
     }
 
 
 def save(path: Path, about: dict[str, str], cases: list[Case]) -> None:
-    """Keep a run; cases that it did not measure stay as they were, unless another machine did."""
-    before, cases_before = load(path) if path.exists() else (about, [])
-    kept = {case.number: case for case in cases_before} if before == about else {}
+    """Keep a run; cases that it did not measure stay as they were. Raises OtherMachine."""
+    kept = {case.number: case for case in kept_of(path, about)}
     kept.update((case.number, case) for case in cases)
     rounded = json.loads(
         json.dumps([asdict(kept[number]) for number in sorted(kept)]),
         parse_float=lambda text: float(f"{float(text):.5g}"),
     )
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(json.dumps({"machine": about, "cases": rounded}, indent=1) + "\n")
+
+
+class OtherMachine(Exception):
+    """What is kept was measured on another machine, or on this one before it was started anew."""
+
+
+def kept_of(path: Path, about: dict[str, str]) -> list[Case]:
+    """Return the cases that were kept of this very machine. Raises OtherMachine."""
+    if not path.exists():
+        return []
+    before, cases = load(path)
+    other = [f"{name} {before.get(name)}" for name in about if before.get(name) != about[name]]
+    if other:
+        raise OtherMachine(
+            f"{path} is of another machine ({', '.join(other)}): measure --all, or say another --out"
+        )
+    return cases
 
 
 def load(path: Path) -> tuple[dict[str, str], list[Case]]:
