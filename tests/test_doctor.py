@@ -63,6 +63,7 @@ from fsinbox.store.boot import boot_tag
 from fsinbox.store.folders import FOLDERS
 from fsinbox.store.layout import Layout
 from fsinbox.store.lines import HEADER, header_line
+from tests.disks.disk import FileSystem, attached, make, mounted, why_not, work_folder
 from tests.driver import Driver, Log, aftermath, all_died, forget, payload, read_log, value_of
 from tests.machine import disk, served, tmpfs
 from tests.oracle import Event, judge
@@ -206,6 +207,7 @@ GOOD = Facts(
             "is not safe",
             "mount it so",
         ),
+        ({"no_journal": True}, "kind", "note", "ext4 without a journal, local", "tune2fs -O has_journal"),
         ({}, "boot", "ok", "01234567", "the index is valid for this boot only"),
         ({"network": True}, "boot", "ok", "01234567", "not used here"),
         (
@@ -306,6 +308,20 @@ def test_of_each_fact_the_doctor_says_what_follows(
     assert found in line.found
     assert chosen in line.chosen
     assert "\n" not in line.found + line.chosen
+
+
+@pytest.mark.parametrize("has_journal", [True, False], ids=["journal", "no-journal"])
+def test_an_ext4_without_a_journal_is_named(has_journal: bool) -> None:
+    words = ("mkfs.ext4", "-q", "-O", f"{'' if has_journal else '^'}has_journal")
+    fs = FileSystem("ext4", "ext4", 200 << 20, words)
+    if reason := why_not(fs):
+        pytest.skip(f"no ext4 is mounted: {reason}")
+    with work_folder() as folder:
+        make(fs, folder / "image")
+        with attached(folder / "image") as device, mounted(fs, device, folder / "mnt") as place:
+            done = run("doctor", "--inbox", place / "inbox", cwd=folder)
+    assert ("ext4 without a journal" in done.stdout) is not has_journal
+    assert ("ext4, local" in done.stdout) is has_journal
 
 
 def test_where_nothing_can_be_measured_the_doctor_says_so(tmp_path: Path) -> None:

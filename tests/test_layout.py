@@ -21,7 +21,7 @@ from fsinbox import AddFailed, Inbox, InboxError, UnusableInbox
 from fsinbox.store.creating import set_mode
 from fsinbox.store.folders import FILES, FOLDERS
 from fsinbox.store.layout import Layout
-from fsinbox.store.mounts import NETWORK_FILE_SYSTEMS, file_system_type, is_network
+from fsinbox.store.mounts import NETWORK_FILE_SYSTEMS, file_system_type, has_no_journal, is_network
 from tests.shim import intercepted, meanwhile, refusing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
@@ -353,6 +353,20 @@ def test_the_type_of_a_file_system_is_told() -> None:
     assert file_system_type("/proc/self/../../dev/no such file") != "proc"
     assert file_system_type("/")
     assert not is_network("/proc")
+
+
+@pytest.mark.parametrize(("task", "lacks"), [("<none>\n", True), ("504\n", False), (None, False)])
+def test_an_ext4_without_a_journal_is_told(task: str | None, lacks: bool, tmp_path: Path) -> None:
+    """As the kernel's files say it, in a folder of our own: which file system this one is does not matter."""
+    device = tmp_path.stat().st_dev
+    link = tmp_path / f"dev/block/{os.major(device)}:{os.minor(device)}"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../devices/virtual/block/loop7")
+    if task is not None:
+        (tmp_path / "fs/ext4/loop7").mkdir(parents=True)
+        (tmp_path / "fs/ext4/loop7/journal_task").write_text(task)
+    assert has_no_journal(str(tmp_path), str(tmp_path)) is lacks
+    assert not has_no_journal(str(tmp_path / "gone"), str(tmp_path))
 
 
 @linux

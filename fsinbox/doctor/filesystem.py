@@ -27,7 +27,7 @@ from ..store.boot import boot_tag
 from ..store.drops import has_writer, renamed_in
 from ..store.errors import InboxError, UnusableInbox
 from ..store.layout import Layout
-from ..store.mounts import file_system_type, is_network, mount_of
+from ..store.mounts import file_system_type, has_no_journal, is_network, mount_of
 from ..store.network.sharing import sharing_of
 
 SCRATCH = ".doctor-"
@@ -67,6 +67,7 @@ class Facts:
     path: str
     kind: str
     network: bool
+    no_journal: bool = False  # it is an ext4 without one
     refused: str = ""  # why hosts cannot share an inbox over this mount
     race: Race | None = None
     between: bool | None = None
@@ -107,7 +108,7 @@ def measure(path: str) -> Facts:
     if not places:
         raise UnusableInbox(f"there is no {path}, nor the directory it would be in: create that first")
     place = places[0]
-    facts = Facts(place, file_system_type(place), is_network(place))
+    facts = Facts(place, file_system_type(place), is_network(place), has_no_journal(place))
     if facts.network:
         try:
             sharing_of(path, mount_of(place))

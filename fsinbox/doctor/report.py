@@ -76,6 +76,13 @@ def _kind(facts: Facts) -> Said:
             "the index survives late writes of a host that was cut off; the consumer holds a lease, and "
             "polls while it is idle",
         )
+    if facts.no_journal:
+        return (
+            "note",
+            f"{kind} without a journal, local",
+            "a power cut may leave a rename by half, and quick adds to a queue in use take several times as "
+            "long: give it a journal (unmounted: tune2fs -O has_journal DEVICE)",
+        )
     return "ok", f"{kind}, local", "after each boot the index is rebuilt from the folders"
 
 

@@ -51,15 +51,15 @@ def file_system_type(path: str) -> str:
     return mount_of(path)[0]
 
 
-def has_no_journal(path: str) -> bool:
+def has_no_journal(path: str, system: str = "/sys") -> bool:
     """Tell whether `path` lies on an ext4 that was made without a journal. False where that cannot be told.
 
-    Source: /sys/fs/ext4/<device>/journal_task, the process that writes the journal (Linux 4.10 and later).
+    Source: fs/ext4/<device>/journal_task below /sys, the process that writes the journal.
     """
     try:
         device = os.stat(path).st_dev
-        name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
-        with open(f"/sys/fs/ext4/{name}/journal_task", encoding="ascii") as file:
+        name = os.path.basename(os.readlink(f"{system}/dev/block/{os.major(device)}:{os.minor(device)}"))
+        with open(f"{system}/fs/ext4/{name}/journal_task", encoding="ascii") as file:
             return file.read().strip() == "<none>"
     except OSError:
         return False

@@ -6,7 +6,10 @@ scripts/bench.
     bare.py        the limit: the system calls that fsinbox makes, in bare loops, in Python and (bare.c) in C
     processes.py   runs a contender in one process or many, for a slice of time, and brings back what they
                    measured
-    cases.py       the twelve cases, and what each is to reach
+    bench.py       how much is measured; rounds in which contenders alternate
+    cases.py       the cases in which queues are compared, and what each is to reach
+    commands.py    those in which fsinbox's commands are measured (consuming.py, handlers.py: what runs there)
+    disks.py       a fresh ext4 for root
     results.py     figures, ratios, targets: what is kept of a run
     report.py      tables, plots, and the pages that show them
 

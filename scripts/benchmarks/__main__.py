@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -84,6 +86,8 @@ def main(
     another takes. The rest is in twelve cases: --only and --all. What fails is left out, and named; then the
     exit status is 1.
     """
+    # Else a fresh disk would stay mounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out = PAGES if docs else out
     whole = everything or (tiny and not only)
     failed: list[str] = []
