@@ -133,6 +133,24 @@ def test_a_run_is_kept_and_a_page_shows_it_and_says_what_was_missed(bench: Any, 
     assert page.read_text() == text, "filling it again changes nothing"
 
 
+def test_the_readme_shows_some_of_the_same_run(bench: Any, tmp_path: Path) -> None:
+    results, report = bench.results, bench.report
+    sqlite = bench.queues.BareSQLite.name
+    target = results.Target("beside", "fsinbox", [sqlite])
+    figures = {"fsinbox": [23.0], sqlite: [100.0]}
+    cases = [
+        results.Case(1, "Add", [results.Group("1 producer, 200 B", "adds/s", figures, [target])]),
+        results.Case(3, "Take", [results.Group("200 B", "elements/s", figures)]),
+    ]
+    page = tmp_path / "README.md"
+    page.write_text("slow (<!-- lone -->0.9<!-- /lone --> of it)\n")
+    report.fill_page(page, {}, cases, "plots")
+    assert page.read_text() == "slow (<!-- lone -->0.2<!-- /lone --> of it)\n"
+    assert report.lone([]) == ""
+    shown = report.shown_first(cases)
+    assert (shown.number, [group.title for group in shown.groups]) == (0, ["Durable: take and acknowledge"])
+
+
 def test_figures_of_two_machines_are_never_kept_together(bench: Any, tmp_path: Path) -> None:
     results = bench.results
     kept = tmp_path / "results.json"

@@ -65,8 +65,8 @@ _ROOM = 10 << 30
 @click.option(
     "--docs",
     is_flag=True,
-    help="Keep them in docs/performance/, and put them into docs/performance.md; with --fresh, where it can "
-    "be had and --dir says nothing else.",
+    help="Keep them in docs/performance/, and put them into docs/performance.md and README.md; with --fresh, "
+    "where it can be had and --dir says nothing else.",
 )
 @click.option("--redraw", is_flag=True, help="Measure nothing: draw and write what was kept anew.")
 def main(
@@ -107,8 +107,9 @@ def main(
         for case in kept:
             report.plot(case, out)
         if docs:
-            report.plot_first(kept, out)
-            report.fill_page(PAGES.with_suffix(".md"), about, kept, PAGES.name)
+            report.plot(report.shown_first(kept), out)
+            for page in (PAGES.with_suffix(".md"), ROOT / "README.md"):
+                report.fill_page(page, about, kept, PAGES.name)
     if failed:
         raise click.ClickException("; ".join(failed))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .queues import Fsinbox
+from .queues import BareSQLite, Fsinbox
 from .results import Case, Group, Target
 
 _WORDS = {True: "reached", False: "**missed**", None: ""}
@@ -85,29 +85,40 @@ def machine(about: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in about.items() if name != "boot")
 
 
+def lone(cases: list[Case]) -> str:
+    """Say which part of SQLite's rate a lone durable producer has, as the README does; "" if that was not
+    measured."""
+    for case in cases:
+        for group in case.groups:
+            for target in group.targets:
+                if (case.number, group.title, target.theirs) == (1, "1 producer, 200 B", [BareSQLite.name]):
+                    return f"{group.reached(target) or 0:.1f}"
+    return ""
+
+
 def fill_page(page: Path, about: dict[str, str], cases: list[Case], plots: str) -> None:
     """Put what was measured between its marks in a page: <!-- case 1 --> ... <!-- /case 1 -->, and machine,
-    and summary. A case that was not measured in this run shows nothing of another."""
+    summary and lone. A case that was not measured in this run shows nothing of another."""
     parts = {f"case {case.number}": section(case, plots) for case in cases}
-    parts["machine"] = f"Measured on: {machine(about)}."
-    parts["summary"] = summary(cases)
+    parts |= {"machine": f"Measured on: {machine(about)}.", "summary": summary(cases), "lone": lone(cases)}
 
     def fill(found: re.Match[str]) -> str:
-        return f"{found[1]}{parts.get(found[2], 'Not measured in this run.')}\n{found[4]}"
+        begin, name, line, end = found.groups()
+        return f"{begin}{line}{parts.get(name) or 'Not measured in this run.'}{line}{end}"
 
-    pattern = re.compile(r"(<!-- (\w[^>]*) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+    pattern = re.compile(r"(<!-- (\w[^>]*) -->)(\n?).*?(<!-- /\2 -->)", re.DOTALL)
     page.write_text(pattern.sub(fill, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def plot_first(cases: list[Case], folder: Path) -> None:
-    """Draw the README's plot (case-00.svg), of what the same run measured."""
+def shown_first(cases: list[Case]) -> Case:
+    """Return what the README's plot (case-00.svg) shows, of what the same run measured."""
     found = {(case.number, group.title): group for case in cases for group in case.groups}
     groups = [
         replace(found[number, title], title=shown)
         for number, title, shown in _README
         if (number, title) in found
     ]
-    plot(Case(0, "Elements of 200 bytes, a second", groups), folder)
+    return Case(0, "Elements of 200 bytes, a second", groups)
 
 
 def plot(case: Case, folder: Path) -> None:
