@@ -29,12 +29,12 @@ CASES: dict[int, Callable[[bench.Bench], results.Case]] = {
     FIRST: cases.compare,
     5: cases.overhead,
     6: cases.replace,
-    7: commands.depth,
     8: commands.wake_up,
     9: cases.fairness,
     10: commands.cold,
     11: commands.concurrency,
     12: commands.journal,
+    7: commands.depth,  # last: it leaves a million files
 }
 
 _ROOM = 10 << 30
@@ -101,7 +101,7 @@ def main(
         if whole and out:
             (out / "results.json").unlink(missing_ok=True)  # figures of one run are of one run
         with _place(folder or Path(), fresh=fresh) as place:
-            failed = measure(wanted, replace(scale, rounds=rounds or scale.rounds), place, out)
+            failed = measure(wanted, replace(scale, rounds=rounds or scale.rounds), place, out, fresh=fresh)
     if out and (out / "results.json").exists():
         about, kept = results.load(out / "results.json")
         for case in kept:
@@ -125,7 +125,9 @@ def _place(folder: Path, *, fresh: bool) -> Iterator[Path]:
             yield Path(work).resolve()
 
 
-def measure(wanted: tuple[int, ...], scale: bench.Scale, place: Path, out: Path | None) -> list[str]:
+def measure(
+    wanted: tuple[int, ...], scale: bench.Scale, place: Path, out: Path | None, *, fresh: bool
+) -> list[str]:
     """Measure some cases in a folder, print each, and keep it. Return which failed, and why."""
     begun = monotonic()
     failed = []
@@ -141,7 +143,7 @@ def measure(wanted: tuple[int, ...], scale: bench.Scale, place: Path, out: Path 
         raise click.UsageError(str(error)) from error
     for number in wanted:
         try:
-            case = CASES[number](bench.Bench(scale, place, ROOT, say))
+            case = CASES[number](bench.Bench(scale, place, ROOT, say, fresh))
         except Exception as error:
             click.echo(traceback.format_exc(), err=True)
             failed.append(f"case {number} failed: {error}")

@@ -51,6 +51,8 @@ class Bench:
     root: Path
     """Of the project, where its scripts are."""
     say: Callable[[str], object]
+    is_fresh: bool = False
+    """The folder is a disk of its own, which goes when all is measured."""
 
     def group(
         self,

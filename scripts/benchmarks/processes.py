@@ -28,13 +28,14 @@ PATIENCE = 120
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
+def scratch(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """A fresh folder, removed afterwards."""
     path = Path(tempfile.mkdtemp(prefix="slice-", dir=folder))
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class Worked(NamedTuple):
