@@ -83,8 +83,8 @@ def main(
     """Measure fsinbox beside what a user would pick instead, and beside the bare system calls.
 
     Leave the machine alone meanwhile. Two minutes tell how it compares from end to end: one process adds,
-    another takes. The rest is in twelve cases: --only and --all. What fails is left out, and named; then the
-    exit status is 1.
+    another takes. The rest is in twelve cases: --only and --all. A contender that fails is left out, and
+    named; if a case fails, the exit status is 1.
     """
     # Else a fresh disk would stay mounted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

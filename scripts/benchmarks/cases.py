@@ -155,9 +155,9 @@ def durable_take(bench: Bench) -> Case:
     lazy = BareSQLiteLazyConsumer
     kinds = [Fsinbox, BareCalls, lazy, *peers(DURABLE, lambda kind: kind.acknowledges)]
     scale = bench.scale
-    for size in (200, 65536):
+    for size, elements in ((200, scale.elements), (65536, scale.elements // 4)):
         contenders = each(
-            kinds, taking, DURABLE, bench.folder, elements=scale.elements, seconds=scale.seconds, size=size
+            kinds, taking, DURABLE, bench.folder, elements=elements, seconds=scale.seconds, size=size
         )
         case.groups.append(
             bench.group(

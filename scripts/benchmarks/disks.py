@@ -26,7 +26,7 @@ def missing() -> str:
 def fresh(folder: Path, size: int, *, has_journal: bool = True) -> Iterator[Path]:
     """A file system of so many bytes, which is gone afterwards; its image is in `folder`. Raises OSError,
     CalledProcessError."""
-    with tempfile.TemporaryDirectory(prefix="disk-", dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as work:
         image, place = f"{work}/image", Path(work, "mounted")
         place.mkdir()
         _run("fallocate", "--length", str(size), image)
