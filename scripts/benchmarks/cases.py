@@ -273,7 +273,12 @@ def replace(bench: Bench) -> Case:
     wanted = {
         QUICK: [
             Target("0.35x of SQLite without flushes", OURS, [SQLITE], at_least=0.35),
-            Target("volatile=True: 0.35x of SQLite without flushes", FsinboxVolatile.name, [SQLITE], at_least=0.35),
+            Target(
+                "volatile=True: 0.35x of SQLite without flushes",
+                FsinboxVolatile.name,
+                [SQLITE],
+                at_least=0.35,
+            ),
         ],
         DURABLE: [
             Target("1.5x of the SQLAlchemy draft", OURS, [Draft.name], at_least=1.5),
