@@ -26,7 +26,7 @@ from .outcome import Handler, HandlerError, Outcome
 class Worker:
     """A process that handles one element at a time."""
 
-    def __init__(self, make: Callable[[], Handler], path: str, codec: str) -> None:
+    def __init__(self, make: Callable[[], Handler], path: str, codec: str, *, weigh: bool) -> None:
         """Start it, and wait until it is ready: see child.run. Raises HandlerError."""
         spawn = multiprocessing.get_context("spawn")  # a fork of a program with threads may hang
         self.handled = 0
@@ -36,7 +36,10 @@ class Worker:
         self._connection: Connection
         self._connection, theirs = spawn.Pipe()
         self.process: SpawnProcess = spawn.Process(
-            target=child.run, args=(theirs, make, path, codec, os.getpid()), name="fsinbox-worker"
+            target=child.run,
+            args=(theirs, make, path, codec, os.getpid()),
+            kwargs={"weigh": weigh},
+            name="fsinbox-worker",
         )
         self.process.start()
         theirs.close()
@@ -50,8 +53,8 @@ class Worker:
 
     def handle(self, job: child.Job) -> child.Answer:
         """Have it handle a job. Raises EOFError or OSError if it has died."""
-        self._connection.send(job)
-        answer: child.Answer = self._connection.recv()
+        self._connection.send(job.sent())
+        answer = child.Answer.received(self._connection.recv())
         self.handled += 1
         return answer
 
@@ -96,7 +99,7 @@ class ProcessHandler:
         process is replaced. Starts a first one. Raises HandlerError.
         """
         self.name = f"{name} in processes"
-        self._start: Callable[[], Worker] = lambda: Worker(make, path, codec)
+        self._start: Callable[[], Worker] = lambda: Worker(make, path, codec, weigh=max_memory is not None)
         self._max_elements = max_elements
         self._max_memory = max_memory
         self._mutex = threading.Lock()
@@ -122,7 +125,7 @@ class ProcessHandler:
             self._busy[element] = worker
         try:
             folder, _ = element.whereabouts()
-            taken = tuple(one.whereabouts()[1] for one in elements)
+            taken = [one.whereabouts()[1] for one in elements]
             answer = worker.handle(child.Job(folder, taken, is_batch))
         except (EOFError, OSError):
             why = worker.how_it_ended()
