@@ -103,7 +103,7 @@ class Element(Waiting):
 
     def __init__(self, handle: Handle, codec: str, claim: Claim) -> None:
         taken = claim.taken
-        super().__init__(handle, codec, handle.layout.inflight, taken.name, taken.key, taken.number)
+        Waiting.__init__(self, handle, codec, handle.layout.inflight, taken.name, taken.key, taken.number)
         self._claim = claim
         self.attempts = taken.attempts
 

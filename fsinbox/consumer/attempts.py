@@ -78,6 +78,8 @@ class Attempts:
 
     def of_taken(self, name: str, status: os.stat_result) -> Note | None:
         """Return the note of an element that was just taken; forget one of a value that it has replaced."""
+        if name not in self._notes:
+            return None  # as a rule
         note = self.of(name, status)
         if note is None:
             self.forget(name)

@@ -175,10 +175,10 @@ class Consumer:
     def _take_next(self) -> Taken | None:
         if monotonic() >= self._next_look:
             self._look_around()
-        if self.controls.paused:
+        asked = self.controls.asked
+        if asked.paused:
             return None
-        listings = 0
-        held = self.controls.held
+        listings, held = 0, asked.held
         while True:
             name = self.ready.oldest(monotonic())
             if name is None or self.listing.stale:  # list first, or a due retry overtakes older keys
@@ -246,12 +246,12 @@ class Consumer:
             )
         self.ownership.check()
         self.drops.ingest()
-        if not self.listing.may_be_spared(is_used_up=not (self.ready or self.returning)):
+        if not self.listing.may_be_spared(is_used_up=not (self.ready or self.returning.ways)):
             self.ready.replace(self.listing.read(self._is_held))
 
     def _is_held(self, encoded: str) -> bool:
         """Tell whether an element of this key may come back."""
-        return encoded in self.in_flight or encoded in self.returning or encoded in self.ready.deferred
+        return encoded in self.in_flight or encoded in self.returning.ways or encoded in self.ready.deferred
 
     # --- the ways out -------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Consumer:
         if self.in_flight.get(taken.encoded) is taken:
             del self.in_flight[taken.encoded]
         self.ended.add(taken.encoded)
-        if taken.encoded not in self.returning:
+        if taken.encoded not in self.returning.ways:
             self.ready.unblock(taken.encoded)
 
     def _count(self, taken: Taken, *, counted: bool) -> None:

@@ -28,18 +28,13 @@ class Controls:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._asked: Requests = NONE
+        self.asked: Requests = NONE
         self._next_look = 0.0
 
     @property
     def paused(self) -> bool:
         """Whether nothing may be taken."""
-        return self._asked.paused
-
-    @property
-    def held(self) -> frozenset[str]:
-        """The encoded keys that are on hold."""
-        return self._asked.held
+        return self.asked.paused
 
     def look(self) -> Change | None:
         """Look into control/; None if it is not yet time. Raises OSError."""
@@ -48,16 +43,16 @@ class Controls:
             return None
         if self._layout.sharing:
             self._next_look = now + INTERVAL
-        before, self._asked = self._asked, requests(self._layout)
-        if before.paused != self._asked.paused:
-            if self._asked.paused:
+        before, self.asked = self.asked, requests(self._layout)
+        if before.paused != self.asked.paused:
+            if self.asked.paused:
                 log.warning(
-                    "paused by %s: nothing is taken", self._asked.by or "somebody", extra={"event": "paused"}
+                    "paused by %s: nothing is taken", self.asked.by or "somebody", extra={"event": "paused"}
                 )
             else:
                 log.warning("resumed", extra={"event": "resumed"})
-        return Change(before.rescan != self._asked.rescan, bool(before.held - self._asked.held))
+        return Change(before.rescan != self.asked.rescan, bool(before.held - self.asked.held))
 
     def next_look(self) -> float | None:
         """Return when (monotonic seconds) to look again; None if nothing is asked for."""
-        return monotonic() + INTERVAL if self._asked.paused or self._asked.held else None
+        return monotonic() + INTERVAL if self.asked.paused or self.asked.held else None

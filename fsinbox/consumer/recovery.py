@@ -103,7 +103,7 @@ class Recovery:
         `died`: a dead consumer left it there; else a step that was cut short. Raises OSError, LeaseLost.
         """
         self._ready.clear()
-        known = in_flight | self._returning.keys()
+        known = in_flight | self._returning.ways.keys()
         orphans = [orphan for orphan in self._list_inflight() if orphan[1] not in known]
         deferred = self._list_deferred()
         going_back = {encoded for _, encoded in orphans} | deferred.keys()
@@ -205,7 +205,7 @@ class Recovery:
             self._ownership.verify()  # else it is not that the lease was lost
             self._returning.refused.discard(encoded)  # said when it is tried again
         else:
-            if is_back and encoded not in self._returning:
+            if is_back and encoded not in self._returning.ways:
                 what = (
                     "a consumer died with key %r in flight: requeued"
                     if died

@@ -76,7 +76,8 @@ def requeued(name: str) -> WayBack:
 class Returning:
     """Elements on their way back. What is in here lies in inflight/, and nobody has it.
 
-    `refused`: those keys that the system refused; nobody needs to wait for them.
+    `ways`: encoded key -> where its element is to go. `refused`: those keys that the system refused; nobody
+    needs to wait for them.
     """
 
     def __init__(
@@ -94,23 +95,13 @@ class Returning:
         self._ready = ready
         self._attempts = attempts
         self._ended = ended
-        self._ways: dict[str, WayBack] = {}
+        self.ways: dict[str, WayBack] = {}
         self.refused: set[str] = set()
-
-    def __contains__(self, encoded: object) -> bool:
-        return encoded in self._ways
-
-    def __len__(self) -> int:
-        return len(self._ways)
-
-    def keys(self) -> set[str]:
-        """Return the encoded keys."""
-        return set(self._ways)
 
     @property
     def is_soon(self) -> bool:
         """Whether something waits for no more than the lock."""
-        return len(self._ways) > len(self.refused)
+        return len(self.ways) > len(self.refused)
 
     def next_look(self) -> float | None:
         """Return when (monotonic seconds) what the system refused is to be tried again; None if nothing was.
@@ -119,7 +110,7 @@ class Returning:
 
     def later(self, way: WayBack) -> None:
         """Have it tried between takes."""
-        self._ways[way.encoded] = way
+        self.ways[way.encoded] = way
 
     def send(self, way: WayBack) -> bool:
         """Send an element its way; False if a newer value waits and it was dropped, or if it is gone.
@@ -134,15 +125,15 @@ class Returning:
             if outcome == "newer":
                 transitions.discard(self._layout, "inflight", way.name, transitions.SUPERSEDED)
         except Busy:
-            self._ways[way.encoded] = way
+            self.ways[way.encoded] = way
             return True
         except OSError:
-            self._ways[way.encoded] = way
+            self.ways[way.encoded] = way
             self.refused.add(way.encoded)
             raise
         if outcome == "gone":
             self._ownership.verify()
-        self._ways.pop(way.encoded, None)
+        self.ways.pop(way.encoded, None)
         self.refused.discard(way.encoded)
         self._have_sent(way, moved=outcome == "moved")
         return outcome == "moved"
@@ -176,11 +167,11 @@ class Returning:
         """
         refused = None
         until = monotonic() + patience
-        for way in list(self._ways.values()):
+        for way in list(self.ways.values()):
             said = way.encoded in self.refused
             try:
                 self.send(way)
-                while way.encoded in self._ways and monotonic() < until:
+                while way.encoded in self.ways and monotonic() < until:
                     sleep(_PAUSE)
                     self.send(way)
             except OSError as error:

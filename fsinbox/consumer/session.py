@@ -186,7 +186,7 @@ class Session:
             raise
 
     def _take(self, handed: list[Claim]) -> Claim | None:
-        consumer = self._consume()
+        consumer = self.consumer or self._consume()
         if len(self.claims) >= self._max_inflight():
             raise WrongState(self._too_many())
         try:

@@ -77,7 +77,7 @@ class Taking:
             self._foreign.set_aside("pending", name, NO_NAME)
             return None
         number, encoded = parsed
-        if encoded in self._in_flight or encoded in self._returning:
+        if encoded in self._in_flight or encoded in self._returning.ways:
             self._ready.block(encoded, name)
             return None
         self._ended.flush_before(encoded)

@@ -1095,14 +1095,14 @@ MUTANTS = [
         (
             "two-of-a-key-in-flight",
             TAKING,
-            "        if encoded in self._in_flight or encoded in self._returning:",
+            "        if encoded in self._in_flight or encoded in self._returning.ways:",
             "        if False:",
             "tests/test_inbox.py -k never_two_of_one_key_are_out",
         ),
         (
             "what-cannot-go-back-is-passed",
             TAKING,
-            "        if encoded in self._in_flight or encoded in self._returning:",
+            "        if encoded in self._in_flight or encoded in self._returning.ways:",
             "        if encoded in self._in_flight:",
             "tests/test_consumer.py -k what_could_not",
         ),
