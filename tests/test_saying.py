@@ -47,6 +47,11 @@ def chatty(key, value):
     for number in range(20_000):
         print("a line that is rather long, so that a pipe is soon full", number)
 
+def complains(key, value):
+    print("a line", file=sys.stderr)
+    sys.stderr.flush()
+    print("a rest", file=sys.stderr, end="", flush=True)
+
 def slow(key, value):
     print("begun")
     time.sleep(60)
@@ -233,3 +238,16 @@ def test_an_output_that_nobody_reads_is_no_reason_to_fail(place: Path) -> None:
         )  # fmt: skip
         assert "0 failed" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("more", ["", "--processes 2"])
+def test_errors_that_cannot_be_written_are_no_reason_to_fail(place: Path, more: str) -> None:
+    """Standard error goes to a full disk, or its reader has gone."""
+    for redirected in ("2>/dev/full", "2>&1 >/dev/null | true"):
+        with Inbox(place / "inbox") as inbox:
+            inbox.add("a", 1)
+        line = f"{WORDS} consume --drain --handler jobs:complains --max-attempts 1 {more} {redirected}"
+        subprocess.run(["/bin/sh", "-c", line], cwd=place, env=environment(), timeout=PATIENCE, check=False)
+        with Inbox(place / "inbox") as inbox:
+            assert not len(inbox)
+            assert not os.listdir(place / "inbox/failed")

@@ -20,6 +20,7 @@ from ..worker.outcome import Handler
 from ..worker.pacing import Breaker, Gate, Pacing, Rate
 from ..worker.renewing import Renewal, Restart
 from ..worker.runner import Runner
+from ..worker.saying import watch_output
 from . import logs
 from .exits import EXIT_FAILED
 from .handling import bounds, handler_for
@@ -37,7 +38,7 @@ def consume(path: str, **options: Any) -> int:
     restart = Restart(os.environ)
     log_options = logs.chosen(options)
     logs.set_up(log_options)
-    logs.watch_output(log_options)
+    watch_output(logs=log_options.output)
     handler = handler_for(path, log_options, options)
     if options["processes"]:
         options["concurrency"] = options["processes"]

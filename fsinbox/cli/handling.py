@@ -111,9 +111,10 @@ def in_process(
 ) -> Handler:
     """Return the handler of a worker process: called in it, first of all. Raises HandlerError."""
     from ..worker.functions import load_function
+    from ..worker.saying import watch_output
 
     logs.set_up(log_options)
-    logs.watch_output(log_options)
+    watch_output(logs=log_options.output)
     handler = load_function(function, batches=batches)
     if not trace:
         return handler

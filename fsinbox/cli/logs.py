@@ -70,14 +70,6 @@ def set_up(logs: Logs) -> None:
         )
 
 
-def watch_output(logs: Logs) -> None:
-    """Have what handlers print passed on a line at once, or logged."""
-    from ..worker.saying import Printed
-
-    if sys.stdout:
-        sys.stdout = Printed(sys.stdout, logs=logs.output)
-
-
 def _with_element(record: logging.LogRecord) -> bool:
     """Note in what a handler logs which element it works on. (Ours say that themselves.)"""
     from ..worker.saying import current

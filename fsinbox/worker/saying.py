@@ -57,9 +57,17 @@ def log_output(line: str, elements: tuple[Element, ...]) -> None:
     log.info("%s", of_element(line, elements), extra=about(element, "output", text=line))
 
 
+def watch_output(*, logs: bool) -> None:
+    """Have what handlers print passed on a line at once, or logged."""
+    if sys.stdout:
+        sys.stdout = Printed(sys.stdout, logs=logs)
+    if sys.stderr:
+        sys.stderr = Printed(sys.stderr, logs=False)
+
+
 class Printed(io.TextIOBase):
-    """Stands for standard output: passes on what is printed, a line at once; or logs what a handler prints, a
-    record a line.
+    """Stands for standard output, or standard error: passes on what is printed, a line at once; or logs what
+    a handler prints, a record a line.
 
     That nobody reads it, or that it cannot be written, is no reason for a handler to fail.
     """
