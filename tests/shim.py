@@ -36,7 +36,8 @@ from fsinbox.store import exchanging
 Hook = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 NO_CALLS = frozenset(
-    "fspath fsencode fsdecode getpid geteuid urandom cpu_count WIFEXITED register_at_fork uname _exit".split()
+    "fspath fsencode fsdecode major getpid geteuid urandom cpu_count WIFEXITED register_at_fork uname "
+    "_exit".split()
 )
 """Functions of os that are no file operation."""
 

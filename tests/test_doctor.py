@@ -208,6 +208,20 @@ GOOD = Facts(
             "mount it so",
         ),
         ({"no_journal": True}, "kind", "note", "ext4 without a journal, local", "tune2fs -O has_journal"),
+        (
+            {"kind": "cifs", "network": True, "forced": True},
+            "kind",
+            "note",
+            "cifs, which other hosts may use too",
+            "forced to be for this one alone",
+        ),
+        (
+            {"kind": "newfs", "untold": True},
+            "kind",
+            "note",
+            "newfs, of which is not known whether other hosts use it",
+            "is for this machine alone",
+        ),
         ({}, "boot", "ok", "01234567", "the index is valid for this boot only"),
         ({"network": True}, "boot", "ok", "01234567", "not used here"),
         (

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -92,12 +93,13 @@ def leave_open(inbox: Inbox) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "wanted"),
     [
-        ("nfs4", "rw,vers=4.2,hard", Sharing("nfs4", opens_first=True)),
-        ("nfs4", "rw,vers=4.2,lookupcache=none,local_lock=none", Sharing("nfs4")),
-        ("nfs", "rw,vers=4.1,hard", Sharing("nfs", opens_first=True)),
-        ("nfs", "rw,vers=3,lookupcache=none,hard", Sharing("nfs", touches_first=True)),
+        ("nfs4", "rw,vers=4.2,hard", Sharing("nfs4", opens_first=True, slow_exclusive=True)),
+        ("nfs4", "rw,vers=4.2,lookupcache=none,local_lock=none", Sharing("nfs4", slow_exclusive=True)),
+        ("nfs", "rw,vers=4.1,hard", Sharing("nfs", opens_first=True, slow_exclusive=True)),
+        ("nfs", "rw,vers=3,lookupcache=none,hard", Sharing("nfs", touches_first=True, slow_exclusive=True)),
         ("ceph", "rw", Sharing("ceph", one_clock=False)),
-        ("9p", "rw", Sharing("9p", one_clock=False)),
+        ("lustre", "rw,flock", Sharing("lustre", one_clock=False)),
+        ("tmpfs", "rw", Sharing("tmpfs", range_locks=True, local=True)),
         ("ext4", "rw", Sharing("ext4", range_locks=True, local=True)),
     ],
     ids=lambda value: str(value)[:20],
@@ -121,6 +123,13 @@ def test_a_host_works_on_a_shared_inbox_as_its_mount_needs_it(
             "keeps locks to this host",
             "without local_lock, nolock",
         ),
+        ("lustre", "rw,localflock", "keeps locks to this host", "without localflock"),
+        ("ocfs2", "rw,localflocks", "keeps locks to this host", "without localflocks"),
+        ("9p", "rw,trans=virtio", "a lock of one side need not keep out the other", "--scope local --force"),
+        ("virtiofs", "rw", "a lock of one side need not keep out the other", "--scope local --force"),
+        ("orangefs", "rw", "not known to be safe", "put it on NFS or GlusterFS"),
+        ("newfs", "rw", "not known to be safe", "--scope local --force"),
+        ("fuseblk", "rw", "not known to be safe", "--scope local --force"),
         ("cifs", "rw", "not known to be safe", "--scope local"),
         ("fuse.sshfs", "rw", "not known to be safe", "--scope local --force"),
     ],
@@ -1020,3 +1029,13 @@ def test_many_are_looked_for_in_drop_with_one_listing(shared: Inbox) -> None:
     assert set(looked) == {"k3", ".fsinboxignore"}
     assert names(shared, "drop") == []
     assert sorted(value for _, value in drain(shared)) == ["1"] * 50
+
+
+def test_what_cannot_be_looked_up_counts_as_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UnusableInbox, match="not known to be safe"):
+        sharing_of("/i", ("ext4", "rw"))
+    assert sharing_of("/i", ("tmpfs", "rw")).local

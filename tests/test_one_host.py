@@ -16,6 +16,7 @@ from helpers import run, wait_until
 from fsinbox import Inbox, UnusableInbox
 from fsinbox.cli.commands import cli
 from fsinbox.doctor import examine, repair
+from fsinbox.doctor.filesystem import measure
 from fsinbox.store import host, mounts
 from fsinbox.store.layout import Layout
 from fsinbox.store.network.sharing import sharing_of
@@ -222,7 +223,7 @@ def test_force_is_for_one_host(inbox_dir: Path) -> None:
 # --- what cannot be told ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["", "panfs"])
+@pytest.mark.parametrize("kind", ["", "newfs"])
 def test_where_the_kernel_does_not_tell_what_it_is_the_machine_decides(
     inbox_dir: Path,
     mounted: Mount,
@@ -352,3 +353,19 @@ def test_the_shell_producer_knows_for_which_machine_an_inbox_is(inbox_dir: Path)
             (inbox_dir / "format").write_text(f"fsinbox 2 local forced {machine}\n")
             assert produce([SHELL, "--inbox", inbox_dir, "a", machine]).stderr == ""
         assert drain(inbox) == [("a", host.machine())]
+
+
+def test_the_doctor_does_not_ask_how_several_hosts_could_share_one_that_was_forced(
+    inbox_dir: Path, mounted: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would say for ever that a person must see to it."""
+    mounted("9p")
+    monkeypatch.setattr("fsinbox.doctor.filesystem.is_network", lambda path: True)
+    monkeypatch.setattr("fsinbox.doctor.filesystem.mount_of", lambda path: ("9p", "rw"))
+    assert "a lock of one side" in measure(str(inbox_dir)).refused
+    Inbox(inbox_dir, scope="local", force=True).close()
+    facts = measure(str(inbox_dir))
+    assert (facts.forced, facts.refused) == (True, "")
+    (inbox_dir / "format").unlink()
+    (inbox_dir / "format").mkdir()
+    assert not measure(str(inbox_dir)).forced

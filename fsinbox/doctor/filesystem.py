@@ -16,7 +16,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from statistics import median
 from time import monotonic, perf_counter_ns, sleep, time_ns
@@ -26,6 +26,7 @@ from ..consumer.watch import make_source, probe
 from ..store.boot import boot_tag
 from ..store.drops import has_writer, renamed_in
 from ..store.errors import InboxError, UnusableInbox
+from ..store.host import is_forced, place_of
 from ..store.layout import Layout
 from ..store.mounts import file_system_type, has_no_journal, is_network, mount_of
 from ..store.network.sharing import sharing_of
@@ -69,6 +70,8 @@ class Facts:
     network: bool
     no_journal: bool = False  # it is an ext4 without one
     refused: str = ""  # why hosts cannot share an inbox over this mount
+    forced: bool = False  # whether the inbox was forced to be for one host
+    untold: bool = False  # whether nobody knows if other hosts use it
     race: Race | None = None
     between: bool | None = None
     symlink: bool | None = None
@@ -109,7 +112,10 @@ def measure(path: str) -> Facts:
         raise UnusableInbox(f"there is no {path}, nor the directory it would be in: create that first")
     place = places[0]
     facts = Facts(place, file_system_type(place), is_network(place), has_no_journal(place))
-    if facts.network:
+    facts.forced = is_forced(path)
+    with suppress(OSError):
+        facts.untold = place_of(os.stat(place).st_dev, place)[0] == "unknown"
+    if facts.network and not facts.forced:
         try:
             sharing_of(path, mount_of(place))
         except UnusableInbox as error:

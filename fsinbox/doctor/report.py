@@ -69,6 +69,18 @@ def _kind(facts: Facts) -> Said:
             f"{kind}, which other hosts use too, mounted in a way that is not safe for an inbox",
             facts.refused,
         )
+    if facts.forced:
+        return (
+            "note",
+            f"{kind}, which other hosts may use too",
+            "the inbox was forced to be for this one alone",
+        )
+    if facts.untold:
+        return (
+            "note",
+            f"{kind}, of which is not known whether other hosts use it",
+            "an inbox for several hosts is refused here; any other is for this machine alone",
+        )
     if facts.network:
         return (
             "note",

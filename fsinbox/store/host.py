@@ -24,7 +24,7 @@ MACHINE_ID = "/etc/machine-id"
 _SHARED_DISKS = ("/sys/fs/gfs2", "/sys/fs/o2cb")
 """There where this kernel can mount a disk that several hosts mount at once."""
 
-_WITHOUT_DISK = frozenset("tmpfs ramfs rootfs devtmpfs overlay btrfs zfs bcachefs ubifs wslfs lxfs".split())
+WITHOUT_DISK = frozenset("tmpfs ramfs rootfs devtmpfs overlay btrfs zfs bcachefs ubifs wslfs lxfs".split())
 """File systems of one host whose device numbers have no major part. (Those of network mounts have none.)"""
 
 _WHERE = {"remote": "forced", "unknown": "unknown"}
@@ -68,7 +68,19 @@ def place_of(device: int, path: str) -> tuple[str, str, str]:
     kind, options = mounts.mount_of(path)
     if mounts.is_network_type(kind):
         return "remote", kind, options
-    return "here" if on_disk or kind in _WITHOUT_DISK else "unknown", kind, options
+    return "here" if on_disk or kind in WITHOUT_DISK else "unknown", kind, options
+
+
+def is_forced(path: str) -> bool:
+    """Tell whether an inbox is at `path` that was forced to be for one host."""
+    try:
+        fd = os.open(os.path.join(path, "format"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 100).split()[2:4] == [b"local", b"forced"]
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
 
 
 def machine() -> str:

@@ -6,7 +6,7 @@ from .errors import UnusableInbox
 
 NETWORK_FILE_SYSTEMS = frozenset(
     "nfs nfs3 nfs4 cifs smb3 smbfs afs ncpfs 9p virtiofs ceph lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 "
-    "glusterfs "
+    "glusterfs coda fhgfs wekafs panfs cvfs acfs "
     "fuse fuse.sshfs fuse.glusterfs fuse.ceph fuse.juicefs fuse.s3fs fuse.rclone vboxsf prl_fs vmhgfs "
     "fuse.vmhgfs-fuse "
     "osxfs fuse.osxfs fuse.grpcfuse fakeowner drvfs".split()

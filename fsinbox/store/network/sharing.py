@@ -14,11 +14,14 @@ that they are not there, for up to a minute. What makes it ask the server:
                 not see it
 
 docs/hosts.md has what was measured. On other kinds this is not known, and they are refused, unless the inbox
-is created for one host only.
+is created for one host only. So is what nobody knows: only a file system of disks, or of memory, is taken for
+the server's own.
 
 Sources: nfs(5) for the mount options, proc(5) for /proc/self/mountinfo, fcntl(2) for open file description
 locks.
 """
+
+from __future__ import annotations
 
 import fcntl
 import os
@@ -27,14 +30,20 @@ from typing import NamedTuple
 
 from .. import mounts
 from ..errors import UnusableInbox
+from ..host import WITHOUT_DISK
 
-PLAIN = frozenset("ceph fuse.ceph fuse.ceph-fuse lustre gpfs ocfs2 gfs2 beegfs orangefs pvfs2 afs".split())
-"""Cluster file systems that promise all clients one view. Not tried here."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+PLAIN = frozenset("ceph fuse.ceph fuse.ceph-fuse lustre gpfs ocfs2 gfs2 beegfs".split())
+"""Cluster file systems that promise all clients one view, and one lock. Not tried here."""
 
 ONE_SIDED = frozenset(
     "9p virtiofs vboxsf prl_fs vmhgfs fuse.vmhgfs-fuse osxfs fuse.osxfs fuse.grpcfuse fakeowner drvfs".split()
 )
-"""Folders shared by a machine and its guest or container. Not tried here."""
+"""Folders shared by a machine and its guest or container: a lock of one side need not keep out the other.
+(QEMU's server for 9p says yes to each lock and makes none; of virtiofs the guest's kernel keeps them.)"""
 
 
 class Sharing(NamedTuple):
@@ -50,6 +59,8 @@ class Sharing(NamedTuple):
     """Locks must be range locks, to be seen by other hosts."""
     local: bool = False
     """It is a file system of this host: arrivals from anywhere send events."""
+    slow_exclusive: bool = False
+    """To create a file exclusively takes a second request, which sets its times."""
     one_clock: bool = True
     """Times of files come from one clock, the server's, whichever host sets them."""
 
@@ -76,31 +87,55 @@ def sharing_of(path: str, mount: tuple[str, str]) -> Sharing:
                 f"cannot share inbox {path} over GlusterFS: {wrong} (docs/hosts.md has the commands)"
             )
         return Sharing(kind, one_clock=False)
-    if kind in PLAIN or kind in ONE_SIDED:
+    if kind in PLAIN:
+        _refuse_local_locks(path, options.keys() & {"localflock", "localflocks"})
         return Sharing(kind, one_clock=False)
-    if kind in ("cifs", "smb3", "smbfs", "ncpfs") or kind.startswith("fuse"):
+    if kind in WITHOUT_DISK or _is_disk(kind):
+        return Sharing(kind, range_locks=True, local=True)
+    raise UnusableInbox(
+        f"inbox {path} is to be shared by several hosts, and lies on {kind}, where "
+        f"{'a lock of one side need not keep out the other' if kind in ONE_SIDED else _UNKNOWN}: "
+        "put it on NFS or GlusterFS; or, if only this host uses it, create it with --scope local --force"
+    )
+
+
+_UNKNOWN = "it is not known to be safe"
+
+
+def _is_disk(kind: str) -> bool:
+    """Tell whether a type of file system is one of disks, by the kernel's own list; "no" if in doubt.
+
+    Source: /proc/filesystems, whose format is in filesystems(5).
+    """
+    if mounts.is_network_type(kind) or kind == "fuseblk":
+        return False
+    try:
+        with open("/proc/filesystems", encoding="ascii") as lines:
+            return f"\t{kind}" in map(str.rstrip, lines)
+    except OSError:
+        return False
+
+
+def _refuse_local_locks(path: str, found: Collection[str]) -> None:
+    """Raise UnusableInbox if a mount has any of these options, which keep locks to this host."""
+    if found:
         raise UnusableInbox(
-            f"inbox {path} is to be shared by several hosts, and lies on {kind}, where it is not known to be "
-            "safe: put it on "
-            "NFS or GlusterFS; or, if only this host uses it, create it with --scope local --force"
+            f"cannot share inbox {path}: its mount keeps locks to this host: mount it without "
+            f"{', '.join(sorted(found))}"
         )
-    return Sharing(kind, range_locks=True, local=True)
 
 
 def _nfs(path: str, kind: str, options: dict[str, str]) -> Sharing:
     version = options.get("vers", "4" if kind == "nfs4" else "3")
     if options.get("local_lock", "none") != "none" or "nolock" in options:
-        raise UnusableInbox(
-            f"cannot share inbox {path}: its mount keeps locks to this host: mount it without local_lock, "
-            "nolock"
-        )
+        _refuse_local_locks(path, ("local_lock", "nolock"))
     asks_each_time = options.get("lookupcache") == "none"
     if "nocto" in options:
         raise UnusableInbox(
             f"cannot share inbox {path}: with nocto, opening a file may show old content: mount it without"
         )
     if version.startswith("4"):
-        return Sharing(kind, opens_first=not asks_each_time)
+        return Sharing(kind, opens_first=not asks_each_time, slow_exclusive=True)
     if not asks_each_time:
         raise UnusableInbox(
             f"cannot share inbox {path} over NFS {version} mounted like this: names that another host has "
@@ -108,7 +143,7 @@ def _nfs(path: str, kind: str, options: dict[str, str]) -> Sharing:
             "as they were, for up to a minute: mount it with -o lookupcache=none, or with -o vers=4.2. "
             f"(A plain `mv FILE {path}/drop/KEY` is safe as it is.)"
         )
-    return Sharing(kind, touches_first=True)
+    return Sharing(kind, touches_first=True, slow_exclusive=True)
 
 
 _REMEMBERING = (
