@@ -158,6 +158,11 @@ class Inbox(Adds, Looks):
         with Looking(self._handle):
             self._taking().become_consumer()
 
+    def may_become_consumer(self) -> bool:
+        """Tell, after InboxBusy, whether it is worth while to try again. Raises UnusableInbox."""
+        with Looking(self._handle):
+            return self._taking().may_become_consumer()
+
     def check_lease(self) -> None:
         """Raise LeaseLost if another consumer is known to have taken over (where several hosts share it)."""
         if self._handle.layout.sharing:

@@ -21,12 +21,15 @@ from helpers import wait_until
 
 import fsinbox.store.network.sharing
 from fsinbox import Inbox, InboxBusy, LeaseLost, UnusableInbox
-from fsinbox.consumer.lease import Lease, leases
+from fsinbox.consumer.lease import Lease
+from fsinbox.consumer.leases import leases
 from fsinbox.consumer.ownership import WHOLE
+from fsinbox.consumer.rival import Rival
 from fsinbox.operate.consumers import consumers
 from fsinbox.operate.rows import find, rows
 from fsinbox.store.layout import Layout
 from fsinbox.store.network.sharing import Sharing
+from fsinbox.worker.comings import standing_by
 from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, names, take
 
@@ -345,7 +348,7 @@ def test_who_becomes_the_consumer_late_finds_that_others_have_followed(
 ) -> None:
     """The same, but it lives, and goes on."""
     monkeypatch.setattr(
-        "fsinbox.consumer.ownership._try_lock", lambda layout, fd, how: True
+        "fsinbox.consumer.ownership.try_lock", lambda layout, fd, how: True
     )  # the server has freed it
     with opened(inbox_dir) as late, opened(inbox_dir) as one, opened(inbox_dir) as other:
         other.add("a", "1")
@@ -595,7 +598,7 @@ def test_who_has_not_given_a_sign_of_life_for_long_asks_before_it_takes(inbox_di
 
 def test_a_loser_that_nobody_listens_to_is_quiet(inbox_dir: Path) -> None:
     layout = Layout(str(inbox_dir), scope="network")
-    lease = Lease(layout, WHOLE, 1)
+    lease = Lease(layout, WHOLE, 1, Rival())
     try:
         os.unlink(inbox_dir / "inflight" / FIRST / ".lease")
         wait_until(lambda: lease.lost)
@@ -897,3 +900,97 @@ def leases_now(path: Path) -> list[str]:
         return [held.holder for held in leases(layout)]
     finally:
         layout.close()
+
+
+# --- who waits to be the next -------------------------------------------------------------------------
+
+
+def without_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GlusterFS."""
+    sharing = Sharing("fuse.glusterfs", one_clock=False)
+    monkeypatch.setattr(fsinbox.store.network.sharing, "sharing_of", lambda path, mount: sharing)
+
+
+def stand_by(inbox: Inbox) -> float:
+    """Wait as a standby does, but look more often; return after how many seconds it is the consumer."""
+    began = monotonic()
+    for _ in standing_by(inbox, lambda: False):
+        assert monotonic() < began + 20
+    return monotonic() - began
+
+
+@pytest.mark.parametrize("one_clock", [True, False])
+def test_a_standby_takes_over_as_soon_as_the_lease_has_lapsed(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch, one_clock: bool
+) -> None:
+    """Also where nothing follows from how old a heartbeat looks: not after twice the time."""
+    monkeypatch.setattr("fsinbox.worker.comings._STANDBY", 0.1)
+    if not one_clock:
+        without_one_clock(monkeypatch)
+    with opened(inbox_dir, lease=3) as one, opened(inbox_dir, lease=3) as other:
+        one.become_consumer()
+        stopper = threading.Timer(1.5, lambda: cut_off(one, lock_too=False))
+        stopper.start()
+        assert 3.2 < stand_by(other) < 5.5
+
+
+def test_a_standby_takes_over_from_who_has_left_the_lock(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsinbox.worker.comings._STANDBY", 0.1)
+    with opened(inbox_dir, lease=60) as one, opened(inbox_dir, lease=60) as other:
+        one.become_consumer()
+        threading.Timer(0.5, lambda: cut_off(one)).start()
+        assert 0.4 < stand_by(other) < 4
+
+
+def test_a_standby_that_waits_asks_for_the_lock_and_nothing_else(
+    inbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def record(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        calls.append(name)
+        return call(*arguments, **more)
+
+    with opened(inbox_dir, lease=60) as one, opened(inbox_dir, lease=60) as other:
+        one.become_consumer()
+        with pytest.raises(InboxBusy):
+            other.become_consumer()
+        assert not other.may_become_consumer()  # which opens the lock's file
+        with intercepted(record):
+            assert not other.may_become_consumer()
+            assert not calls
+            monkeypatch.setattr("fsinbox.consumer.rival.monotonic", lambda: monotonic() + 2)
+            assert not other.may_become_consumer()
+        assert calls == ["flock"]
+
+
+def test_a_standby_follows_the_heartbeats(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.become_consumer()
+        with pytest.raises(InboxBusy):
+            other.become_consumer()
+        until = monotonic() + 2.5
+        while monotonic() < until:
+            assert not other.may_become_consumer()
+            sleep(0.05)
+        cut_off(one, lock_too=False)
+        wait_until(other.may_become_consumer)
+
+
+@pytest.mark.parametrize("what", ["ended", "its lock's file is gone"])
+def test_a_standby_tries_when_the_consumer_is_gone(inbox_dir: Path, what: str) -> None:
+    with opened(inbox_dir) as one, opened(inbox_dir) as other:
+        one.become_consumer()
+        with pytest.raises(InboxBusy):
+            other.become_consumer()
+        if what == "ended":
+            cut_off(one, lock_too=False)
+            for name in os.listdir(inbox_dir / "inflight" / FIRST):
+                os.unlink(inbox_dir / "inflight" / FIRST / name)
+            os.rmdir(inbox_dir / "inflight" / FIRST)
+            sleep(1.1)
+        else:
+            os.unlink(inbox_dir / "consumer.lock")
+        assert other.may_become_consumer()

@@ -54,6 +54,7 @@ from .ownership import WHOLE, ConsumerLock
 from .ready import Ready
 from .recovery import Recovery
 from .returning import SOON, Ended, Returning, WayBack, requeued
+from .rival import Rival
 from .settings import MAX_DELAY, Settings
 from .taking import Taken, Taking, file_of
 from .trust import warn_root
@@ -68,7 +69,7 @@ _LOOK_INTERVAL = 0.02
 """Seconds between looks into drop/, and into control/, while there is a backlog to work on."""
 
 
-def _own(layout: Layout, settings: Settings) -> ConsumerLock:
+def _own(layout: Layout, settings: Settings, rival: Rival) -> ConsumerLock:
     """Become the one consumer: by a lock, or where hosts share the inbox by a lease. Raises InboxBusy,
     OSError."""
     own: ConsumerLock
@@ -77,7 +78,7 @@ def _own(layout: Layout, settings: Settings) -> ConsumerLock:
     else:
         from .lease import Lease
 
-        own = Lease(layout, settings.shard, settings.lease)
+        own = Lease(layout, settings.shard, settings.lease, rival)
     warn_root(layout)  # not before: on standby one asks again and again
     try:
         if settings.drop_recursive or settings.shard == WHOLE:  # (another part's consumer may want them)
@@ -91,8 +92,9 @@ def _own(layout: Layout, settings: Settings) -> ConsumerLock:
 class Consumer:
     """The one consumer of an inbox. Not safe for threads: its caller holds a lock around every call."""
 
-    def __init__(self, layout: Layout, index: Index, settings: Settings) -> None:
-        """Become the consumer and requeue what a dead one held. Raises InboxBusy, UnusableInbox, OSError."""
+    def __init__(self, layout: Layout, index: Index, settings: Settings, rival: Rival | None = None) -> None:
+        """Become the consumer and requeue what a dead one held. `rival`: who was in the way before. Raises
+        InboxBusy, UnusableInbox, OSError."""
         self._layout = layout
         self._index = index
         self.ready = Ready()
@@ -105,7 +107,7 @@ class Consumer:
         self._foreign = Foreign(layout)
         self.listing = Listing(layout, index, self._foreign, settings.shard)
         self._in_doubt, self._next_look = False, 0.0
-        self.ownership = own = _own(layout, settings)
+        self.ownership = own = _own(layout, settings, rival or Rival())
         try:
             self.returning = Returning(layout, index, own, self.ready, self.attempts, self.ended)
             self.recovery = Recovery(
@@ -146,9 +148,8 @@ class Consumer:
             self.ownership.check()
         if self._in_doubt:
             self.mend()
-        # In the middle of this an element may be in inflight/, or in deferred/, that this view does not know
-        # of. Whatever cuts it short, it must not be left there until a newer one is done, and come back after
-        # it.
+        # In the middle of this an element may be in inflight/, or deferred/, that this view does not know of.
+        # Whatever cuts it short, it must not stay there until a newer one is done, and come back after it.
         self._in_doubt = True
         taken = self._take_next()
         self._in_doubt = False

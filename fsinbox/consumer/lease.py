@@ -24,112 +24,32 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import threading
 from contextlib import suppress
 from time import monotonic, sleep, time_ns
-from typing import NamedTuple
 
 from ..store.errors import InboxBusy, LeaseLost, UnusableInbox
-from ..store.files import create_temporary, discard_temporary
 from ..store.folders import CLAIM, PRIVATE_FOLDER, SHARED_FOLDER, close_quietly
 from ..store.layout import Layout
 from ..store.names import encoded_of, parse_element
-from ..store.printing import clean
+from .leases import FILE, GONE, Held, leases, read, server_clock
 from .ownership import ConsumerLock, Shard, is_locked, owner_text
-
-_FILE = ".lease"
+from .rival import Rival
 
 _BEATS = 5
 """Heartbeats for each time a lease lasts without one."""
-
-_GONE = (errno.ENOENT, errno.ESTALE)
-
-
-class Held(NamedTuple):
-    """A consumer's folder in inflight/, and what its .lease says."""
-
-    name: str
-    shard: Shard
-    epoch: int
-    holder: str = ""
-    lasts: float = 0.0
-    """Seconds without a heartbeat after which it may be taken over."""
-    locked: bool = False
-    """Whether it holds the lock as well."""
-    sign: int = 0
-    """When it gave its last heartbeat, in nanoseconds, by the clock that sets files' times."""
-
-    @property
-    def needs_lock(self) -> bool:
-        """Whether it counts as dead without the lock: it had it; or it died, or is paused, before it has left
-        word."""
-        return self.locked or not self.lasts
-
-
-def leases(layout: Layout) -> list[Held]:
-    """Return the consumers' folders that there are, dead ones included, the latest first. Raises OSError."""
-    found = []
-    for name in layout.names_in(layout.inflight_root()):
-        held = _parse(name)
-        if held:
-            with suppress(FileNotFoundError):
-                found.append(_read(layout, held))
-    return sorted(found, key=lambda held: held.epoch, reverse=True)
-
-
-def server_clock(layout: Layout) -> int:
-    """Return what time it is by the clock that sets the times of files in this inbox, in nanoseconds. Raises
-    OSError."""
-    drafts: list[str] = []
-    fd = create_temporary(layout, drafts)
-    try:
-        os.utime(fd)
-        return os.fstat(fd).st_mtime_ns
-    finally:
-        close_quietly(fd)
-        discard_temporary(layout, drafts[0])
-
-
-def _parse(name: str) -> Held | None:
-    match = re.fullmatch(CLAIM + r"(\d{1,3})of(\d{1,3})-(\d{10})", name)
-    return Held(name, Shard(int(match[1]), int(match[2])), int(match[3])) if match else None
-
-
-def _read(layout: Layout, held: Held) -> Held:
-    """Read a lease. One without .lease (its holder has just begun, or has just ended) is as old as its
-    folder."""
-    folder = layout.open_claim(held.name)
-    try:
-        try:
-            fd = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        except FileNotFoundError:
-            return held._replace(sign=os.fstat(folder).st_mtime_ns)
-        try:
-            holder, _, terms = os.read(fd, 500).partition(b"\n")
-            sign = os.fstat(fd).st_mtime_ns
-        finally:
-            close_quietly(fd)
-    except OSError as error:
-        if error.errno in _GONE:
-            raise FileNotFoundError(error.errno, error.strerror, held.name) from error
-        raise
-    finally:
-        close_quietly(folder)
-    lasts, _, lock = terms.decode("ascii", "replace").strip().partition(" ")
-    seconds = float(lasts) if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", lasts) else 0.0
-    return held._replace(holder=clean(holder), lasts=seconds, locked=lock == "locked", sign=sign)
 
 
 class Lease(ConsumerLock):
     """That this process is the consumer of a shard of a shared inbox."""
 
-    def __init__(self, layout: Layout, shard: Shard, lasts: float) -> None:
+    def __init__(self, layout: Layout, shard: Shard, lasts: float, rival: Rival) -> None:
         """Become the consumer, and bring into our folder what those before held. `lasts` in seconds.
 
-        Raises InboxBusy, UnusableInbox, OSError.
+        `rival`: who was in the way before. Raises InboxBusy, UnusableInbox, OSError.
         """
         self._lasts = lasts
+        self._rival = rival
         self._folder = -1
         self._name = ""
         self._ended = threading.Event()
@@ -158,13 +78,13 @@ class Lease(ConsumerLock):
         terms = f"{self._lasts:g} {'locked' if locked else 'not-locked'}\n"
         try:
             fd = os.open(
-                _FILE,
+                FILE,
                 os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
                 self.layout.file_mode,
                 dir_fd=self._folder,
             )
         except OSError as error:
-            if error.errno not in (errno.EEXIST, *_GONE):
+            if error.errno not in (errno.EEXIST, *GONE):
                 raise
             # GlusterFS now and then lets two make the same folder; or a successor has removed it before we
             # left word.
@@ -243,16 +163,16 @@ class Lease(ConsumerLock):
     def _is_alive(self, held: Held) -> bool:
         """Tell whether a holder has given a heartbeat within the time its lease lasts without one."""
         lasts = held.lasts or self._lasts
-        age = (server_clock(self.layout) - held.sign) / 1e9
-        if age <= lasts and (age >= 0 or not self._compares()):
-            return True
         if self._compares():
-            return False
-        until = monotonic() + lasts
+            age = (server_clock(self.layout) - held.sign) / 1e9
+            return 0 <= age <= lasts and self._rival.lapses(held, lasts, lasts - age) > 0
+        until = self._rival.lapses(held, lasts)
+        if monotonic() < until and server_clock(self.layout) - held.sign <= lasts * 1e9:
+            return True
         while monotonic() < until:
             sleep(min(0.5, lasts / _BEATS))
             try:
-                if _read(self.layout, held).sign != held.sign:
+                if read(self.layout, held).sign != held.sign:
                     return True
             except FileNotFoundError:
                 return False
@@ -282,7 +202,7 @@ class Lease(ConsumerLock):
                         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or monotonic() > until:
                             raise
             except OSError as error:
-                if error.errno not in _GONE:
+                if error.errno not in GONE:
                     raise
             finally:
                 close_quietly(folder)
@@ -317,10 +237,10 @@ class Lease(ConsumerLock):
         if self.lost or folder < 0:
             raise self._lost()
         try:
-            os.utime(_FILE, dir_fd=folder, follow_symlinks=False)
-            sign = os.stat(_FILE, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+            os.utime(FILE, dir_fd=folder, follow_symlinks=False)
+            sign = os.stat(FILE, dir_fd=folder, follow_symlinks=False).st_mtime_ns
         except OSError as error:
-            if error.errno in _GONE and not self._ended.is_set():
+            if error.errno in GONE and not self._ended.is_set():
                 self.lost = True
                 raise self._lost() from error
             raise
@@ -359,7 +279,7 @@ class Lease(ConsumerLock):
         try:
             if folder >= 0 and not self.lost and not self.layout.names_in(folder):
                 with suppress(FileNotFoundError):  # it had not come so far
-                    os.unlink(_FILE, dir_fd=folder)
+                    os.unlink(FILE, dir_fd=folder)
                 os.rmdir(self._name, dir_fd=self.layout.inflight_root())
         except OSError:
             pass  # whoever comes next does it
@@ -374,7 +294,7 @@ class Lease(ConsumerLock):
 def _empty(layout: Layout, folder: int, into: int) -> None:
     """Bring all that a consumer holds into another folder."""
     with suppress(FileNotFoundError):
-        os.unlink(_FILE, dir_fd=folder)  # first of all: it tells its holder
+        os.unlink(FILE, dir_fd=folder)  # first of all: it tells its holder
     for name in layout.names_in(folder, hidden=True):
         with suppress(FileNotFoundError):
             if name[0] == ".":  # (.nfs...: a file that is open on another host)

@@ -135,7 +135,7 @@ class ConsumerLock:
         fd = self.layout.open_own(name, _OPEN)
         self._fds.append(fd)
         for tries_left in reversed(range(_TRIES)):
-            if _try_lock(self.layout, fd, how):
+            if try_lock(self.layout, fd, how):
                 return True
             if tries_left:
                 sleep(0.02)
@@ -204,7 +204,9 @@ def owner_text() -> str:
     return f"pid {os.getpid()} on {os.uname().nodename} since {strftime('%Y-%m-%dT%H:%M:%S%z')}\n"
 
 
-def _try_lock(layout: Layout, fd: int, how: int, *, looking: bool = False) -> bool:
+def try_lock(layout: Layout, fd: int, how: int, *, looking: bool = False) -> bool:
+    """Lock an open file of the inbox, without waiting; False if it is locked. `looking`: to see whether it
+    is. Raises OSError."""
     if how == fcntl.LOCK_EX and not looking and not (layout.sharing and layout.sharing.range_locks):
         from filelock import lock_descriptor  # here, and not at the top: who only looks does without
 
@@ -248,6 +250,6 @@ def is_locked(layout: Layout, name: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(layout, fd, fcntl.LOCK_EX, looking=True)
+        return not try_lock(layout, fd, fcntl.LOCK_EX, looking=True)
     finally:
         os.close(fd)

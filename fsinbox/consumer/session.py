@@ -16,6 +16,7 @@ from ..store.errors import InboxError, LeaseLost, UnusableInbox, WrongState
 from ..store.handle import Handle
 from .consumer import Consumer
 from .ownership import parse_shard
+from .rival import Rival
 from .settings import Settings
 from .sleeper import Sleeper
 from .taking import Taken
@@ -148,6 +149,7 @@ class Session:
         self._settings = settings
         self._max_inflight = max_inflight
         self._mutex = RLock()
+        self._rival = Rival()
 
     @property
     def path(self) -> str:
@@ -254,10 +256,14 @@ class Session:
         with self._mutex:
             self._consume()
 
+    def may_become_consumer(self) -> bool:
+        """Tell whether the consumer that was last found in the way may be gone. Raises OSError."""
+        return self._rival.may_be_gone(self._handle.layout)
+
     def _consume(self) -> Consumer:
         if self.consumer is None:
             try:
-                self.consumer = Consumer(self._handle.layout, self._handle.index, self._settings)
+                self.consumer = Consumer(self._handle.layout, self._handle.index, self._settings, self._rival)
             except OSError as error:
                 raise UnusableInbox(
                     f"cannot consume inbox {self.path}: {error}: nothing was lost; mend that, try again"
@@ -300,6 +306,7 @@ class Session:
                 if self.consumer:
                     self._requeue_all(self.consumer)
         finally:
+            self._rival.close()
             self.sleeper.close()
             with self._mutex:
                 if self.consumer:

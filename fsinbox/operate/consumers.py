@@ -42,7 +42,7 @@ def stats_of(consumer: dict[str, object], every: list[ConsumerStats]) -> Consume
 
 
 def _by_lease(layout: Layout) -> dict[Shard, dict[str, object]]:
-    from ..consumer.lease import leases, server_clock
+    from ..consumer.leases import leases, server_clock
 
     found: dict[Shard, dict[str, object]] = {}
     now = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from time import monotonic
 
 from .drops import finished_drop
@@ -40,7 +41,11 @@ _BATCH = 1000
 progress."""
 
 _FEW = 3
-"""Up to so many keys are looked up in drop/ one by one."""
+"""Up to so many keys are looked up in drop/ one by one, ..."""
+
+_SMALL = 4096
+"""... if the folder itself has more bytes than this: of a smaller one, a listing takes no more requests than
+one lookup, and none at all if nothing was dropped since the last."""
 
 
 class Add:
@@ -136,8 +141,7 @@ class Add:
     def _try_to_publish(self, keys: list[tuple[str, str]]) -> None:
         done = len(self._published.outcomes)
         drafts = []
-        # Over a network one listing is less than a lookup of each key.
-        listed = set(self._layout.names("drop")) if self._layout.sharing and len(keys) > _FEW else None
+        listed = set(self._layout.names("drop")) if self._lists_drops(len(keys)) else None
         for temporary, (key, encoded) in zip(self._drafts[done : done + len(keys)], keys, strict=True):
             if observer is not None:
                 observer.publishing(self._layout, temporary)
@@ -154,6 +158,16 @@ class Add:
             self._let_in,
             self._swap,
         )
+
+    def _lists_drops(self, keys: int) -> bool:
+        """Tell whether drop/ is listed, instead of looked into for each key: over a network that is less."""
+        sharing = self._layout.sharing
+        if sharing is None:
+            return False
+        if keys > _FEW:
+            return True
+        # (A client that must open a folder before a lookup has asked the server just then.)
+        return sharing.opens_first and os.fstat(self._layout.folder("drop")).st_size <= _SMALL
 
     def _outcomes(self, keys: list[str]) -> list[Added]:
         """Flush, and tell what happened to each."""

@@ -40,10 +40,14 @@ def unused_temporary(layout: Layout) -> str:
 def create_temporary(layout: Layout, drafts: list[str]) -> int:
     """Create a new file in tmp/; return a descriptor to write to it. Its name is added to `drafts` first, so
     that whoever is interrupted, at any line, knows what to discard."""
+    flags = _CREATE
+    if layout.sharing and layout.sharing.slow_exclusive and not layout.file_mode & 0o066:
+        # Nobody else can put a file into tmp/, and of our own processes each has a token of 64 random bits.
+        flags &= ~os.O_EXCL
     while True:
         drafts.append(unused_temporary(layout))
         try:
-            fd = os.open(drafts[-1], _CREATE, layout.file_mode, dir_fd=layout.folder("tmp"))
+            fd = os.open(drafts[-1], flags, layout.file_mode, dir_fd=layout.folder("tmp"))
         except FileExistsError:
             drafts.pop()
             continue

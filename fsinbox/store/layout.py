@@ -88,7 +88,7 @@ class Layout(Folders):
 
     def _begin(self, root: str) -> None:
         Folders.__init__(self, root)
-        self.token = f"{os.getpid()}.{os.urandom(4).hex()}"
+        self.token = f"{os.getpid()}.{os.urandom(8).hex()}"
         self.serial = count()
         self.identity = (0, 0)
 

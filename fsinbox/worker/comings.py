@@ -27,8 +27,10 @@ def standing_by(inbox: Inbox, stopped: Callable[[], bool]) -> Iterator[str]:
     said = False
     while not stopped():
         try:
-            inbox.become_consumer()
-            return
+            if not said or inbox.may_become_consumer():
+                inbox.become_consumer()
+                return
+            yield ""
         except InboxBusy as error:
             yield "" if said else error.holder or "another one"
             said = True

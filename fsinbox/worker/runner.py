@@ -164,32 +164,32 @@ class Runner:
 
     def _work_on(self) -> None:
         self._turn = Turn(self.inbox.sleeper, self._crew, self._step, self._has_room, self._due)
+        is_idle = False
         while not self._finished():
-            if not self._work() and not self._finished():
-                self._sleep()
+            is_idle = (is_idle or not self._work()) and not self._finished() and self._sleep()
         requeue(self._intake.held)
 
-    def _sleep(self) -> None:
+    def _sleep(self) -> bool:
+        """Sleep until there may be something to do; tell whether there is not, as far as was looked."""
         pause = self._pause()
         if pause != 0 and not self._limits.follow_arrivals:
-            if self.drain and pause and pause >= _LONG and self._nothing_waits():
-                self._drained = True
-            else:
+            self._drained = bool(self.drain and pause and pause >= _LONG and self._nothing_waits())
+            if not self._drained:
                 self._turn.rest(self.waker.wait, pause)
-            return
+            return False
         with self.inbox.sleeper.listening() as watch:
-            if self._work() or self._finished():
-                return
-            if pause == 0:
-                self._asleep_since = time_ns()
-                self._turn.rest(watch.sleep, self.inbox.sleeper.limit())
-                # At once, and the handler goes first: leaving the watch takes longer than a take.
-                if self._work() and not self._has_room():
-                    self._turn.rest(self.waker.wait, _HANDLER_FIRST)
-                self._asleep_since = None
-            else:
+            if not watch.polling and (self._work() or self._finished()):  # (who polls has looked just now)
+                return False
+            if pause != 0:
                 pause = self._pause()
                 self._turn.rest(watch.sleep, _FOLLOWED if pause is None else min(pause, _FOLLOWED))
+                return False
+            self._asleep_since = time_ns()
+            self._turn.rest(watch.sleep, self.inbox.sleeper.limit())
+            if (found := self._work()) and not self._has_room():  # at once, and the handler goes first:
+                self._turn.rest(self.waker.wait, _HANDLER_FIRST)  # to disarm takes longer
+            self._asleep_since = None
+            return not found
 
     def _due(self) -> float:
         """Return when (monotonic seconds) there is something to do, whatever comes; infinity: never."""

@@ -1489,6 +1489,20 @@ MUTANTS = [
             "                        break",
             "tests/test_lease.py -k who_has_lost_the_lease_cannot_take",
         ),
+        (
+            "standby-not-told-of-a-lapse",
+            "fsinbox/consumer/rival.py",
+            "        is_due = now >= self._lapses or not layout.sharing.one_clock\n",
+            "        is_due = False\n",
+            "tests/test_lease.py -k a_standby_takes_over_as_soon_as_the_lease_has_lapsed",
+        ),
+        (
+            "draft-of-a-group-not-made-exclusively",
+            FILES,
+            "slow_exclusive and not layout.file_mode & 0o066:",
+            "slow_exclusive:",
+            "tests/test_trips.py -k each_is_made_exclusively",
+        ),
         # --- links, and what is no file
         (
             "folder-link-followed",

@@ -51,6 +51,10 @@ LONG = 1.0
 server takes a lock away sooner; but a process, its machine or the network may stand still for any time."""
 
 
+_MANY = 32
+"""Places asked for in one section from which on the whole table is read at once: 2 to 16 requests, and not
+one a key."""
+
 KEPT = 0.1
 """Seconds for which a turn is kept for who is to come back for it."""
 
@@ -107,7 +111,7 @@ class NetworkIndex(Index):
         self._range_locks = sharing is not None and sharing.range_locks
         self._sections = 0
         self._reserved = self._spare = 0
-        self._is_open = self._is_fresh = False
+        self._is_open = self._is_fresh = self._is_read = False
         self._turn: Turn | None = None
         self._told = 0.0  # when the server last took a header of ours
         self._highest = self._mark = 0  # the highest last number, and mark, that were ever seen here
@@ -147,7 +151,7 @@ class NetworkIndex(Index):
     def _begin(self, header: bytes, size: int) -> None:
         self._seen = header
         self._reserved = self._spare = 0
-        self._is_open = self._is_fresh = False
+        self._is_open = self._is_fresh = self._is_read = False
         self._last, tag, lines, self._sections, done = read_words(header)
         self._is_ours = tag != ""
         if self._last < self._highest:  # lost, or set back by a write that came late
@@ -170,6 +174,9 @@ class NetworkIndex(Index):
         return self.last_number()
 
     def admit(self, encoded: str, expected: int = 1) -> tuple[int, bool, list[int]]:
+        if expected > _MANY and not self._is_read:
+            os.pread(self._fd, self._lines * LINE, HEADER)  # into this host's memory, which a lock empties
+            self._is_read = True
         place = super().admit(encoded, expected)
         if place[0] <= self._last:
             return place
