@@ -42,9 +42,6 @@ PERIOD = 2_000_000_000
 """Nanoseconds after which all go on to other keys: so that for many keys it shows whether the last value has
 come."""
 
-BATCH = 50
-"""Elements a call of add_many."""
-
 _PR_SET_PDEATHSIG = 1
 
 
@@ -122,6 +119,7 @@ def _one(me: Me, *, durable: bool) -> None:
         me.tell("add_start", pair)
         inbox.add_bytes(pair[0], me.payload(pair[1]), durable=durable)
         me.tell("add_end", pair)
+        sleep(me.settings["pause"])
         return 1
 
     _produce(me, add)
@@ -141,11 +139,11 @@ def many(me: Me) -> None:
     """Add in batches, flushed or not."""
 
     def add(inbox: Inbox) -> int:
-        pairs = [me.choose() for _ in range(BATCH)]
+        pairs = [me.choose() for _ in range(me.settings["batch"])]
         me.tell("add_start", *pairs)
         inbox.add_many(((key, me.payload(value)) for key, value in pairs), durable=me.random.random() < 0.5)
         me.tell("add_end", *pairs)
-        return BATCH
+        return len(pairs)
 
     _produce(me, add)
 
@@ -173,7 +171,7 @@ def mv(me: Me) -> None:
             me.count_adds()
         else:
             me.note("add-raised", done.stderr)
-        sleep(me.random.random() * 0.02)  # it starts four programs for an add
+        sleep(me.settings["pause"] + me.random.random() * 0.02)  # it starts four programs for an add
 
 
 # --- consumers ----------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """A storm on two hosts that share an inbox over the network: kills, cuts, restarts of the server, and a host
 that dies.
 
-    python -m tests.hosts.storm [--adds N] [--seconds LIMIT] [--seed N] [--skew SECONDS]     in a lab:
-    `scripts/hosts-lab storm` python -m tests.hosts.storm --judge FOLDER [KEY]     judges the logs that a
+    python -m tests.hosts.storm [--adds N] [--seconds LIMIT] [--seed N] [--skew SECONDS]
+    [--batch N] [--pause SECONDS] [--calm TIMES]     in a lab: `scripts/hosts-lab storm`
+    python -m tests.hosts.storm --judge FOLDER [KEY]     judges the logs that a
     failed storm has left; shows what happened to KEY
 
 On both hosts producers add one by one, in batches, flushed and not, and with mv from a shell; most keys are
@@ -125,6 +126,7 @@ class Director:
         self._counters = memoryview(mmap.mmap(self._counters_file.fileno(), mmap.PAGESIZE)).cast("Q")
         clocks = {f"{kind}-a": options.skew for kind in PRODUCERS} | {"take-b": -options.skew}
         settings = {"seed": options.seed, "lease": LEASE, "in_line": options.seed % 2 == 0, "skew": clocks}
+        settings |= {"batch": options.batch, "pause": options.pause}
         self.hosts = {
             name: Host(name, folder, os.environ[f"LAB_{name.upper()}"], self._counters_file.name, settings)
             for name in "ab"
@@ -302,11 +304,8 @@ class Director:
             self._restart_while_cut,
         ]
         try:
-            # In a long storm most of the time nothing but kills happens: while a host is cut off little is
-            # added.
-            while not self._over.wait(
-                self.random.uniform(1, 4) * (1 if first or self.options.adds < 10_000 else 4)
-            ):
+            # (--calm: while a host is cut off little is added.)
+            while not self._over.wait(self.random.uniform(1, 4) * (1 if first else self.options.calm)):
                 (first.pop() if first else self.random.choice(kinds))()
                 self.did["incidents"] += 1
         except BaseException as error:
@@ -336,7 +335,7 @@ class Director:
                     break
                 if self.wrong or (self.folder / "errors").stat().st_size:
                     break
-                sleep(min(3.0, self.random.expovariate(1.0)))
+                sleep(self.options.calm * min(3.0, self.random.expovariate(1.0)))
                 self._kill_someone()
         finally:
             self._over.set()
@@ -472,6 +471,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A storm on two hosts; in a lab: see scripts/hosts-lab")
     parser.add_argument("--on", default="nfs4.2", help="what the lab is: only for the report")
     parser.add_argument("--adds", type=int, default=3000, help="adds at the least")
+    parser.add_argument("--batch", type=int, default=50, help="values a call of add_many")
+    parser.add_argument("--pause", type=float, default=0, help="seconds after each add that is in no batch")
+    parser.add_argument("--calm", type=float, default=1, help="so many times as long between kills and cuts")
     parser.add_argument("--seconds", type=float, default=600, help="it is a failure not to be done by then")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(

@@ -89,6 +89,12 @@ def test_nothing_is_missed_in_a_long_storm_on_two_hosts(
             "100000",
             "--seconds",
             str(seconds),
+            "--batch",
+            "1000",
+            "--pause",
+            "2",
+            "--calm",
+            "10",
             "--seed",
             "11",
             "--skew",
@@ -97,6 +103,15 @@ def test_nothing_is_missed_in_a_long_storm_on_two_hosts(
             limit=seconds + 1200,
         )
     )
+
+
+@pytest.mark.timeout(600)
+def test_nothing_asks_an_nfs_server_more_often_than_it_may(figure: Callable[[str], None]) -> None:
+    done = lab("trips", on="nfs4.2", limit=550)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    for line in done.stdout.splitlines():
+        if "at most" in line:
+            figure(line)
 
 
 @pytest.mark.timeout(600)
