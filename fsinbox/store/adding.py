@@ -86,7 +86,8 @@ class Add:
                 close_interrupted(draft)
             self._discard()
             raise
-        return self._outcomes([encoded])[0]
+        self._finish()
+        return self._outcome(self._drafts[0], encoded, self._published.outcomes[0])
 
     def many(self, items: list[tuple[str, str, bytes]]) -> list[Added]:
         """Queue every (key, encoded key, payload), in order; return what happened to each. Raises OSError."""
@@ -108,7 +109,9 @@ class Add:
         except BaseException:
             self._discard()
             raise
-        return self._outcomes([encoded for _, encoded, _ in items])
+        self._finish()
+        keys = [encoded for _, encoded, _ in items]
+        return list(map(self._outcome, self._drafts, keys, self._published.outcomes))
 
     def _bound(self, encoded: str) -> None:
         """A value of a key is to wait: count it, unless one waits. (If that one is taken now, it stays
@@ -139,18 +142,17 @@ class Add:
         )
 
     def _try_to_publish(self, keys: list[tuple[str, str]]) -> None:
-        done = len(self._published.outcomes)
-        drafts = []
-        listed = set(self._layout.names("drop")) if self._lists_drops(len(keys)) else None
-        for temporary, (key, encoded) in zip(self._drafts[done : done + len(keys)], keys, strict=True):
+        layout, done, drafts = self._layout, len(self._published.outcomes), []
+        listed = set(layout.names("drop")) if self._lists_drops(len(keys)) else None
+        for place, (key, encoded) in enumerate(keys, done):
+            temporary = self._drafts[place]
             if observer is not None:
-                observer.publishing(self._layout, temporary)
+                observer.publishing(layout, temporary)
             may_be = listed is None or key in listed or "/" in key
-            dropped = finished_drop(self._layout, key) if may_be else None
-            drafts.append((temporary, encoded, dropped))
+            drafts.append((temporary, encoded, finished_drop(layout, key) if may_be else None))
         self._index.locked(
             publish,
-            self._layout,
+            layout,
             self._index,
             drafts,
             self._published,
@@ -169,13 +171,12 @@ class Add:
         # (A client that must open a folder before a lookup has asked the server just then.)
         return sharing.opens_first and os.fstat(self._layout.folder("drop")).st_size <= _SMALL
 
-    def _outcomes(self, keys: list[str]) -> list[Added]:
-        """Flush, and tell what happened to each."""
+    def _finish(self) -> None:
+        """All is published: flush it, and remove what was not wanted."""
         for temporary in self._published.kept:
             discard_temporary(self._layout, temporary)
         if self._terms.durable:  # (what is kept is told of as durable as what is added)
             flush_published(self._layout, self._published)
-        return list(map(self._outcome, self._drafts, keys, self._published.outcomes))
 
     def _outcome(self, temporary: str, encoded: str, became: tuple[bool, list[int]]) -> Added:
         waited, others = became

@@ -237,10 +237,11 @@ class Index(Section):
         home = bucket_at(crc, self._lines)
         bucket = os.pread(self._fd, BUCKET * LINE, home)
         mine = lines_with(bucket, crc)
+        numbers = []
         for number, _ in mine:
             if self._waits(element_name(number, encoded)):
                 return number, [], home
-        numbers = [number for number, _ in mine]
+            numbers.append(number)
         blank = bucket.find(b"\0")  # (a torn line counts as blank)
         if blank >= 0 and len(mine) < 2:  # two keys in a million have one CRC: so each may have a line
             return 0, numbers, home + blank - blank % LINE

@@ -81,7 +81,7 @@ def _edited(function: FunctionType, edits: list[Edit]) -> CodeType:
 
 _LOCKED = """self._index.locked(
         publish,
-        self._layout,
+        layout,
         self._index,
         drafts,
         self._published,
@@ -294,7 +294,7 @@ MUTANTS = {
             "drop-overlooked",
             "a dropped file is ingested over a value that was added after it",
             ("dropped", "dropped-nack"),
-            (Edit("store.adding:Add._try_to_publish", "finished_drop(self._layout, key)", "None"),),
+            (Edit("store.adding:Add._try_to_publish", "finished_drop(layout, key)", "None"),),
         ),
         Mutant(
             "handed-out-too-soon",

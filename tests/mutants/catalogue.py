@@ -88,8 +88,8 @@ MUTANTS = [
         (
             "added-not-flushed",
             ADDING,
-            "            flush_published(self._layout, self._published)\n        return list(",
-            "            pass\n        return list(",
+            "            flush_published(self._layout, self._published)\n\n    def _outcome",
+            "            pass\n\n    def _outcome",
             crash("create | new:a=1"),
         ),
         (
@@ -1236,7 +1236,7 @@ MUTANTS = [
         (
             "drop-overlooked",
             ADDING,
-            "finished_drop(self._layout, key) if may_be else None",
+            "finished_drop(layout, key) if may_be else None",
             "None",
             "tests/test_adopt.py -k an_add_after_a_drop_of_its_key_wins",
         ),
