@@ -186,6 +186,24 @@ def test_an_export_where_nothing_can_be_written_says_where(home: Path) -> None:
     assert told.startswith("fsinbox: cannot write no/such/all.tar: No such file or directory")
 
 
+def test_an_import_from_a_terminal_is_refused(home: Path) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            command("import", "-"),
+            cwd=home,
+            env=environment(),
+            stdin=theirs,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert done.returncode == 2
+    assert b"standard input is a terminal: redirect it" in done.stderr
+
+
 def test_an_export_to_a_terminal_is_refused(home: Path) -> None:
     ours, theirs = pty.openpty()
     try:
@@ -238,7 +256,7 @@ def test_an_import_that_was_interrupted_continues_and_nothing_comes_twice(
     with Inbox(home / "new", codec="text") as inbox:
         first = drain(inbox)  # the consumer goes on meanwhile
     again = CliRunner().invoke(cli, ["--inbox", "new", "import", "all.tar"])
-    assert "continuing: 3 elements were imported before" in again.output
+    assert "continuing; imported before: 3 elements" in again.output
     assert sorted(first + waiting(home / "new")) == sorted(VALUES)
 
 
@@ -322,12 +340,12 @@ def test_an_archive_that_was_incomplete_continues_when_the_whole_one_is_imported
         return run(*words, cwd=home, stdin=given, status=status).stderr
 
     told = imported(cut, 2)
-    assert "it is not a tar file, or is damaged or incomplete: 2 elements were imported" in told
+    assert "it is not a tar file, or is damaged or incomplete: imported so far: 2 elements; export" in told
     assert "Traceback" not in told
     assert os.listdir(home / "new/tmp") == []
     done = waiting(home / "new")  # the consumer goes on meanwhile
     assert len(done) == 2
-    assert "2 elements were imported before" in imported(cut, 2)
+    assert "imported before: 2 elements" in imported(cut, 2)
     assert waiting(home / "new") == []
     imported(whole, 0)
     assert sorted(done + waiting(home / "new")) == sorted(VALUES)
@@ -370,7 +388,7 @@ def test_an_archive_of_an_earlier_version_is_imported(home: Path) -> None:
     with Inbox(home / "new", codec="text") as inbox:
         inbox.add("b", "newer")
     words = ("--inbox", "new", "import")
-    assert "imported 1 elements" in run(*words, "old.tar", cwd=home).stdout
+    assert "imported 1 element into" in run(*words, "old.tar", cwd=home).stdout
     run(*words, "-", cwd=home, stdin=(home / "old.tar").read_bytes())
     assert dict(waiting(home / "new")) == {"a": "ok", "b": "newer"}
 

@@ -149,6 +149,10 @@ def test_the_version_has_a_short_option(tmp_path: Path) -> None:
         (["ls", "--stat", "failed"], "--state"),
         (["xyzzy"], "`fsinbox --help` lists them"),
         (["--inbix", "x", "ls"], "--inbox"),
+        (
+            ["--create", "add", "k", "v"],
+            "No such option '--create': options of a command stand behind its name",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -184,6 +188,12 @@ def test_help_whose_reader_has_gone_is_no_error_and_a_full_disk_is_one(tmp_path:
     assert (failed.returncode, failed.stderr) == (
         3,
         "fsinbox: cannot write the output: No space left on device\n",
+    )
+    failed = shell("fsinbox --version >/dev/full", tmp_path)
+    assert (failed.returncode, failed.stderr) == (
+        3,
+        "fsinbox: cannot use the inbox, or write the output: No space left on device: "
+        "fix that, then try again\n",
     )
 
 

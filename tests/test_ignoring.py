@@ -328,6 +328,13 @@ def test_a_consumer_says_at_its_start_what_it_ignores(tmp_path: Path) -> None:
     assert "*.log, !4913 (drop/.fsinboxignore); *.bak, core (--ignore)" in line["message"]
 
 
+def test_a_consumer_does_not_say_at_each_start_what_is_always_ignored(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox").close()
+    words = ("consume", "--exec", "true", "--drain")
+    assert "ignoring" not in run(*words, cwd=tmp_path).stderr
+    assert "DEBUG ignoring in drop/: *.tmp, " in run(*words, "--verbose", cwd=tmp_path).stderr
+
+
 def test_settings_may_have_patterns(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[tool.fsinbox.consume]\nignore = ["*.bak", "core"]\n')
     (line,) = [

@@ -137,6 +137,7 @@ def test_on_a_terminal_there_are_headers_and_failures_are_red(home: Path) -> Non
     head, *lines = terminal(home, "ls")
     assert head.startswith("\x1b[1mSTATE ")
     assert [line for line in lines if "\x1b[31m" in line] == [line for line in lines if "failed" in line]
+    assert [line for line in lines if "waiting" in line and "\x1b" in line] == []
     plain = [re.sub(r"\x1b\[\d+m", "", line) for line in lines]
     piped = run("ls", cwd=home).stdout.splitlines()
     assert [re.sub(r"\d+s", "", line) for line in plain] == [re.sub(r"\d+s", "", line) for line in piped]

@@ -372,9 +372,13 @@ def test_without_the_extra_it_says_how_to_install_it(place: Path) -> None:
     (place / "without").mkdir()
     (place / "without/prometheus_client.py").write_text("raise ImportError('no prometheus_client')")
     path = os.pathsep.join([str(place / "without"), PACKAGE])
+    (place / "none").mkdir()
+    (place / "none/sitecustomize.py").write_text("import sys; sys.modules['prometheus_client'] = None")
+    done = run("metrics", cwd=place, status=2, PYTHONPATH=os.pathsep.join([str(place / "none"), PACKAGE]))
+    assert "need prometheus_client, which is not installed: pip install" in done.stderr
     for words in (["consume", "--exec", "true", "--metrics", "0"], ["metrics"]):
         done = run(*words, cwd=place, status=2, PYTHONPATH=path)
-        assert "pip install 'fsinbox[metrics]'" in done.stderr
+        assert "which fails: no prometheus_client: pip install 'fsinbox[metrics]'" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -302,3 +302,11 @@ def test_an_observer_that_fails_stops_nothing_and_is_told_of_once(
         ).run()
     assert tally.acknowledged == 2
     assert caplog.text.count("Broken: out of order: the work continues; this is said only once") == 1
+
+
+def test_statistics_that_cannot_be_written_are_called_that(tmp_path: Path) -> None:
+    Inbox(tmp_path / "inbox", durable=False).close()
+    (tmp_path / "inbox/stats").write_bytes(b"no folder")
+    done = run("consume", "--exec", "true", "--drain", "--quiet", cwd=tmp_path)
+    assert "WARNING cannot write the statistics in stats/: cannot open folder" in done.stderr
+    assert "the work continues" in done.stderr and "StatsObserver" not in done.stderr

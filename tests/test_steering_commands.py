@@ -154,12 +154,50 @@ def test_of_a_key_that_has_failed_and_waits_anew_the_failed_one_is_meant(home: P
     assert outcomes(run("retry", "bad/1", "--json", cwd=home, status=1).stdout) == {"bad/1": "newer"}
 
 
+def test_a_discard_of_what_is_in_another_state_says_in_which(home: Path) -> None:
+    told = run("discard", "a", "busy", "nobody", "bad/*", "--yes", cwd=home, status=1).stdout.splitlines()
+    assert told == [
+        "a: nothing done: it is waiting; to discard it, add --state waiting",
+        "bad/*: no such element (a pattern? `fsinbox failed --json 'bad/*' | fsinbox discard -` takes those)",
+        "busy: nothing done: it is deferred; to discard it, add --state deferred",
+        "nobody: no such element",
+    ]
+    with Inbox(home / "inbox", codec="text") as inbox:
+        assert take(inbox).key == "a"
+        told = run("discard", "a", "--yes", cwd=home, status=1).stdout.splitlines()
+    assert told == ["a: nothing done: it is in flight"]
+    assert outcomes(run("discard", "b", "--yes", "--json", cwd=home, status=1).stdout) == {"b": "none"}
+
+
+def test_the_way_out_for_a_pattern_works(home: Path) -> None:
+    done = subprocess.run(
+        [*command("retry", "-")],
+        cwd=home,
+        env=environment(),
+        input=run("failed", "--json", "bad/*", cwd=home).stdout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "bad/1: queued\nbad/2: queued\n"
+
+
+def test_one_of_a_thing_is_not_called_several(home: Path) -> None:
+    assert run("purge", "--state", "done", "--yes", cwd=home).stdout == "removed 1 element, 4 bytes\n"
+    run("limit", "--max-waiting", "1", cwd=home)
+    run("discard", "--state", "waiting", "--state", "deferred", "--all", "--yes", cwd=home)
+    run("add", "one", "1", cwd=home)
+    assert "1 element waits, and max_waiting is 1" in run("add", "two", "2", cwd=home, status=6).stderr
+    assert run("export", "one.tar", cwd=home).stdout.startswith("exported 1 element to one.tar")
+
+
 def test_a_back_off_ends_at_once(home: Path) -> None:
     assert run("requeue", "busy", cwd=home).stdout == "busy: queued\n"
     run("add", "busy", "good", cwd=home)
     assert "busy=good" in consume(home)
     run("discard", "--all", "--yes", cwd=home)
-    assert run("requeue", "--all", cwd=home).stdout == ""
+    assert run("requeue", "--all", cwd=home).stdout == "nothing to retry\n"
+    assert run("requeue", "--all", "--json", cwd=home).stdout == ""
 
 
 def test_what_is_done_is_played_again_and_kept(home: Path) -> None:
@@ -406,7 +444,8 @@ def test_release_all_and_keys_as_json(home: Path) -> None:
         "a": "released",
         "b": "released",
     }
-    assert run("release", "--all", cwd=home).stdout == ""
+    assert run("release", "--all", cwd=home).stdout == "nothing to release\n"
+    assert run("release", "--all", "--json", cwd=home).stdout == ""
 
 
 def test_a_retry_wakes_an_idle_consumer(home: Path) -> None:

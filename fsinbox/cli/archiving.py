@@ -102,6 +102,7 @@ def _to_file(layout: Layout, order: tuple[str, ...], file: str) -> Written:
 def _tell_export(written: Written, file: str, *, json: bool) -> None:
     """Print what was exported and what was not; on standard error if the archive is on standard output."""
     from ..operate.rows import label
+    from ..operate.units import counted
     from .text import say
 
     for key, why in written.unreadable.items():
@@ -112,7 +113,7 @@ def _tell_export(written: Written, file: str, *, json: bool) -> None:
     ]
     others = f"; left out: {', '.join(counts)}" if counts else ""
     if file == "-":
-        click.echo(f"fsinbox: exported {written.exported} elements{others}", err=True)
+        click.echo(f"fsinbox: exported {counted(written.exported)}{others}", err=True)
     elif json:
         say(
             file=os.path.abspath(file),
@@ -121,7 +122,7 @@ def _tell_export(written: Written, file: str, *, json: bool) -> None:
             left_out=written.left_out,
         )
     else:
-        click.echo(f"exported {written.exported} elements to {printable(file)}{others}")
+        click.echo(f"exported {counted(written.exported)} to {printable(file)}{others}")
 
 
 # --- import -------------------------------------------------------------------------------------------
@@ -156,6 +157,7 @@ def import_(
 
     from ..inbox import Inbox
     from ..operate import archive
+    from ..operate.units import counted
     from ..store.errors import InboxFull
 
     counts: Counter[str] = Counter()
@@ -168,7 +170,7 @@ def import_(
             )
             before = work.done
             if before:
-                click.echo(f"fsinbox: continuing: {before} elements were imported before", err=True)
+                click.echo(f"fsinbox: continuing; imported before: {counted(before)}", err=True)
             with _counting("importing") as advance:
 
                 def tell(member: Member, outcome: str) -> None:
@@ -179,13 +181,13 @@ def import_(
                 work.put_all(chain(first, found), tell)
         except archive.ArchiveError as error:
             raise Failure(
-                f"{printable(file)}: {error}: {counts.total()} elements were imported; export or copy it "
+                f"{printable(file)}: {error}: imported so far: {counted(counts.total())}; export or copy it "
                 "again, and import that: it continues there",
                 EXIT_USAGE,
             ) from error
         except InboxFull as error:
             raise Failure(
-                f"{error}: {counts.total()} elements were imported; import {printable(file)} again when "
+                f"{error}: imported so far: {counted(counts.total())}; import {printable(file)} again when "
                 "there is room, or with --timeout: it continues there",
                 EXIT_FULL,
             ) from error
@@ -195,6 +197,8 @@ def import_(
 
 
 def _source(file: str) -> IO[bytes]:
+    if file == "-" and sys.stdin and sys.stdin.isatty():
+        raise click.UsageError("standard input is a terminal: redirect it, or name a file instead of -")
     try:
         return sys.stdin.buffer if file == "-" else open(file, "rb")
     except OSError as error:
@@ -229,6 +233,7 @@ def _tell_member(member: Member, outcome: str, *, json: bool) -> None:
 
 
 def _tell_import(counts: Counter[str], before: int, inbox: str, *, json: bool) -> None:
+    from ..operate.units import counted
     from .text import say
 
     names = {"added": "imported", "failed": "failed", "kept": "kept", "skipped": "skipped", "large": "large"}
@@ -240,7 +245,7 @@ def _tell_import(counts: Counter[str], before: int, inbox: str, *, json: bool) -
         f"; {counts[outcome]} skipped ({why})" for outcome, why in skipped.items() if counts[outcome]
     )
     failed = f", {counts['failed']} into failed/" if counts["failed"] else ""
-    click.echo(f"imported {counts['added']} elements into {printable(inbox)}{failed}{rest}")
+    click.echo(f"imported {counted(counts['added'])} into {printable(inbox)}{failed}{rest}")
 
 
 @contextmanager

@@ -38,6 +38,14 @@ def _no_command(word: str) -> str:
     return f"There is no command {word!r}. {meant}"
 
 
+def _unusable(error: OSError) -> Failure:
+    discard(1)  # it may be what cannot be written
+    what = "cannot use the inbox, or write the output"
+    if error.filename is not None:
+        what = f"cannot use the inbox ({printable(str(error.filename))})"
+    return Failure(f"{what}: {error.strerror or error}: fix that, then try again", EXIT_UNUSABLE)
+
+
 class Commands(click.Group):
     """Finds the commands, and turns errors of the package into messages and exit statuses."""
 
@@ -68,7 +76,15 @@ class Commands(click.Group):
             except Failure:
                 if not extra.get("resilient_parsing"):  # completion goes on without
                     raise
-        return super().make_context(info_name, args, parent, **extra)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.NoSuchOption as error:
+            if error.possibilities:
+                raise
+            hint = "options of a command stand behind its name, as in `fsinbox add --create KEY VALUE`"
+            raise click.UsageError(f"No such option {error.option_name!r}: {hint}", error.ctx) from error
+        except OSError as error:  # (--version prints)
+            raise _unusable(error) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -105,12 +121,7 @@ class Commands(click.Group):
         except InboxError as error:
             raise Failure(str(error), EXIT_USAGE) from error
         except OSError as error:
-            discard(1)  # it may be what cannot be written
-            what = "cannot use the inbox, or write the output"
-            if error.filename is not None:
-                what = f"cannot use the inbox ({printable(str(error.filename))})"
-            why = error.strerror or error
-            raise Failure(f"{what}: {why}: fix that, then try again", EXIT_UNUSABLE) from error
+            raise _unusable(error) from error
 
 
 @click.group(

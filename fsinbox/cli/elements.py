@@ -56,7 +56,9 @@ def _change(
 ) -> None:
     """Change each element that `choose` returns for the keys (None: all), and print its outcome. Ends with
     status 1 if any was left as it was."""
+    from ..operate.rows import STATES
     from ..operate.steering import Steering
+    from ..operate.units import counted
 
     keys = selected(words, everything=everything)
     outcomes = []
@@ -64,17 +66,36 @@ def _change(
         rows = choose(steering, keys)
         if rows and (everything or ask):
             folders = " and ".join(sorted({row.folder for row in rows}))
-            what = f"{len(rows)} element{'' if len(rows) == 1 else 's'} in {folders}"
+            what = f"{counted(len(rows))} in {folders}"
             confirm(f"{verb} {what} of {steering.layout.path}?", words, yes=yes)
         with progress(rows, verb.lower()) as bar:
             for row in bar:
                 outcomes.append(act(steering, row))
                 _tell(row.key, outcomes[-1], row.folder, json=json, seq=row.seq, state=row.state)
-        for key in set(keys or ()) - {row.key for row in rows}:
+        missing = set(keys or ()) - {row.key for row in rows}
+        elsewhere = {row.key: row.state for row in steering.rows(STATES, missing)} if missing else {}
+        for key in sorted(missing):
             outcomes.append("none")
-            _tell(key, "none", json=json)
+            _tell_missing(verb.lower(), key, elsewhere.get(key), json=json)
+        if everything and not rows and not json:
+            click.echo(f"nothing to {verb.lower()}")
     if _LEFT.keys() & set(outcomes):
         sys.exit(EXIT_FAILED)
+
+
+def _tell_missing(verb: str, key: str, state: str | None, *, json: bool) -> None:
+    """Print that nothing was done to a key, and what it may have been meant as."""
+    text = _LEFT["none"]
+    if state:
+        word = state.replace("_", " ")
+        hint = "" if state == "in_flight" else f"; to {verb} it, add --state {state}"
+        text = f"nothing done: it is {word}{hint}"
+    elif set("*?[") & set(key):
+        text += f" (a pattern? `fsinbox failed --json '{printable(key)}' | fsinbox {verb} -` takes those)"
+    if json:
+        _tell(key, "none", json=json)
+    else:
+        click.echo(f"{printable(key)}: {text}")
 
 
 def _tell(key: str, outcome: str, folder: str = "", *, json: bool, **more: object) -> None:
@@ -205,6 +226,7 @@ def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: fl
     from time import time_ns
 
     from ..operate.steering import Steering, size_and_time
+    from ..operate.units import counted
     from .text import say
 
     with Steering(chosen(inbox)) as steering:
@@ -216,7 +238,7 @@ def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: fl
                 sizes[row] = about[0]
         outcomes = {}
         if sizes:
-            what = f"{len(sizes)} elements ({sum(sizes.values()):,} bytes)"
+            what = f"{counted(len(sizes))} ({counted(sum(sizes.values()), 'byte')})"
             confirm(f"Remove {what} from {steering.layout.path}?", (), yes=yes)
             with progress(list(sizes), "removing") as bar:
                 outcomes = {row: steering.discard(row) for row in bar}
@@ -225,7 +247,7 @@ def purge(inbox: str | None, json: bool, states: tuple[str, ...], older_than: fl
         if json:
             say(removed=removed, bytes=size, left=left)
         else:
-            click.echo(f"removed {removed} elements, {size:,} bytes")
+            click.echo(f"removed {counted(removed)}, {counted(size, 'byte')}")
     if left:
         raise Failure(
             f"{left} left: a directory with something in it is not ours to remove: `fsinbox doctor` names it",

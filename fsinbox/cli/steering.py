@@ -47,6 +47,7 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
     It may be taken, at its place, within a second.
     """
     from ..operate.steering import Steering
+    from ..operate.units import counted
     from ..store import control
     from ..store.names import decode_key, encode_key
     from .text import say
@@ -59,7 +60,7 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
                 decode_key(encoded) or encoded for encoded in sorted(control.requests(steering.layout).held)
             ]
             if wanted:
-                confirm(f"Release {len(wanted)} keys of {steering.layout.path}?", keys, yes=yes)
+                confirm(f"Release {counted(len(wanted), 'key')} of {steering.layout.path}?", keys, yes=yes)
         for key in wanted:
             released = control.release(steering.layout, encode_key(key))
             left += not released
@@ -67,6 +68,8 @@ def release(inbox: str | None, json: bool, everything: bool, yes: bool, keys: tu
                 say(key=key, outcome="released" if released else "none")
             else:
                 click.echo(f"{printable(key)}: {'released' if released else 'was not on hold'}")
+        if not wanted and not json:
+            click.echo("nothing to release")
     if left:
         sys.exit(EXIT_FAILED)
 

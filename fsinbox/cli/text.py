@@ -32,4 +32,4 @@ def on_terminal() -> bool:
 def styled(text: str, **style: bool | str | None) -> str:
     """Return a text in a style (see click.style) where that can be seen, and no NO_COLOR is set."""
     wanted = on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return click.style(text, **style) if wanted else text  # type: ignore[arg-type]
+    return click.style(text, **style) if wanted and any(style.values()) else text  # type: ignore[arg-type]

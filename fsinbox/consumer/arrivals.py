@@ -83,7 +83,9 @@ class Arrivals:
             return False
         if (text := f"{ignored}{ignored.refused}") != self._told:
             self._told = text
-            log.info(
+            own = ignored.lines or ignored.more or ignored.refused
+            log.log(
+                logging.INFO if own else logging.DEBUG,
                 "ignoring in drop/: %s",
                 ignored,
                 extra={"event": "ignoring", "folder": "drop", **ignored.lists()},

@@ -1,4 +1,4 @@
-"""Times and lengths of time, as people read them."""
+"""Times, lengths of time and numbers of things, as people read them."""
 
 from datetime import UTC, datetime
 from time import time_ns
@@ -7,6 +7,11 @@ from time import time_ns
 def when(ns: int, precision: str = "microseconds") -> str:
     """Return a time in nanoseconds since the epoch as ISO 8601, UTC. `precision`: also "seconds"."""
     return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec=precision)
+
+
+def counted(number: int, noun: str = "element") -> str:
+    """Return a number of things: "1 element", "2,000 elements"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def moment(ns: int) -> str:

@@ -140,7 +140,8 @@ def _demand_room(
         counted = _count(layout)
         _write(fd, Limits(most, free), counted, ours)
     if counted >= most:
-        raise Full(errno.EDQUOT, f"{counted} elements wait, and max_waiting is {most}")
+        what = "1 element waits" if counted == 1 else f"{counted} elements wait"
+        raise Full(errno.EDQUOT, f"{what}, and max_waiting is {most}")
     # (In place and of constant length, as the index: a kill cannot leave half of it.)
     os.pwrite(fd, b"%010d" % min(counted + 1, 10**10 - 1), 28)
 

@@ -17,6 +17,8 @@ from .describing import describe
 from .outcome import DONE, HandlerError, Outcome
 from .saying import working_on
 
+_EXAMPLE = "as tasks:handle is for handle() in tasks.py"
+
 _FORMS = {1: ("element",), 2: ("key", "value")}
 """Number of arguments -> what they are. A parameter of such a name must stand in such a place."""
 
@@ -32,7 +34,7 @@ def load_function(spec: str, *, batches: bool = False) -> "FunctionHandler":
         spec = _installed(spec)
     module_name, _, path = spec.partition(":")
     if not module_name or not path:
-        raise HandlerError(f"handler {spec!r} is not of the form module:func")
+        raise HandlerError(f"handler {spec!r} is not of the form module:func, {_EXAMPLE}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     target = _imported(module_name)
@@ -40,10 +42,19 @@ def load_function(spec: str, *, batches: bool = False) -> "FunctionHandler":
         try:
             target = getattr(target, name)
         except AttributeError as error:
-            raise HandlerError(f"{module_name!r} has no {path!r}") from error
+            raise HandlerError(f"{module_name!r} has no {path!r}{_meant(target, name)}") from error
     if not callable(target):
         raise HandlerError(f"{spec} is {type(target).__name__}, not a function")
     return FunctionHandler(spec, target, batches=batches)
+
+
+def _meant(target: Any, name: str) -> str:
+    """Return what may have been meant, in words: the function of the closest name."""
+    from difflib import get_close_matches
+
+    names = [one for one in dir(target) if not one.startswith("_") and callable(getattr(target, one, None))]
+    close = get_close_matches(name, names, 1)
+    return f": did you mean {close[0]!r}?" if close else ": name a function that is defined there"
 
 
 def _imported(name: str) -> Any:
@@ -64,7 +75,7 @@ def _traceback_in_it(error: BaseException) -> str:
     found = error.__traceback__
     while found and _imports(found.tb_frame.f_code.co_filename):
         found = found.tb_next
-    return "".join(traceback.format_exception(error.with_traceback(found)))
+    return "".join(traceback.format_exception(error.with_traceback(found))).rstrip("\n")
 
 
 def _imports(file: str) -> bool:
@@ -77,9 +88,10 @@ def _installed(name: str) -> str:
 
     offers = {offer.name: offer.value for offer in entry_points(group="fsinbox.handlers")}
     if name not in offers:
+        known = f" (there are: {', '.join(sorted(offers))})" if offers else ""
         raise HandlerError(
-            f"handler {name!r} is not of the form module:func, and no installed package has one of that name "
-            f"(there are: {', '.join(sorted(offers)) or 'none'})"
+            f"handler {name!r} is not of the form module:func, {_EXAMPLE}, and no installed package has one "
+            f"of that name{known}"
         )
     return offers[name]
 

@@ -41,7 +41,8 @@ try:
     )
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 except ImportError as error:
-    raise ImportError(f"metrics need prometheus_client ({error}): pip install 'fsinbox[metrics]'") from error
+    what = "which is not installed" if error.name == "prometheus_client" else f"which fails: {error}"
+    raise ImportError(f"metrics need prometheus_client, {what}: pip install 'fsinbox[metrics]'") from error
 
 log = logging.getLogger("fsinbox")
 

@@ -27,6 +27,9 @@ _INTERVAL = 1.0
 class Observer:
     """Told of what happens, by one thread at a time. What it raises is logged once, and stops nothing."""
 
+    what = ""
+    """What it does, for a message about its failure; "" for a program's own."""
+
     def standing_by(self) -> None:
         """Another process is the consumer, and this one waits: told about every second, before `began`."""
 
@@ -81,8 +84,8 @@ class Audience:
                     name = type(observer).__name__
                     log.warning(
                         "%s: %s: the work continues; this is said only once",
-                        name,
-                        error,
+                        observer.what or name,
+                        (isinstance(error, OSError) and error.strerror) or error,
                         extra={"event": "observer_failed", "observer": name},
                     )
                 self._complained.add(observer)
@@ -107,6 +110,8 @@ class Audience:
 
 class StatsObserver(Observer):
     """Writes the statistics in stats/."""
+
+    what = "cannot write the statistics in stats/"
 
     def __init__(self, layout: Layout, shard: Shard, handler: str, concurrency: int) -> None:
         self._open = partial(StatsWriter, layout, shard, handler, concurrency)

@@ -39,6 +39,8 @@ def observers(
 class Service(Observer):
     """Tells the service manager."""
 
+    what = "cannot tell the service manager"
+
     def __init__(
         self,
         address: str,
