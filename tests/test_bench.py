@@ -285,3 +285,25 @@ def test_a_process_that_fails_ends_its_slice_at_once(
     with pytest.raises((RuntimeError, TimeoutError), match=reasons[end]):
         bench.processes.in_processes(2, work)
     assert not multiprocessing.active_children()
+
+
+def test_where_no_fresh_disk_can_be_had_the_way_out_is_named(
+    command: Any, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bench.disks.missing():
+        pytest.skip(bench.disks.missing())
+    monkeypatch.setattr(command, "_ROOM", 1 << 62)
+    result = CliRunner().invoke(command.main, ["--fresh", "--dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "fallocate failed" in result.output and "name another --dir" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fresh_disk_is_gone_afterwards(bench: Any, tmp_path: Path) -> None:
+    if bench.disks.missing():
+        pytest.skip(bench.disks.missing())
+    with bench.disks.fresh(tmp_path, 32 << 20, has_journal=False) as place:
+        assert os.path.ismount(place)
+        (place / "file").touch()
+        assert bench.results.machine(place)["file system"] == "ext4, without a journal"
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -117,12 +117,16 @@ def main(
 @contextmanager
 def _place(folder: Path, *, fresh: bool) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        with disks.fresh(folder, _ROOM) as place:
-            yield place
-    else:
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as work:
+    with ExitStack() as stack:
+        if not fresh:
+            work = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=folder))
             yield Path(work).resolve()
+            return
+        try:
+            place = stack.enter_context(disks.fresh(folder, _ROOM))
+        except OSError as error:
+            raise click.UsageError(f"no fresh disk in {folder}: {error}: name another --dir") from error
+        yield place
 
 
 def measure(

@@ -17,7 +17,7 @@ _WORDS = {True: "reached", False: "**missed**", None: ""}
 _README = (
     (1, "16 producers, 200 B", "Durable add: 16 producers"),
     (3, "200 B", "Durable: take and acknowledge"),
-    (4, "not durable, 200 B", "Not durable: from one process to another"),
+    (4, "not durable, 200 B", "Not durable: from end to end"),
 )
 """Groups of the README's plot, by case and title: those in which a user recognises his own case."""
 
@@ -173,4 +173,5 @@ def _draw(panel: Any, group: Group, *, is_sorted: bool) -> None:
     panel.set_title(group.title, fontsize=8)
     panel.set_xlabel(f"{group.unit} ({'more' if group.more_is_better else 'less'} is better)", fontsize=7)
     panel.set_xlim(0, max(max(values) for values in group.figures.values()) * 1.22 or 1)
+    panel.locator_params(axis="x", nbins=5)
     panel.spines[["top", "right"]].set_visible(False)
