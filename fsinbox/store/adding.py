@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Literal, Protocol, TypeVar
 
+    from .network.sharing import Sharing
+
     Found = TypeVar("Found")
 
     class Observer(Protocol):
@@ -143,7 +145,8 @@ class Add:
 
     def _try_to_publish(self, keys: list[tuple[str, str]]) -> None:
         layout, done, drafts = self._layout, len(self._published.outcomes), []
-        listed = set(layout.names("drop")) if self._lists_drops(len(keys)) else None
+        lists = layout.sharing and _lists_drops(layout, layout.sharing, len(keys))
+        listed = set(layout.names("drop")) if lists else None
         for place, (key, encoded) in enumerate(keys, done):
             temporary = self._drafts[place]
             if observer is not None:
@@ -160,16 +163,6 @@ class Add:
             self._let_in,
             self._swap,
         )
-
-    def _lists_drops(self, keys: int) -> bool:
-        """Tell whether drop/ is listed, instead of looked into for each key: over a network that is less."""
-        sharing = self._layout.sharing
-        if sharing is None:
-            return False
-        if keys > _FEW:
-            return True
-        # (A client that must open a folder before a lookup has asked the server just then.)
-        return sharing.opens_first and os.fstat(self._layout.folder("drop")).st_size <= _SMALL
 
     def _finish(self) -> None:
         """All is published: flush it, and remove what was not wanted."""
@@ -306,3 +299,11 @@ class Adder:
             f"cannot add key {key!r} to inbox {self._handle.path}: {error.strerror or error}: {outcome}",
             maybe_added=maybe_added,
         )
+
+
+def _lists_drops(layout: Layout, sharing: Sharing, keys: int) -> bool:
+    """Tell whether drop/ is listed, instead of looked into for each key: over a network that may be less."""
+    if keys > _FEW:
+        return True
+    # (A client that must open a folder before a lookup has asked the server just then.)
+    return sharing.opens_first and os.fstat(layout.folder("drop")).st_size <= _SMALL
