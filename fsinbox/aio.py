@@ -108,6 +108,10 @@ class AsyncInbox:
     Calls run in threads, one at a time where the inbox needs it. Elements are ended by `await element.ack()`
     (or `await inbox.ack(element)`, the same). A cancelled take has taken nothing; a cancelled end is done
     first; a cancelled add may have been added, as one that raised.
+
+    Adds that wait for the disk at the same time share its commits: as many as the loop's default executor has
+    threads, which is four more than there are processors. Give it another to have more
+    (`loop.set_default_executor`).
     """
 
     def __init__(self, path: str | os.PathLike[str] = "inbox", **options: Any) -> None:

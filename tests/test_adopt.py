@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fsinbox import AddFailed, Inbox
 from fsinbox.consumer import ingest as adopt
-from tests.shim import meanwhile, refusing
+from fsinbox.store.adding import SECTION
+from tests.shim import intercepted, meanwhile, refusing
 from tests.usual import drain, drop, held, names, reason_for, take
 
 fork = multiprocessing.get_context("fork")
@@ -83,6 +85,25 @@ def test_an_add_after_a_drop_of_its_key_wins(inbox: Inbox) -> None:
     drop(inbox, "b", b"dropped")
     assert inbox.add_many([("b", b"added")])["replaced"] == 1
     assert drain(inbox) == [("b", b"added")]
+
+
+@pytest.mark.parametrize("others", [0, SECTION - 1, SECTION])
+def test_many_that_are_added_after_a_drop_of_one_of_their_keys_win(inbox: Inbox, others: int) -> None:
+    """drop/ is listed once, unless more lies there than is to be added."""
+    for number in range(others):
+        drop(inbox, f"other{number}", b"dropped")
+    drop(inbox, "c", b"dropped")
+    looked: list[str] = []
+
+    def look(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        if name == "lstat":
+            looked.append(arguments[0])
+        return call(*arguments, **more)
+
+    with intercepted(look):
+        assert inbox.add_many((key, b"added") for key in "abcde")["replaced"] == 1
+    assert ("a" in looked) is (others == SECTION)
+    assert [pair for pair in drain(inbox) if pair[0] in "abcde"] == [(key, b"added") for key in "abcde"]
 
 
 def test_an_add_after_a_drop_of_its_key_keeps_the_earliest_place(inbox: Inbox) -> None:

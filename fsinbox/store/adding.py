@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Literal, Protocol, TypeVar
 
-    from .network.sharing import Sharing
-
     Found = TypeVar("Found")
 
     class Observer(Protocol):
@@ -43,7 +41,7 @@ _BATCH = 1000
 progress."""
 
 _FEW = 3
-"""Up to so many keys are looked up in drop/ one by one, ..."""
+"""Up to so many keys are looked up in drop/ one by one, and where hosts share the inbox ..."""
 
 _SMALL = 4096
 """... if the folder itself has more bytes than this: of a smaller one, a listing takes no more requests than
@@ -145,8 +143,7 @@ class Add:
 
     def _try_to_publish(self, keys: list[tuple[str, str]]) -> None:
         layout, done, drafts = self._layout, len(self._published.outcomes), []
-        lists = layout.sharing and _lists_drops(layout, layout.sharing, len(keys))
-        listed = set(layout.names("drop")) if lists else None
+        listed = self._dropped(len(keys)) if layout.sharing or len(keys) > _FEW else None
         for place, (key, encoded) in enumerate(keys, done):
             temporary = self._drafts[place]
             if observer is not None:
@@ -163,6 +160,22 @@ class Add:
             self._let_in,
             self._swap,
         )
+
+    def _dropped(self, keys: int) -> set[str] | None:
+        """Return the names in drop/, if to list them is less than a lookup of each key; else None."""
+        sharing, drop = self._layout.sharing, "drop"
+        if sharing:
+            # (A client that must open a folder before a lookup has asked the server just then.)
+            is_less = keys > _FEW or (
+                sharing.opens_first and os.fstat(self._layout.folder(drop)).st_size <= _SMALL
+            )
+            return set(self._layout.names(drop)) if is_less else None
+        listed = set()
+        for name in self._layout.names_one_by_one(drop):
+            listed.add(name)
+            if len(listed) > SECTION:
+                return None
+        return listed
 
     def _finish(self) -> None:
         """All is published: flush it, and remove what was not wanted."""
@@ -299,11 +312,3 @@ class Adder:
             f"cannot add key {key!r} to inbox {self._handle.path}: {error.strerror or error}: {outcome}",
             maybe_added=maybe_added,
         )
-
-
-def _lists_drops(layout: Layout, sharing: Sharing, keys: int) -> bool:
-    """Tell whether drop/ is listed, instead of looked into for each key: over a network that may be less."""
-    if keys > _FEW:
-        return True
-    # (A client that must open a folder before a lookup has asked the server just then.)
-    return sharing.opens_first and os.fstat(layout.folder("drop")).st_size <= _SMALL

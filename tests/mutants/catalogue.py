@@ -1241,6 +1241,20 @@ MUTANTS = [
             "tests/test_adopt.py -k an_add_after_a_drop_of_its_key_wins",
         ),
         (
+            "drop-overlooked-by-many",
+            ADDING,
+            "            listed.add(name)\n",
+            "",
+            "tests/test_adopt.py -k many_that_are_added_after_a_drop",
+        ),
+        (
+            "drop-overlooked-among-many",
+            ADDING,
+            "                return None\n        return listed",
+            "                break\n        return listed",
+            "tests/test_adopt.py -k many_that_are_added_after_a_drop",
+        ),
+        (
             "drop-not-moved",
             PROTOCOL,
             "            moved = move_drop(layout, dropped, name)\n",
