@@ -158,6 +158,8 @@ def test_figures_of_two_machines_are_never_kept_together(bench: Any, tmp_path: P
     with pytest.raises(results.OtherMachine, match=r"another machine \(boot 1\): measure --all"):
         results.save(kept, {"boot": "2", "system": "Linux"}, [results.Case(3, "Take", [])])
     assert [case.number for case in results.load(kept)[1]] == [1]
+    results.save(kept, {"boot": "1", "system": "Linux", "load": "0.1"}, [results.Case(3, "Take", [])])
+    assert [case.number for case in results.load(kept)[1]] == [1, 3]
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def journal(bench: Bench) -> Case:
         for name, has_journal in ((with_one, True), (without, False)):
             place = stack.enter_context(disks.fresh(bench.folder, 1 << 30, has_journal=has_journal))
             queue = stack.enter_context(closing(make(Fsinbox, place, QUICK)))
-            for _ in range(3):  # until what was removed is everywhere
+            for _ in range(6):  # until what was removed is everywhere
                 turn_over(queue)
             contenders[name] = partial(turn_over, queue)
         bench.interleave([group], contenders)

@@ -69,7 +69,8 @@ class Case:
 
 
 def machine(folder: Path) -> dict[str, str]:
-    """Return what the figures are measured on. `boot` is another on every machine."""
+    """Return what the figures are measured on. `boot` is another on every machine; `load` says how busy this
+    one was before."""
     from fsinbox.store.boot import boot_tag
     from fsinbox.store.mounts import file_system_type, has_no_journal
 
@@ -81,6 +82,7 @@ def machine(folder: Path) -> dict[str, str]:
         "file system": file_system_type(os.fspath(folder)) + lacks,
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 
@@ -105,7 +107,7 @@ def kept_of(path: Path, about: dict[str, str]) -> list[Case]:
     if not path.exists():
         return []
     before, cases = load(path)
-    other = [f"{name} {before.get(name)}" for name in about if before.get(name) != about[name]]
+    other = [f"{n} {before.get(n)}" for n in about if n != "load" and before.get(n) != about[n]]
     if other:
         raise OtherMachine(
             f"{path} is of another machine ({', '.join(other)}): measure --all, or say another --out"
