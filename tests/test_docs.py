@@ -81,7 +81,7 @@ def test_what_the_readme_says_of_databases_is_what_was_measured() -> None:
     said = re.search(r"-->([\d.]+)<!-- /lone --> of SQLite's rate", README)
     assert said
     assert float(said[1]) == round(ratio("1 producer, 200 B: beside bare SQLite FULL"), 1) < 1
-    # It says that these are last, too, and shows this one as ahead.
+    # It says that this is behind, too, and shows that one as ahead.
     assert ratio("one hot key, quick: 0.35x of SQLite without flushes") < 1
     assert ratio("16 producers, 200 B: ahead of every library") > 1
 
