@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import environment
+from helpers import run as fsinbox
 
 ROOT = Path(__file__).parent.parent
 FIRST = (ROOT / "docs/first-tasks.md").read_text()
@@ -82,6 +84,34 @@ def test_there_are_ten_tasks() -> None:
 @pytest.mark.parametrize("text", [text for _, text in TASKS], ids=[title for title, _ in TASKS])
 def test_a_task_is_done_by_the_commands_that_are_shown(text: str, tmp_path: Path) -> None:
     assert check(text, tmp_path) >= 2
+
+
+@pytest.mark.parametrize("text", [text for _, text in TASKS], ids=[title for title, _ in TASKS])
+def test_a_task_takes_one_look_at_the_help_of_its_command(text: str, tmp_path: Path) -> None:
+    lines = re.findall(r"^\$ (.*)", text, re.M)
+    commands = [words for line in lines for words in re.findall(r"fsinbox (\w+)([^;|&]*)", line)]
+    assert commands
+    first = fsinbox("--help", cwd=tmp_path).stdout
+    for name, rest in commands:
+        assert re.search(rf"^  {name} ", first, re.M)
+        help_text = fsinbox("help", name, cwd=tmp_path).stdout
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert re.search(rf"{option}\b", help_text), f"{name} {option}"
+
+
+def test_the_picture_of_a_terminal_shows_what_is_printed(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/terminal.py", tmp_path / "now.svg"], env=environment(), check=True
+    )
+
+    def said(path: Path) -> str:
+        text = html.unescape(re.sub(r"<[^>]+>", "", path.read_text().partition("</defs>")[2]))
+        return re.sub(r"\b\d+s\b", "0s", text.replace("\xa0", " "))
+
+    picture = ROOT / "docs/terminal.svg"
+    assert said(picture) == said(tmp_path / "now.svg"), "python scripts/terminal.py docs/terminal.svg"
+    assert "replaced" in said(picture) and "OK: No elements are waiting." in said(picture)
+    assert picture.stat().st_size < 20_000 and 'url("http' not in picture.read_text()
 
 
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
