@@ -84,7 +84,6 @@ class Sleeper:
         """Stop noticing arrivals; wake whoever sleeps."""
         watch, self._watch = self._watch, None
         if watch:
-            watch.waker.set()
             watch.close()
 
     def next_look_in(self) -> float | None:

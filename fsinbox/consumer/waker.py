@@ -21,6 +21,13 @@ class Waker:
         # Spares the pipe. If it is true, there is something in the pipe, or will be in a moment.
         self._is_set = False
 
+    @classmethod
+    def of_nobody(cls) -> Waker:
+        """Return one to `set` without effect."""
+        waker = cls.__new__(cls)
+        waker._is_set = True
+        return waker
+
     def set(self) -> None:
         """Wake the sleeper, now or when it next sleeps."""
         if not self._is_set:

@@ -85,6 +85,7 @@ class Watch:
         self._source: Source | None = None
         self._started = False
         self._armed = False
+        self._closed = False
         self.waker = Waker()
 
     @property
@@ -112,6 +113,8 @@ class Watch:
                 source.disarm()
                 if source is not self._source:
                     source.close()  # now, for nobody waits for its descriptor any more
+            if self._closed:
+                self.waker = Waker.of_nobody()  # (a traceback may hold us, and would hold the pipe)
 
     def add_folder(self, fd: int) -> None:
         """While it is armed, have arrivals in this open folder wake the sleeper, too. List it *after*
@@ -162,10 +165,13 @@ class Watch:
         self._interval = _SHORTEST_POLL
 
     def close(self) -> None:
-        """Stop watching; who sleeps has been woken."""
-        source, self._source = self._source, None
-        if source and not self._armed:
-            source.close()
+        """Stop watching. Who sleeps is woken, and closes what it waits for."""
+        source, self._source, self._closed = self._source, None, True
+        self.waker.set()
+        if not self._armed:
+            self.waker = Waker.of_nobody()
+            if source:
+                source.close()
 
     def start(self) -> None:
         """Choose between events and polling, once. Takes up to PROBE_PATIENCE seconds."""
