@@ -994,3 +994,13 @@ def test_a_standby_tries_when_the_consumer_is_gone(inbox_dir: Path, what: str) -
         else:
             os.unlink(inbox_dir / "consumer.lock")
         assert other.may_become_consumer()
+
+
+def test_a_lease_that_cannot_be_read_is_an_error(inbox_dir: Path) -> None:
+    with opened(inbox_dir) as one:
+        one.become_consumer()
+        with (
+            refusing(open=errno.EIO, when=lambda name, *_: name == ".lease"),
+            pytest.raises(OSError, match="Input/output"),
+        ):
+            leases(one._handle.layout)
