@@ -189,7 +189,7 @@ def test_help_whose_reader_has_gone_is_no_error_and_a_full_disk_is_one(tmp_path:
         3,
         "fsinbox: cannot write the output: No space left on device\n",
     )
-    failed = shell("fsinbox --version >/dev/full", tmp_path)
+    failed = shell("fsinbox --inbox x --version >/dev/full", tmp_path)
     assert (failed.returncode, failed.stderr) == (
         3,
         "fsinbox: cannot use the inbox, or write the output: No space left on device: "
