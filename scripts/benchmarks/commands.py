@@ -129,7 +129,7 @@ def cold(bench: Bench) -> Case:
         nothing: [python, "-c", "pass"],
         "fsinbox add": [*ours, "add", "{key}", size],
         "fsinbox status": [*ours, "status"],
-        "fsinbox --help": [*ours, "--help"],
+        "fsinbox --help": [ours[0], "--help"],
         "python -c 'from fsinbox import Inbox; ...'": [python, "-c", in_python, "{key}", size],
         "python -c, sqlite3, WAL, FULL": [python, "-c", in_sqlite, "{key}", size],
         "sh -c :": ["sh", "-c", ":"],
