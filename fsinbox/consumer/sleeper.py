@@ -45,7 +45,10 @@ class Sleeper:
             try:
                 watch = Watch(layout, self._moved_in, mode=self._mode, poll=self._poll)
             except OSError as error:
-                raise UnusableInbox(f"cannot wait for what comes to inbox {layout.path}: {error}") from error
+                raise UnusableInbox(
+                    f"cannot wait for what comes to inbox {layout.path}: {error}: nothing was lost; "
+                    "mend that, try again"
+                ) from error
             self._watch = watch = self._watch or watch  # another thread was quicker
         return watch
 
