@@ -205,7 +205,8 @@ class Watch:
             )
 
     def _say_polling(self, error: Exception) -> None:
-        log.warning("no file system events for %s (%s): polling", self._layout.path, error, extra=_POLLING)
+        why = str(error)  # (not itself: see probe)
+        log.warning("no file system events for %s (%s): polling", self._layout.path, why, extra=_POLLING)
 
 
 def make_source(layout: Layout, wake: Callable[[], object], moved_in: Callable[[str], object]) -> Source:
@@ -226,7 +227,10 @@ def probe(layout: Layout, source: Source, waker: Waker) -> bool:
         seen = waker.wait(PROBE_PATIENCE, source.fd)
         os.unlink(name, dir_fd=layout.folder("pending"))
     except OSError as error:
-        log.warning("cannot probe %s for events: %s", layout.path, error, extra={"event": "probe_failed"})
+        # (By its text: whoever keeps the record would keep this frame, and with it what is to be closed.)
+        log.warning(
+            "cannot probe %s for events: %s", layout.path, str(error), extra={"event": "probe_failed"}
+        )
         return False
     finally:
         source.disarm()
