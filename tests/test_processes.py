@@ -62,7 +62,8 @@ def test_elements_are_handled_in_processes_that_are_kept(place: Place) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: not Linux")
 def test_what_a_handler_prints_and_nobody_can_read_costs_no_attempt(place: Place) -> None:
     place.jobs(
-        "import sys\ndef job(key, value):\n    print('handled', key)\n    sys.stdin = sys.stderr.close()\n"
+        "import os, sys\ndef job(key, value):\n    print('handled', key, flush=True)\n"
+        "    sys.stdin = sys.stderr.close()\n    sys.stdout = open(os.devnull)\n    sys.stdout.close()\n"
     )
     place.add("a", "b")
     with open("/dev/full", "w") as full:

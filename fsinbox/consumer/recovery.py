@@ -80,8 +80,7 @@ class Recovery:
         self._ended.flush()
         self._attempts.load()
         self.rescan(set(), died=True)
-        if self._returning:
-            self._returning.try_again(STUCK)  # else what came later would be taken first
+        self._returning.try_again(STUCK)  # else what came later would be taken first
         self._attempts.forget_idle({element_of(deferred) for deferred in self._ready.deferred.values()})
         self._sweep_litter()
 
