@@ -21,7 +21,7 @@ import pytest
 from tests.machine import disk
 from tests.oracle import Event
 
-from .storm import fenced
+from .storm import cut_by_restart, fenced
 
 pytestmark = pytest.mark.storm
 
@@ -172,3 +172,17 @@ def test_an_acknowledgement_that_was_refused_is_none(tmp_path: Path) -> None:
 def test_an_acknowledgement_across_a_restart_may_have_been_done(tmp_path: Path) -> None:
     events = [Event("deliver", "a", "k", "1", 1), Event("ack", "a", "k", t=2), Event("died", "a", t=4)]
     assert judged(tmp_path, events, notes="not-acknowledged a 4 k 1\n", incidents="3 restart\n")[0] == events
+
+
+def test_only_an_add_that_raised_across_a_restart_leaves_a_key_in_doubt(tmp_path: Path) -> None:
+    events = [
+        Event("add_start", "a", "before", "1", 1),
+        Event("add_start", "b", "across", "1", 2),
+        Event("add_start", "c", "done", "1", 2),
+        Event("add_end", "c", "done", "1", 4),
+        Event("add_start", "d", "killed", "1", 2),
+        Event("add_start", "e", "after", "1", 4),
+    ]
+    raised = "add-raised a 2 x\nadd-raised b 5 x\nadd-raised c 6 x\nadd-raised e 5 x\n"
+    judged(tmp_path, events, notes=raised, incidents="3 restart\n")
+    assert cut_by_restart(tmp_path, events) == {"across"}
