@@ -643,11 +643,18 @@ except KeyboardInterrupt:
 
 
 @linux
-def test_who_has_no_descriptors_left_to_wait_with_is_told(inbox_dir: Path) -> None:
+@pytest.mark.parametrize("call", ["pipe", "set_blocking"])
+def test_who_has_no_descriptors_left_to_wait_with_is_told(inbox_dir: Path, call: str) -> None:
     with Inbox(inbox_dir) as inbox:
         inbox.take()
-        with refusing(pipe=errno.EMFILE), pytest.raises(UnusableInbox, match=r"cannot wait .*Too many open"):
+        before = len(os.listdir("/proc/self/fd"))
+        with (
+            refusing(**{call: errno.EMFILE}),
+            pytest.raises(UnusableInbox, match=r"cannot wait .*Too many open") as kept,
+        ):
             inbox.take(timeout=1)
+        assert len(os.listdir("/proc/self/fd")) == before, "whoever keeps the exception keeps descriptors"
+        assert kept.value
         assert inbox.take(timeout=0.01) is None
 
 

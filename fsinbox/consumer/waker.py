@@ -16,8 +16,12 @@ class Waker:
     def __init__(self) -> None:
         """Raises OSError: no descriptors are left."""
         self.reader, self.writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        os.set_blocking(self.writer, False)  # as signal.set_wakeup_fd asks for
+        try:
+            os.set_blocking(self.reader, False)
+            os.set_blocking(self.writer, False)  # as signal.set_wakeup_fd asks for
+        except BaseException:
+            self._close()  # (the exception holds this frame, and it us)
+            raise
         # Spares the pipe. If it is true, there is something in the pipe, or will be in a moment.
         self._is_set = False
 
@@ -66,8 +70,13 @@ class Waker:
         return bool(ready)
 
     def __del__(self) -> None:
-        for end in (self.reader, self.writer) if hasattr(self, "writer") else ():
-            try:
-                os.close(end)
-            except OSError:
-                pass  # a handler has
+        self._close()
+
+    def _close(self) -> None:
+        ends = [vars(self).pop(end, -1) for end in ("reader", "writer")]
+        for end in ends:
+            if end >= 0:
+                try:
+                    os.close(end)
+                except OSError:
+                    pass  # a handler has
