@@ -489,6 +489,32 @@ def test_polling_takes_over_when_events_fail_later(layout: Layout, caplog: pytes
 
 
 @linux
+def test_polling_takes_over_when_events_cannot_be_read(
+    layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Watch(layout, lambda name: None)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with watch.armed():
+        assert not watch.polling
+        Path(layout.path, "drop", "a").touch()
+        with refusing(read=errno.EIO):
+            watch.sleep(10)
+        assert watch.polling
+    assert "no file system events" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) - descriptors <= 2  # pending/ and drop/, opened meanwhile
+    with watch.armed():
+        began = time.monotonic()
+        watch.sleep(10)
+        assert time.monotonic() - began < 1
+    other = Watch(layout, lambda name: None)
+    with refusing(read=errno.EIO), other.armed():
+        pass
+    assert not other.polling  # nobody had to read
+    watch.close()
+    other.close()
+
+
+@linux
 def test_a_source_may_be_armed_twice(layout: Layout) -> None:
     waker = Waker()
     source = make_source(layout, waker.set, lambda name: None)

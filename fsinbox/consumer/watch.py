@@ -56,7 +56,7 @@ class Source(Protocol):
         """Until `disarm`, tell of those in one more open folder, too. Raises OSError."""
 
     def read(self) -> None:
-        """Read all that is at the descriptor."""
+        """Read all that is at the descriptor. Raises OSError."""
 
     def disarm(self) -> None:
         """Tell of nothing more."""
@@ -135,8 +135,14 @@ class Watch:
         """Sleep until something may have arrived, or woken, at most `limit` seconds."""
         source = self._source
         self.waker.wait(self.patience(limit), source.fd if source else None)
+        self._read(source)
+
+    def _read(self, source: Source | None) -> None:
         if source:
-            source.read()
+            try:
+                source.read()
+            except OSError as error:
+                self._give_up(error)
 
     @property
     def descriptors(self) -> list[int]:
@@ -148,8 +154,7 @@ class Watch:
     def noticed(self) -> None:
         """Read what is there."""
         self.waker.wait(0)
-        if source := self._source:
-            source.read()
+        self._read(self._source)
 
     def patience(self, limit: float | None) -> float:
         """Return for how many seconds to sleep now, at most `limit`: until the next poll, or the next
@@ -293,11 +298,17 @@ class InotifySource:
                 self._reader.handle_event(self._event(wd, mask, cookie, name))
 
     def disarm(self) -> None:
-        self.read()  # for what was moved into drop/
+        self._read_quietly()  # for what was moved into drop/
         watches, self._watches = [*self._watches.values(), *self._more.values()], {}
         self._more = {}
         self._reader.remove_callbacks([(watch, self._id) for watch in watches])
-        self.read()  # that they have ended: it would end the next sleep
+        self._read_quietly()  # that they have ended: it would end the next sleep
+
+    def _read_quietly(self) -> None:
+        try:
+            self.read()
+        except OSError:
+            pass  # who sleeps next is told
 
     def add_folder(self, fd: int) -> None:
         status = os.fstat(fd)
