@@ -61,14 +61,8 @@ def one_round(number: int, mounts: dict[str, Path], job: Path) -> tuple[int, int
         worker.wait()
     time.sleep(1)
     said = dict(line.split() for log in logs.values() for line in log.read_text().splitlines())
-    found = [
-        {
-            path.name
-            for folder in ("tmp", "drop", "pending")
-            for path in (mount / "renames" / folder).iterdir()
-        }
-        for mount in mounts.values()
-    ]
+    roots = [mount / "renames" / folder for mount in mounts.values() for folder in FOLDERS]
+    found = {path.name for root in roots for path in root.iterdir()}
     lost = [f"{key} ({how})" for key, how in said.items() if key not in found]
     return len(said), sum("error" in how for how in said.values()), lost
 
