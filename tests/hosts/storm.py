@@ -376,6 +376,11 @@ def notes(folder: Path) -> list[tuple[str, str, int, str]]:
     return sorted(found, key=lambda note: note[2])
 
 
+def restarts_of(folder: Path) -> list[int]:
+    """Return when the server was killed, and started again."""
+    return [int(line.split()[0]) for line in _lines(folder / "incidents") if line.split()[1] == "restart"]
+
+
 def fenced(folder: Path, events: list[Event]) -> tuple[list[Event], list[str]]:
     """Return the events as the oracle should see them, and what is wrong with those of consumers that were
     replaced.
@@ -385,7 +390,7 @@ def fenced(folder: Path, events: list[Event]) -> tuple[list[Event], list[str]]:
     delivered again. (Unless the server restarted meanwhile: then it may have done it and have forgotten that
     it had.)
     """
-    restarts = [int(line.split()[0]) for line in _lines(folder / "incidents") if line.split()[1] == "restart"]
+    restarts = restarts_of(folder)
     refused = {}
     for what, who, t, text in notes(folder):
         if what == "not-acknowledged":
@@ -436,7 +441,7 @@ def cut_by_restart(folder: Path, events: list[Event]) -> set[str]:
     GlusterFS may lose a file during whose rename all its bricks are killed at once: renames.py shows it with
     rename(2) alone. So of these keys nothing is certain there.
     """
-    restarts = [int(line.split()[0]) for line in _lines(folder / "incidents") if line.split()[1] == "restart"]
+    restarts = restarts_of(folder)
     raised = [(who, t) for what, who, t, _ in notes(folder) if what == "add-raised"]
     ended = {(event.who, event.value) for event in events if event.what == "add_end"}
     cut = set()
