@@ -966,6 +966,13 @@ def test_a_standby_that_waits_asks_for_the_lock_and_nothing_else(
         assert calls == ["flock"]
 
 
+@pytest.mark.parametrize("scope", ["local", "network"])
+def test_who_has_found_nobody_in_the_way_may_become_the_consumer(inbox_dir: Path, scope: str) -> None:
+    with Inbox(inbox_dir, scope=scope) as inbox:
+        assert inbox.may_become_consumer()
+        inbox.become_consumer()
+
+
 def test_a_standby_follows_the_heartbeats(inbox_dir: Path) -> None:
     with opened(inbox_dir) as one, opened(inbox_dir) as other:
         one.become_consumer()

@@ -54,7 +54,6 @@ from .ownership import WHOLE, ConsumerLock
 from .ready import Ready
 from .recovery import Recovery
 from .returning import SOON, Ended, Returning, WayBack, requeued
-from .rival import Rival
 from .settings import MAX_DELAY, Settings
 from .taking import Taken, Taking, file_of
 from .trust import warn_root
@@ -63,13 +62,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .rival import Rival
+
 log = logging.getLogger("fsinbox")
 
 _LOOK_INTERVAL = 0.02
 """Seconds between looks into drop/, and into control/, while there is a backlog to work on."""
 
 
-def _own(layout: Layout, settings: Settings, rival: Rival) -> ConsumerLock:
+def _own(layout: Layout, settings: Settings, rival: Rival | None) -> ConsumerLock:
     """Become the one consumer: by a lock, or where hosts share the inbox by a lease. Raises InboxBusy,
     OSError."""
     own: ConsumerLock
@@ -77,8 +78,9 @@ def _own(layout: Layout, settings: Settings, rival: Rival) -> ConsumerLock:
         own = ConsumerLock(layout, settings.shard)
     else:
         from .lease import Lease
+        from .rival import Rival
 
-        own = Lease(layout, settings.shard, settings.lease, rival)
+        own = Lease(layout, settings.shard, settings.lease, rival or Rival())
     warn_root(layout)  # not before: on standby one asks again and again
     try:
         if settings.drop_recursive or settings.shard == WHOLE:  # (another part's consumer may want them)
@@ -107,7 +109,7 @@ class Consumer:
         self._foreign = Foreign(layout)
         self.listing = Listing(layout, index, self._foreign, settings.shard)
         self._in_doubt, self._next_look = False, 0.0
-        self.ownership = own = _own(layout, settings, rival or Rival())
+        self.ownership = own = _own(layout, settings, rival)
         try:
             self.returning = Returning(layout, index, own, self.ready, self.attempts, self.ended)
             self.recovery = Recovery(

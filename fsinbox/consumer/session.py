@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 from _thread import RLock
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..store.errors import InboxError, LeaseLost, UnusableInbox, WrongState
 from ..store.handle import Handle
 from .consumer import Consumer
 from .ownership import parse_shard
-from .rival import Rival
 from .settings import Settings
 from .sleeper import Sleeper
 from .taking import Taken
+
+if TYPE_CHECKING:
+    from .rival import Rival
 
 Found = TypeVar("Found")
 
@@ -149,7 +151,7 @@ class Session:
         self._settings = settings
         self._max_inflight = max_inflight
         self._mutex = RLock()
-        self._rival = Rival()
+        self._rival: Rival | None = None
 
     @property
     def path(self) -> str:
@@ -258,12 +260,23 @@ class Session:
 
     def may_become_consumer(self) -> bool:
         """Tell whether the consumer that was last found in the way may be gone. Raises OSError."""
-        return self._rival.may_be_gone(self._handle.layout)
+        rival = self._of_other_hosts()
+        return rival is None or rival.may_be_gone(self._handle.layout)
+
+    def _of_other_hosts(self) -> Rival | None:
+        """Return what is known of who is in the way, where several hosts share the inbox."""
+        if self._rival is None and self._handle.layout.sharing:
+            from .rival import Rival
+
+            self._rival = Rival()
+        return self._rival
 
     def _consume(self) -> Consumer:
         if self.consumer is None:
             try:
-                self.consumer = Consumer(self._handle.layout, self._handle.index, self._settings, self._rival)
+                self.consumer = Consumer(
+                    self._handle.layout, self._handle.index, self._settings, self._of_other_hosts()
+                )
             except OSError as error:
                 raise UnusableInbox(
                     f"cannot consume inbox {self.path}: {error}: nothing was lost; mend that, try again"
@@ -306,7 +319,8 @@ class Session:
                 if self.consumer:
                     self._requeue_all(self.consumer)
         finally:
-            self._rival.close()
+            if self._rival:
+                self._rival.close()
             self.sleeper.close()
             with self._mutex:
                 if self.consumer:
