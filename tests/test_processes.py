@@ -60,7 +60,10 @@ def test_elements_are_handled_in_processes_that_are_kept(place: Place) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: not Linux")
-def test_what_a_handler_prints_and_nobody_can_read_costs_no_attempt(place: Place) -> None:
+@pytest.mark.parametrize("words", [(), ("--processes", "1")], ids=["thread", "process"])
+def test_what_a_handler_prints_and_nobody_can_read_costs_no_attempt(
+    place: Place, words: tuple[str, ...]
+) -> None:
     place.jobs(
         "import os, sys\ndef job(key, value):\n    print('handled', key, flush=True)\n"
         "    sys.stdin = sys.stderr.close()\n    sys.stdout = open(os.devnull)\n    sys.stdout.close()\n"
@@ -68,7 +71,10 @@ def test_what_a_handler_prints_and_nobody_can_read_costs_no_attempt(place: Place
     place.add("a", "b")
     with open("/dev/full", "w") as full:
         subprocess.run(
-            command("--inbox", str(place.inbox), "consume", *WORDS, "--drain"),
+            command(
+                *("--inbox", str(place.inbox), "consume", "--handler", "jobs:job", *words),
+                *("--max-attempts", "1", "--drain"),
+            ),
             cwd=place.path,
             env=environment(),
             stdout=full,

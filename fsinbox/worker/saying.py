@@ -21,6 +21,9 @@ LONGEST = 8192
 _current: ContextVar[tuple[Element, ...]] = ContextVar("fsinbox_elements", default=())
 """What the handler that runs here works on: in this thread, or task, and in tasks that it starts."""
 
+_own: dict[str, Printed] = {}
+"""The process's own standard output and error, once they are watched."""
+
 
 class working_on:
     """Say of all that is logged or printed within that it is about these elements."""
@@ -37,6 +40,9 @@ class working_on:
         if isinstance(sys.stdout, Printed):
             sys.stdout.finish()
         _current.reset(self._before)
+        for name, own in _own.items():
+            if getattr(getattr(sys, name), "closed", True):  # by the handler: the next one may print
+                setattr(sys, name, own)
 
 
 def current() -> tuple[Element, ...]:
@@ -60,9 +66,9 @@ def log_output(line: str, elements: tuple[Element, ...]) -> None:
 def watch_output(*, logs: bool) -> None:
     """Have what handlers print passed on a line at once, or logged."""
     if sys.stdout:
-        sys.stdout = Printed(sys.stdout, logs=logs)
+        sys.stdout = _own["stdout"] = Printed(sys.stdout, logs=logs)
     if sys.stderr:
-        sys.stderr = Printed(sys.stderr, logs=False)
+        sys.stderr = _own["stderr"] = Printed(sys.stderr, logs=False)
 
 
 class Printed(io.TextIOBase):
