@@ -11,14 +11,17 @@ from fsinbox import Inbox
 from fsinbox.consumer.ownership import parse_shard
 from fsinbox.operate import ages, census
 from fsinbox.store.layout import Layout
-from fsinbox.store.names import element_name, encode_key
+from fsinbox.store.names import element_name, encode_key, split_name
 
 NOW = time_ns()
 MINUTE = 60 * 10**9
 
 
-@pytest.fixture
-def layout(inbox_dir: Path) -> Iterator[Layout]:
+@pytest.fixture(params=[2, 5000], ids="{} at once".format)
+def layout(
+    inbox_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Layout]:
+    monkeypatch.setattr(census, "_AT_ONCE", request.param)
     Inbox(inbox_dir).close()
     layout = Layout(str(inbox_dir))
     yield layout
@@ -64,6 +67,42 @@ def test_what_is_no_element_and_other_shards_are_not_counted(layout: Layout) -> 
     assert max(one["waiting"] for one in shards) < 20
 
 
+def test_many_names_are_split_as_one_is() -> None:
+    heads = (
+        "",
+        "1",
+        f"{NOW}-",
+        f"{NOW}",
+        f"x{NOW}-",
+        f"{NOW}1-",
+        f"{NOW}".replace("1", "²") + "-",
+        f"{NOW} -",
+    )
+    tails = (
+        "",
+        "k",
+        "-",
+        "%",
+        "%2F",
+        "a%2Fb",
+        ".x",
+        "a.b-c",
+        "--a-b",
+        "a\nb",
+        "ä",
+        "\udcff",
+        f"{NOW}-k",
+        "a b",
+    )
+    names = [head + tail for head in heads for tail in tails if head + tail]
+    found = ages.PLACES.findall("/".join(["", *names]))
+    assert [place[:2] for place in found] == [split for name in names if (split := split_name(name))]
+    prefixes = {encoded: prefix for _, encoded, prefix in found}
+    assert {key: prefixes[key] for key in ("a%2Fb", "%2F", ".x", "a.b-c", "--a-b", "%")} == {
+        "a%2Fb": "a", "%2F": "%2F", ".x": ".x", "a.b-c": "a", "--a-b": "--a", "%": "%"
+    }  # fmt: skip
+
+
 def test_the_commonest_prefixes_are_found_and_counted_among_many(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,8 +124,7 @@ def test_as_many_prefixes_of_two_as_are_forgotten_end_the_forgetting(monkeypatch
     monkeypatch.setattr(ages, "MOST_PREFIXES", 10)
     histogram = ages.Histogram(NOW)
     for number in range(100):
-        for _ in range(3):
-            histogram.add(f"{NOW:019d}", f"p{number}-1")
+        histogram.add(3 * [(f"{NOW:019d}", f"p{number}-1", f"p{number}")])
     assert histogram.is_rough
     assert len(histogram.top()) <= 10
     assert sum(histogram.result().total) == 300

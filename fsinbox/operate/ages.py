@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
+from collections import Counter
 from dataclasses import dataclass
 from heapq import nlargest
 
@@ -19,8 +20,15 @@ MOST_PREFIXES = 20_000
 """Prefixes that are counted at once. If keys have more, those of few are forgotten, and the commonest counted
 again."""
 
-_PREFIX = re.compile(r"(?:[-.]|%2F|%3A)*[^-.%]*(?:%(?!2F|3A)[^-.%]*)*")
+Place = tuple[str, str, str]
+"""Of an element: its number as digits, its encoded key, and the prefix of that."""
+
+_PREFIX = r"(?:[-.]|%2F|%3A)*[^-.%/]*(?:%(?!2F|3A)[^-.%/]*)*"
 """What an encoded key begins with, up to the first `/`, `:`, `-` or `.` behind another character."""
+
+PLACES = re.compile(rf"(?<=/)([0-9]{{{DIGITS}}})-((?=[^/])({_PREFIX})[^/]*)")
+"""Finds the places in names of elements with a `/`, which no name has, before each. What is no such name is
+skipped. (One search of some thousands takes half the time of a look at each.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class Ages:
 
 
 class Histogram:
-    """Counts elements by age and prefix, one by one."""
+    """Counts elements by age and prefix."""
 
     def __init__(self, now: int, only: list[str] | None = None) -> None:
         """`now`: nanoseconds since the epoch. `only`: prefixes, of which alone rows are counted."""
@@ -51,20 +59,20 @@ class Histogram:
         """Return a row of zeros, the oldest first."""
         return [0] * (len(LIMITS) + 1)
 
-    def add(self, digits: str, encoded: str) -> None:
-        """Count what arrived at a number, in digits, under an encoded key."""
-        column = bisect(self._limits, digits)
-        self._total[column] += 1
-        match = _PREFIX.match(encoded)
-        prefix = match[0] if match else encoded
-        row = self._rows.get(prefix)
-        if row is None:
-            if not self._grows:
-                return
-            row = self._rows[prefix] = self._row()
-            if len(self._rows) > MOST_PREFIXES:
-                self._forget_rare()
-        row[column] += 1
+    def add(self, places: list[Place]) -> None:
+        """Count some elements."""
+        columns = [bisect(self._limits, digits) for digits, _, _ in places]
+        prefixes = [prefix for _, _, prefix in places]
+        for (prefix, column), count in Counter(zip(prefixes, columns, strict=True)).items():
+            self._total[column] += count
+            row = self._rows.get(prefix)
+            if row is None:
+                if not self._grows:
+                    continue
+                row = self._rows[prefix] = self._row()
+                if len(self._rows) > MOST_PREFIXES:
+                    self._forget_rare()
+            row[column] += count
 
     def _forget_rare(self) -> None:
         self.is_rough = True

@@ -1,6 +1,7 @@
 """How many elements there are in each state, and how old the oldest is: by names alone, millions of them, but
 for what is for later.
 
+Names are counted some thousands at a time, each step for all of them at once: half the time of one by one.
 Nothing is kept of what is waiting but a hash of each key, so a million take some 20 MB.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, islice
 from time import time_ns
 
 from ..consumer.coalescing import twins
@@ -18,7 +19,7 @@ from ..store.errors import InvalidKey
 from ..store.layout import Layout
 from ..store.names import element_of, encode_key, split_name
 from ..store.subfolders import dropped
-from .ages import Ages, Histogram
+from .ages import PLACES, Ages, Histogram, Place
 from .later import Looked, look_at_deferred, look_at_waiting
 from .rows import STATES, places
 
@@ -44,33 +45,37 @@ class Census:
     """... and whether that is all of it: see later."""
 
 
-_NONE = "a"
-"""Above all digits: in place of those of the oldest, where there is none."""
+_NONE = ("a", "", "")
+"""Above all places: in place of the oldest, where there is none."""
+
+_AT_ONCE = 5000
+"""Names that are counted at once."""
 
 
 class _Waiting:
-    """What is waiting, counted place by place. `later`, `held`: encoded keys."""
+    """What is waiting, counted. `later`, `held`: encoded keys."""
 
     def __init__(self, held: frozenset[str], later: set[str], histogram: Histogram) -> None:
         self.count = self.ready = 0
-        self.first, self.oldest_ready = (_NONE, ""), _NONE
+        self.first = self.oldest_ready = _NONE
         self.histogram = histogram
         self._held = held
         self._later = later
 
-    def add(self, place: tuple[str, str]) -> None:
-        """Count a place: (number as digits, encoded key)."""
-        self.count += 1
-        digits, encoded = place
-        if digits < self.first[0]:
-            self.first = place
-        if encoded in self._later:
-            return
-        self.histogram.add(digits, encoded)
-        if encoded not in self._held:
-            self.ready += 1
-            if digits < self.oldest_ready:
-                self.oldest_ready = digits
+    def add(self, places: list[Place]) -> None:
+        """Count some places."""
+        self.count += len(places)
+        self.first = min(self.first, min(places, default=_NONE))
+        places = _without(places, self._later)
+        self.histogram.add(places)
+        places = _without(places, self._held)
+        self.ready += len(places)
+        self.oldest_ready = min(self.oldest_ready, min(places, default=_NONE))
+
+
+def _without(places: list[Place], keys: frozenset[str] | set[str]) -> list[Place]:
+    """Return the places of other keys than these encoded ones."""
+    return [place for place in places if place[1] not in keys] if keys else places
 
 
 def census(
@@ -90,18 +95,18 @@ def census(
     oldest = {state: found.since for state, found in looked.items() if found.since is not None}
     for state in ("in_flight", "failed"):
         first, count[state] = _NONE, 0
-        for digits, _ in _elements(layout, state, shard):
-            count[state] += 1
-            first = min(first, digits)
+        for some in _elements(layout, state, shard):
+            count[state] += len(some)
+            first = min(first, min(some, default=_NONE))
         if count[state]:
-            oldest[state] = int(first)
+            oldest[state] = int(first[0])
     drops = dropped(layout)
     count["dropped"] = len(drops) if shard == WHOLE else sum(map(shard.has, map(_encoded, drops)))
     return Census(
         count,
         oldest,
         waiting.ready,
-        int(waiting.oldest_ready) if waiting.ready else 0,
+        int(waiting.oldest_ready[0]) if waiting.ready else 0,
         waiting.histogram.result(),
         {state: found.later for state, found in looked.items()},
         all(found.whole for found in looked.values()),
@@ -111,37 +116,43 @@ def census(
 def _waiting(layout: Layout, shard: Shard, held: frozenset[str], now: int) -> tuple[_Waiting, Looked]:
     """Count the oldest place of each key that is waiting. Looks twice where a key has several, where some are
     for later, or where there were too many prefixes to be counted at once."""
+
+    def all_places() -> Iterator[list[Place]]:
+        return _elements(layout, "waiting", shard)
+
     found = _Waiting(held, set(), Histogram(now))
     hashes = array("q")
-    for place in _elements(layout, "waiting", shard):
-        hashes.append(hash(place[1]))
-        found.add(place)
-    places = partial(_elements, layout, "waiting", shard)
-    looked = look_at_waiting(layout, places, found.first, found.count, now)
+    for some in all_places():
+        hashes.extend([hash(place[1]) for place in some])
+        found.add(some)
+    one_by_one = chain.from_iterable
+    looked = look_at_waiting(layout, lambda: one_by_one(all_places()), found.first, found.count, now)
     twice = twins(hashes)
     if not (twice or looked.later or found.histogram.is_rough):
         return found, looked
     only = found.histogram.top() if found.histogram.is_rough else None
     found = _Waiting(held, looked.later, Histogram(now, only))
-    first: dict[str, str] = {}
-    for place in places():
-        digits, encoded = place
-        if hash(encoded) in twice:
-            first[encoded] = min(digits, first.get(encoded, digits))
-        else:
-            found.add(place)
-    for encoded, digits in first.items():
-        found.add((digits, encoded))
+    first: dict[str, Place] = {}
+    for some in all_places():
+        if twice:
+            for place in some:
+                if hash(place[1]) in twice:
+                    first[place[1]] = min(place, first.get(place[1], place))
+            some = [place for place in some if hash(place[1]) not in twice]
+        found.add(some)
+    found.add(list(first.values()))
     return found, looked
 
 
-def _elements(layout: Layout, state: str, shard: Shard) -> Iterator[tuple[str, str]]:
-    """Go through (number as digits, encoded key) of the elements in a state, in no order. No key is decoded:
-    that would take twice the time."""
-    for name in layout.names_one_by_one(STATES[state]):
-        split = split_name(name)
-        if split and "~" not in split[1] and shard.has(split[1]):
-            yield split
+def _elements(layout: Layout, state: str, shard: Shard) -> Iterator[list[Place]]:
+    """Go through the elements in a state, some thousands at a time, in no order. No key is decoded: that
+    would take twice the time."""
+    names = layout.names_one_by_one(STATES[state])
+    while some := list(islice(names, _AT_ONCE)):
+        if any("~" in name for name in some):  # reasons, beside what has failed
+            some = [name for name in some if "~" not in name]
+        found: list[Place] = PLACES.findall("/".join(["", *some]))
+        yield found if shard == WHOLE else [place for place in found if shard.has(place[1])]
 
 
 def _parts(name: str, shard: Shard) -> list[tuple[str, str]]:

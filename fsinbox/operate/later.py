@@ -15,7 +15,7 @@ from operator import itemgetter
 
 from ..store.files import for_later, not_before
 from ..store.layout import Layout
-from ..store.names import element_name
+from .ages import Place
 
 LOOKS = 10_000
 """Files of a state that are looked at, at most."""
@@ -35,16 +35,12 @@ class Looked:
 
 
 def look_at_waiting(
-    layout: Layout,
-    places: Callable[[], Iterable[tuple[str, str]]],
-    oldest: tuple[str, str],
-    count: int,
-    now: int,
+    layout: Layout, places: Callable[[], Iterable[Place]], oldest: Place, count: int, now: int
 ) -> Looked:
-    """Look at what waits: `places` goes through (number as digits, encoded key), `count` of them, the
-    `oldest` among them. If there are more than LOOKS, at some, with the oldest. Raises OSError."""
+    """Look at what waits: `places` goes through all, `count` of them, the `oldest` among them. If there are
+    more than LOOKS, at some, with the oldest. Raises OSError."""
     whole = count <= LOOKS
-    some: list[tuple[str, str]] = []
+    some: list[Place] = []
     if whole:
         some = sorted(places())
     else:
@@ -53,10 +49,10 @@ def look_at_waiting(
             some = nsmallest(LOOKS, places())
         else:
             some = [oldest, *islice(places(), LOOKS - 1)]
-    first: dict[str, str] = {}  # of a key at several places, the oldest of these
-    for digits, encoded in some:
-        first.setdefault(encoded, digits)
-    files = [(encoded, digits, _file((digits, encoded))) for encoded, digits in first.items()]
+    first: dict[str, Place] = {}  # of a key at several places, the oldest of these
+    for place in some:
+        first.setdefault(place[1], place)
+    files = [(encoded, place[0], _file(place)) for encoded, place in first.items()]
     found = _look(layout, "pending", files, now)
     found.whole = whole
     if found.since is None and not whole:  # all of these are for later; who is next is not known
@@ -75,19 +71,23 @@ def look_at_deferred(layout: Layout, deferred: list[tuple[str, str, str]], now: 
 
 def _look(layout: Layout, folder: str, files: Iterable[tuple[str, str, str]], now: int) -> Looked:
     found = Looked()
+    first = ""  # of those that were never for later
     for encoded, digits, file in files:
         status = _status(layout, folder, file)
-        if status and not_before(status) > now:
+        if not status or not for_later(status):
+            first = min(first or digits, digits)
+        elif not_before(status) > now:
             found.later.add(encoded)
-            continue
-        since = max(int(digits), status.st_mtime_ns) if status and for_later(status) else int(digits)
-        found.since = since if found.since is None else min(found.since, since)
+        else:
+            since = max(int(digits), status.st_mtime_ns)
+            found.since = since if found.since is None else min(found.since, since)
+    if first:
+        found.since = int(first) if found.since is None else min(found.since, int(first))
     return found
 
 
-def _file(place: tuple[str, str]) -> str:
-    digits, encoded = place
-    return element_name(int(digits), encoded)
+def _file(place: Place) -> str:
+    return f"{place[0]}-{place[1]}"
 
 
 def _status(layout: Layout, folder: str, file: str) -> os.stat_result | None:
