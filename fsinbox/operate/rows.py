@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
+from operator import itemgetter
 from time import time_ns
 
 from ..store.files import not_before, open_for_reading
@@ -63,24 +64,29 @@ def rows(layout: Layout, states: tuple[str, ...] = tuple(STATES)) -> Iterator[Ro
     `states`: of STATES, or "done". Raises OSError.
     """
     for state in states:
-        found = places(layout, state)
-        yield from _by_due(state, found) if state == "deferred" else _by_name(state, found)
+        if state == "deferred":
+            yield from _by_due(places(layout, state))
+        elif state == "in_flight":
+            found = sorted(places(layout, state), key=itemgetter(1))
+            yield from (row for place in found if (row := row_of(state, *place)))
+        elif state != "done" or layout.has(state):
+            yield from _by_name(state, folder_of(state), layout.names(folder_of(state)))
 
 
-def _by_name(state: str, found: list[tuple[str, str]]) -> Iterator[Row]:
-    """Go through elements whose names begin with their numbers: the first at once, however many there are."""
-    heap = [(file, folder) for folder, file in found]
-    heapify(heap)
-    while heap:
-        file, folder = heappop(heap)
-        row = row_of(state, folder, file)
+def _by_name(state: str, folder: str, names: list[str]) -> Iterator[Row]:
+    """Go through elements whose names begin with their numbers: the first at once, however many there are.
+    (Of names alone: as many pairs would take twice the time.)"""
+    heapify(names)
+    while names:
+        row = row_of(state, folder, heappop(names))
         if row:
             yield row
 
 
-def _by_due(state: str, found: list[tuple[str, str]]) -> Iterator[Row]:
-    """Go through elements whose names begin with when they are due."""
-    yield from sorted((row for place in found if (row := row_of(state, *place))), key=lambda row: row.seq)
+def _by_due(found: list[tuple[str, str]]) -> Iterator[Row]:
+    """Go through what is deferred: its names begin with when it is due."""
+    known = (row for place in found if (row := row_of("deferred", *place)))
+    yield from sorted(known, key=lambda row: row.seq)
 
 
 def row_of(state: str, folder: str, file: str) -> Row | None:
