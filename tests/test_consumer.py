@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsinbox import Inbox, UnusableInbox
-from fsinbox.consumer.coalescing import hashes_of_twins
+from fsinbox.consumer.twins import hashes_of_twins
 from fsinbox.store.layout import Layout
 from fsinbox.store.names import deferred_name, element_name
 from tests.shim import meanwhile, refusing

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from time import time_ns
 
-from ..consumer.coalescing import twins
 from ..consumer.ownership import WHOLE, Shard
+from ..consumer.twins import twins
 from ..store.errors import InvalidKey
 from ..store.layout import Layout
 from ..store.names import element_of, encode_key, split_name
