@@ -149,9 +149,10 @@ def _elements(layout: Layout, state: str, shard: Shard) -> Iterator[list[Place]]
     would take twice the time."""
     names = layout.names_one_by_one(STATES[state])
     while some := list(islice(names, _AT_ONCE)):
-        if any("~" in name for name in some):  # reasons, beside what has failed
-            some = [name for name in some if "~" not in name]
-        found: list[Place] = PLACES.findall("/".join(["", *some]))
+        text = "/".join(["", *some])
+        if "~" in text:  # reasons, beside what has failed
+            text = "/".join(["", *(name for name in some if "~" not in name)])
+        found: list[Place] = PLACES.findall(text)
         yield found if shard == WHOLE else [place for place in found if shard.has(place[1])]
 
 

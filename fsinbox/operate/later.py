@@ -75,7 +75,8 @@ def _look(layout: Layout, folder: str, files: Iterable[tuple[str, str, str]], no
     for encoded, digits, file in files:
         status = _status(layout, folder, file)
         if not status or not for_later(status):
-            first = min(first or digits, digits)
+            if not first or digits < first:
+                first = digits
         elif not_before(status) > now:
             found.later.add(encoded)
         else:
