@@ -6,7 +6,9 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from types import TracebackType
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from .store.amounts import Time
     from .store.terms import How
 
+
+ADDS_AT_ONCE = 32
+"""Adds of an AsyncInbox that run at the same time, and share the disk's commits."""
 
 Result = TypeVar("Result")
 
@@ -109,26 +114,27 @@ class AsyncInbox:
     (or `await inbox.ack(element)`, the same). A cancelled take has taken nothing; a cancelled end is done
     first; a cancelled add may have been added, as one that raised.
 
-    Adds that wait for the disk at the same time share its commits: as many as the loop's default executor has
-    threads, which is four more than there are processors. Give it another to have more
-    (`loop.set_default_executor`).
+    Adds have threads of their own, so that they may all wait for the lock, the disk or for room, and what is
+    taken and acknowledged meanwhile does not wait behind them. Those that wait for the disk at the same time
+    share its commits: up to ADDS_AT_ONCE. All else runs in the loop's default executor.
     """
 
     def __init__(self, path: str | os.PathLike[str] = "inbox", **options: Any) -> None:
         """Take what Inbox takes. Raises UnusableInbox, ValueError."""
         self.inbox = Inbox(path, **options)
+        self._adding: ThreadPoolExecutor | None = ThreadPoolExecutor(ADDS_AT_ONCE, "fsinbox-add")
         self._order = threading.Lock()
         self._waiting = asyncio.Lock()  # one sleeper at a time: a wake reaches one
 
     async def add(self, key: str, value: object, **how: Unpack[How]) -> Added:
         """See Inbox.add."""
-        return await asyncio.to_thread(self.inbox.add, key, value, **how)
+        return await self._add(self.inbox.add, key, value, **how)
 
     async def add_file(
         self, key: str, path: str | os.PathLike[str], *, move: bool = False, **how: Unpack[How]
     ) -> Added:
         """See Inbox.add_file."""
-        return await asyncio.to_thread(self.inbox.add_file, key, path, move=move, **how)
+        return await self._add(self.inbox.add_file, key, path, move=move, **how)
 
     async def add_many(
         self,
@@ -138,7 +144,12 @@ class AsyncInbox:
         **how: Unpack[How],
     ) -> dict[Added, int]:
         """See Inbox.add_many. `items` and `progress` are used in another thread."""
-        return await asyncio.to_thread(self.inbox.add_many, items, progress=progress, **how)
+        return await self._add(self.inbox.add_many, items, progress=progress, **how)
+
+    async def _add(self, add: Callable[..., Result], *arguments: Any, **how: Any) -> Result:
+        """Run an add in a thread, as asyncio.to_thread does."""
+        call = partial(copy_context().run, add, *arguments, **how)
+        return await asyncio.get_running_loop().run_in_executor(self._adding, call)
 
     async def take(self, timeout: Time | None = 0.0) -> AsyncElement | None:
         """See Inbox.take. If it is cancelled, it has taken nothing."""
@@ -225,6 +236,9 @@ class AsyncInbox:
     async def close(self) -> None:
         """See Inbox.close."""
         await _to_its_end(self.inbox.close)
+        if self._adding:
+            self._adding.shutdown(wait=False)  # what still waits in it is told that the inbox is closed
+            self._adding = None
 
     async def __aiter__(self) -> AsyncIterator[AsyncElement]:
         """Take for ever: `async for element in inbox`. End each element, or max_inflight of them stop the

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from helpers import PATIENCE, command, contents, environment, keys_in, run
 
 from fsinbox import AsyncElement, AsyncInbox, Element, Inbox, InboxBusy, InvalidKey, WrongState
+from fsinbox.aio import ADDS_AT_ONCE
 
 
 async def soon(what: object) -> Element | None:
@@ -121,6 +123,36 @@ def test_add_many_and_add_file(inbox_dir: Path, tmp_path: Path) -> None:
     assert progress == [30]
     assert not (tmp_path / "f").exists()
     assert contents(inbox_dir) == {f"k{n}": b"12" if n == 3 else str(20 + n).encode() for n in range(10)}
+
+
+def test_adds_that_wait_for_room_do_not_hold_up_what_makes_room(inbox_dir: Path) -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        async with AsyncInbox(inbox_dir) as inbox:
+            inbox.inbox.limit(max_waiting=4)
+            adds = [asyncio.create_task(inbox.add(f"k{number}", number, timeout=30)) for number in range(8)]
+            for _ in adds:
+                element = await soon(inbox.take(timeout=None))
+                assert element
+                await inbox.ack(element)
+            assert await asyncio.gather(*adds) == ["new"] * 8
+
+    asyncio.run(main())
+
+
+def test_an_add_to_a_closed_inbox_says_so_however_it_comes_too_late(inbox_dir: Path) -> None:
+    async def main() -> None:
+        inbox = AsyncInbox(inbox_dir)
+        adds = [asyncio.create_task(inbox.add(f"k{number}", number)) for number in range(ADDS_AT_ONCE + 20)]
+        await asyncio.sleep(0)
+        await inbox.close()
+        await inbox.close()
+        for became in await asyncio.gather(*adds, return_exceptions=True):
+            assert became == "new" or isinstance(became, WrongState)
+        with pytest.raises(WrongState, match="closed"):
+            await inbox.add("late", 1)
+
+    asyncio.run(main())
 
 
 def test_take_waits_no_longer_than_its_timeout(inbox_dir: Path) -> None:
