@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
-    from typing import Any
+    from typing import Any, NoReturn
 
     from .consumer.session import Claim
     from .consumer.taking import Taken
@@ -51,17 +51,30 @@ class Waiting:
         self.key = key
         self.seq = seq
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an element cannot be pickled or copied: pass on its key and its value")
+
     @property
     def data(self) -> bytes:
-        """The payload, read now. Raises OSError."""
-        return files.read_payload(self._handle.layout, self._folder, self._file)
+        """The payload, read now. Raises OSError: FileNotFoundError if it was taken, or ended, meanwhile."""
+        try:
+            return files.read_payload(self._handle.layout, self._folder, self._file)
+        except FileNotFoundError as error:
+            raise self._gone(error) from None
 
     def open(self) -> int:
         """Return a descriptor of its file, open for reading, for the caller to close. Raises OSError.
 
         This is the way to stream a payload: never through a link, and always from this inbox.
         """
-        return files.open_for_reading(self._handle.layout, self._folder, self._file)
+        try:
+            return files.open_for_reading(self._handle.layout, self._folder, self._file)
+        except FileNotFoundError as error:
+            raise self._gone(error) from None
+
+    def _gone(self, error: OSError) -> FileNotFoundError:
+        what = f"the element of key {self.key!r} was taken, or ended, meanwhile: read it before that"
+        return FileNotFoundError(error.errno, what, self.path)
 
     @property
     def value(self) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import errno
 import gc
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import select
 import signal
@@ -29,6 +31,7 @@ import pytest
 import fsinbox
 from fsinbox import (
     AddFailed,
+    AsyncInbox,
     Element,
     Inbox,
     InboxBusy,
@@ -1885,3 +1888,26 @@ def test_a_payload_that_grows_or_shrinks_while_it_is_read_is_read_to_its_end(inb
     for content in (b"1234567890", b"123"):
         with meanwhile("read", partial(Path(element.path).write_bytes, content)):
             assert element.data == content
+
+
+def test_what_is_open_cannot_be_pickled_or_copied_and_says_what_to_pass_on(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir) as inbox:
+        inbox.add("k", 1)
+        element = inbox.take()
+        for pickled in (inbox, element, inbox.peek, AsyncInbox(inbox_dir)):
+            with pytest.raises(TypeError, match=r"pickled or copied: pass on its (path|key)"):
+                pickle.dumps(pickled)
+        with pytest.raises(TypeError, match="pass on its path, and open it there"):
+            copy.copy(inbox)
+
+
+def test_a_value_that_is_read_too_late_says_whose_it_was(inbox_dir: Path) -> None:
+    with Inbox(inbox_dir) as inbox:
+        inbox.add("a/b", 1)
+        waiting = inbox.peek()
+        element = inbox.take()
+        assert waiting and element
+        element.ack()
+        for read in (lambda: waiting.value, waiting.open, lambda: element.value, element.open):
+            with pytest.raises(FileNotFoundError, match="key 'a/b' was taken, or ended, meanwhile"):
+                read()

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import BinaryIO, Self, Unpack
+    from typing import BinaryIO, NoReturn, Self, Unpack
 
     from .adding import Added
     from .amounts import Size
@@ -29,6 +29,9 @@ class Adds:
     durable: bool
     _handle: Handle
     _adder: Adder
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an open inbox cannot be pickled or copied: pass on its path, and open it there")
 
     def add(self, key: str, value: object, **how: Unpack[How]) -> Added:
         """Queue `value` for `key`. It replaces a waiting value of that key and keeps its place.
