@@ -22,6 +22,8 @@ def hashes_of_twins(names: list[str]) -> set[int]:
 
 def twins(hashes: array[int]) -> set[int]:
     """Return those of these hashes that are there more than once."""
+    if len(hashes) <= _PART and len(set(hashes)) == len(hashes):
+        return set()
     a_byte_of_each = bytes(memoryview(hashes).cast("B")[:: hashes.itemsize])
     parts = 1 + len(hashes) // _PART
     twice: set[int] = set()

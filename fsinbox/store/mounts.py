@@ -26,8 +26,7 @@ def mount_of(path: str) -> tuple[str, str]:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
-                left, _, right = line.partition(" - ")
-                mount = left.split(" ")[4]
+                mount = line.split(" ", 5)[4]
                 if "\\" in mount:
                     for code, character in (
                         ("\\040", " "),
@@ -38,7 +37,7 @@ def mount_of(path: str) -> tuple[str, str]:
                         mount = mount.replace(code, character)
                 inside = path == mount or path.startswith(mount.rstrip("/") + "/")
                 if inside and len(mount) >= len(best):
-                    words = right.split()
+                    words = line.partition(" - ")[2].split()
                     best, found = mount, (words[0], words[-1])
     except OSError:
         return "", ""
