@@ -244,7 +244,7 @@ def test_other_addresses_than_loopback_are_warned_of_unless_it_is_private(spool:
 
 def test_each_answer_keeps_browsers_from_loading_framing_sniffing_and_keeping_anything(spool: Path) -> None:
     with Site(cwd=spool.parent) as site, site.client() as client:
-        for address in ("/", "/live", "/elements/waiting", "/no/such/page", "/static/style.css"):
+        for address in ("/", "/elements/waiting", "/no/such/page", "/static/style.css"):
             headers = client.get(address).headers
             assert headers["content-security-policy"].startswith(
                 "default-src 'none'; style-src 'self'; script-src 'self'"
@@ -331,7 +331,7 @@ def test_the_token_can_be_typed_in(spool: Path) -> None:
 
 def test_a_private_site_shows_nothing_before_it_has_the_token(spool: Path) -> None:
     with Site("--private", cwd=spool.parent) as site, site.client() as client:
-        for address in ("/", "/live", "/elements/waiting", "/no/such/page"):
+        for address in ("/", "/elements/waiting", "/no/such/page"):
             answer = client.get(address)
             assert answer.status_code == 403 and "page/" not in answer.text and str(spool) not in answer.text
             assert "the token that was printed" in answer.text
@@ -382,7 +382,6 @@ def test_where_the_session_is_not_its_address_is_not_either(spool: Path) -> None
         with site.client() as client:
             addresses = [
                 "/",
-                "/live",
                 "/unlock",
                 "/elements/failed",
                 "/static/live.js",
@@ -507,8 +506,7 @@ def test_the_overview_has_the_figures_of_status(spool: Path) -> None:
             name: str(status[name]) for name in ("waiting", "in_flight", "deferred", "failed", "dropped")
         }
         assert "CRITICAL" in page.text and "1 element failed (limit 0)." in page.text
-        assert count(client.get("/live")) == count(page)
-        assert "<html" not in client.get("/live").text
+        assert count(client.get("/", headers={"If-None-Match": '"another"'})) == count(page)
 
 
 def test_a_running_consumer_is_seen_with_what_it_handles_and_what_failed(spool: Path) -> None:
@@ -759,9 +757,8 @@ def test_hostile_keys_and_reasons_are_text_on_every_page(tmp_path: Path) -> None
             for address in pages:
                 page = see(client, address)
                 assert "img" not in {tag for tag, _ in page.tags}
-                assert [value for tag, value in page.tags if tag == "script"] == (
-                    [{"src": "/static/live.js", "defer": None}] if address == "/" else []
-                )
+                scripts = [value for tag, value in page.tags if tag == "script"]
+                assert scripts == [{"src": "/static/live.js", "defer": None}]
                 assert not any(
                     name.startswith("on") or name == "style"
                     for _, attributes in page.tags
@@ -894,7 +891,7 @@ def test_an_inbox_that_goes_and_comes_back_is_told_and_shown(spool: Path) -> Non
         spool.rename(spool.parent / "away")
         answer = client.get("/")
         assert answer.status_code == 503 and f"there is no inbox at {spool}" in answer.text
-        assert client.get("/live").status_code == 503
+        assert client.get("/elements/waiting", headers={"If-None-Match": '"one"'}).status_code == 503
         (spool.parent / "away").rename(spool)
         assert count(client.get("/"))["waiting"] == "3"
     assert site.log.count("\n") == 1  # (that is no error of the site's)

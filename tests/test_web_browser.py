@@ -74,6 +74,12 @@ def expect(where: sync_api.Locator) -> sync_api.LocatorAssertions:
 
 sync_api.expect.set_options(timeout=1000 * PATIENCE)
 
+
+def is_fetch(request: sync_api.Request) -> bool:
+    """Tell whether the script of an open page has asked this."""
+    return request.resource_type == "fetch"
+
+
 TASKS = """
 import os, time
 def work(key, value):
@@ -284,9 +290,7 @@ def test_updates_rest_while_nobody_looks_or_wants_them_and_trouble_is_told(
     with Site(cwd=app) as site:
         page = open_page()
         asked: list[str] = []
-        page.on(
-            "request", lambda request: asked.append(request.url) if request.url.endswith("/live") else None
-        )
+        page.on("request", lambda request: asked.append(request.url) if is_fetch(request) else None)
         page.add_init_script(
             "Object.defineProperty(Document.prototype, 'hidden', {get: () => window.unseen === true});"
             "window.look = (seen) => { window.unseen = !seen; document.dispatchEvent(new "
@@ -294,20 +298,20 @@ def test_updates_rest_while_nobody_looks_or_wants_them_and_trouble_is_told(
         )
         page.clock.install()
         page.goto(site.address)
-        with page.expect_response("**/live"):
+        with page.expect_response(lambda response: is_fetch(response.request)):
             page.clock.run_for(2100)
         page.evaluate("look(false)")
         seen = len(asked)
         page.clock.run_for(60000)
         assert len(asked) == seen
-        with page.expect_response("**/live"):
+        with page.expect_response(lambda response: is_fetch(response.request)):
             page.evaluate("look(true)")
             page.clock.run_for(1)
         page.get_by_role("button", name="Pause updates").click()
         seen = len(asked)
         page.clock.run_for(60000)
         assert len(asked) == seen
-        with page.expect_response("**/live"):
+        with page.expect_response(lambda response: is_fetch(response.request)):
             page.get_by_role("button", name="Resume updates").click()
             page.clock.run_for(1)
         site.end(signal.SIGTERM)
@@ -324,7 +328,7 @@ def test_an_open_page_is_sent_the_lists_only_when_something_has_changed(
         answers: list[int] = []
         page.on(
             "response",
-            lambda response: answers.append(response.status) if response.url.endswith("/live") else None,
+            lambda response: answers.append(response.status) if is_fetch(response.request) else None,
         )
         page.goto(f"{site.address}?token={site.token}")
         expect(page.locator("#freshness")).to_contain_text("nothing has changed since")
@@ -340,9 +344,139 @@ def test_an_open_page_is_sent_the_lists_only_when_something_has_changed(
         with Site("--allow-changes", "--port", port, cwd=app) as again:
             run("add", "another", "1", cwd=app)
             expect(visitor.locator("#count-waiting")).to_have_text("2")
-            expect(page.locator("#freshness")).to_contain_text("started anew: open the address")
+            expect(page.locator("#freshness")).to_contain_text("was started anew, open the address")
             expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
             assert again.token
+
+
+def row(page: sync_api.Page, key: str) -> sync_api.Locator:
+    """Return an element of a list."""
+    return page.locator("[data-rows] > *").filter(has=page.get_by_role("link", name=key, exact=True))
+
+
+def test_a_list_follows_what_happens_and_its_reader_keeps_place_focus_and_what_is_typed(
+    app: Path, open_page: Callable[..., sync_api.Page]
+) -> None:
+    for number in range(60):
+        run("add", f"page/{number}", str(number), cwd=app)
+    with Site(cwd=app) as site:
+        page = open_page(viewport={"width": 360, "height": 500})
+        page.goto(f"{site.address}elements/waiting")
+        page.get_by_label("Key contains").fill("typed, not sent")
+        page.evaluate("() => { for (const row of document.querySelectorAll('tr')) row.mine = true; }")
+        link = row(page, "page/30").get_by_role("link")
+        link.focus()
+        before = link.bounding_box()
+        run("discard", "--yes", "--state", "waiting", "page/3", "page/30", "page/40", cwd=app)
+        expect(page.locator("#count")).to_have_text("57 elements, page 1 of 2")
+        expect(page.locator("#news")).to_have_text("Waiting: 57 elements")
+        expect(row(page, "page/3")).to_have_count(0)
+        expect(row(page, "page/52")).to_have_count(1)
+        # The row that has the focus is kept until it is left; the others are the same nodes as before.
+        expect(link).to_be_focused()
+        after = link.bounding_box()
+        assert before and after and abs(before["y"] - after["y"]) < 2
+        expect(page.locator("#freshness")).to_contain_text("what is open, focused or selected is older")
+        assert page.locator("tbody tr").evaluate_all("rows => rows.filter(row => row.mine).length") == 48
+        row(page, "page/31").get_by_role("link").focus()
+        expect(row(page, "page/30")).to_have_count(0)
+        expect(page.get_by_label("Key contains")).to_have_value("typed, not sent")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        keys = page.locator("tbody th").all_inner_texts()
+        assert keys == [f"page/{number}" for number in range(53) if number not in (3, 30, 40)]
+
+
+def test_what_is_open_selected_or_ticked_in_a_list_is_left_alone_until_it_is_not(
+    app: Path, open_page: Callable[..., sync_api.Page]
+) -> None:
+    fail(app / "inbox", "one", "two", why="Traceback of a kind\n" + "a line\n" * 200)
+    with Site("--allow-changes", cwd=app) as site:
+        page = open_page(viewport={"width": 900, "height": 500})
+        page.goto(f"{site.address}?token={site.token}")
+        page.goto(f"{page.url}elements/failed")
+        summary = row(page, "one").locator("summary")
+        summary.click()
+        row(page, "one").locator("pre").evaluate("part => part.scrollTo(0, 300)")
+        page.locator("h1").click()  # the focus is elsewhere
+        row(page, "one").evaluate("part => part.scrollIntoView()")
+        before = summary.bounding_box()
+        fail(app / "inbox", "three", why="KeyError: 'footer'")
+        expect(row(page, "three")).to_have_count(1)
+        expect(page.get_by_role("button", name="Retry all 3 ...")).to_be_visible()
+        expect(page.locator("#news")).to_have_text("Failed: 3 elements")
+        expect(row(page, "one").locator("details[open] pre")).to_be_visible()
+        assert row(page, "one").locator("pre").evaluate("part => part.scrollTop") == 300
+        after = summary.bounding_box()
+        assert before and after and abs(before["y"] - after["y"]) < 2  # though a row came above it
+        # A form that is being filled is not changed at all: what was meant is what is sent.
+        page.get_by_role("checkbox", name="all 3 shown").check()
+        fail(app / "inbox", "four", why="KeyError: 'footer'")
+        expect(page.locator("#freshness")).to_contain_text("updated once nothing is ticked")
+        expect(row(page, "four")).to_have_count(0)
+        page.get_by_role("checkbox", name="all 3 shown").uncheck()
+        expect(row(page, "four")).to_have_count(1)
+        row(page, "two").get_by_role("link").evaluate("part => getSelection().selectAllChildren(part)")
+        run("discard", "--yes", "two", "four", cwd=app)
+        expect(row(page, "four")).to_have_count(0)
+        assert page.evaluate("getSelection().toString()") == "two"
+        page.evaluate("getSelection().removeAllRanges()")
+        expect(row(page, "two")).to_have_count(0)
+        expect(page.locator("#freshness")).to_contain_text("what is open, focused or selected is older")
+        summary.click()
+        page.locator("h1").click()
+        expect(page.locator("#freshness")).not_to_contain_text("older")
+        assert page.locator("a.key").all_inner_texts() == ["three", "one"]
+        # A question is asked of what it names, whatever happens meanwhile.
+        page.get_by_role("button", name="Discard all 2 ...").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Discard 2 elements?")
+        assert page.locator("script").count() == 0
+
+
+def test_a_list_that_was_empty_fills_and_one_that_was_full_empties(
+    app: Path, open_page: Callable[..., sync_api.Page]
+) -> None:
+    with Site("--allow-changes", cwd=app) as site:
+        page = open_page()
+        page.goto(f"{site.address}?token={site.token}")
+        page.goto(f"{page.url}elements/failed")
+        expect(page.locator("#none")).to_have_text("No elements.")
+        fail(app / "inbox", "one")
+        page.get_by_role("checkbox", name="Tick one").check()
+        page.get_by_role("button", name="Retry ticked").click()
+        expect(page.get_by_role("status")).to_have_text("1 queued again.")
+        expect(page.locator("#none")).to_have_text("No elements.")
+        fail(app / "inbox", "one")
+        expect(row(page, "one")).to_have_count(1)
+        run("retry", "one", cwd=app)
+        expect(page.locator("#none")).to_have_text("No elements.")
+
+
+def test_an_element_s_page_follows_it_to_its_end(
+    app: Path, browser: sync_api.Browser, open_page: Callable[..., sync_api.Page]
+) -> None:
+    (app / "wait").touch()
+    (app / "broken").touch()
+    run("add", "key", '"' + "word " * 2000 + '"', cwd=app)
+    with Site(cwd=app) as site, browser.new_context(viewport={"width": 360, "height": 640}) as context:
+        page = context.new_page()  # (at last it is answered 404, of which browsers complain)
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(f"{site.address}elements/waiting")
+        page.get_by_role("link", name="key", exact=True).click()
+        page.get_by_label("Payload").evaluate("part => part.scrollTo(50, 0)")
+        state = page.locator("#facts .pill")
+        with consumer_of(app):
+            expect(state).to_have_text("in flight")
+            expect(page.locator("#news")).to_have_text("In flight")
+            assert "/elements/in_flight/" in page.url
+            (app / "wait").unlink()
+            expect(state).to_have_text("failed")
+            expect(page.get_by_label("Reason")).to_contain_text("no template for key")
+        assert page.get_by_label("Payload").evaluate("part => part.scrollLeft") == 50
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        run("discard", "--yes", "key", cwd=app)
+        expect(page.locator("#freshness")).to_contain_text("This element is not here any more")
+        expect(page.locator("#news")).to_contain_text("This element is not here any more")
+        expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
 
 
 def test_all_failed_elements_that_match_are_changed_from_the_keyboard(

@@ -88,6 +88,7 @@ class Steering:
         with self._refusals(row):
             try:
                 files.end_delay(self.layout, row.folder, row.file)
+                os.utime(self.layout.folder(row.folder))  # so that it is seen to have changed (web.version)
             except FileNotFoundError:
                 return "gone"
         self._have_changed(row, rescan=False)

@@ -32,7 +32,6 @@ def make_app(path: str, rules: Rules, limits: Limits) -> Starlette:
     forms = Forms(path, renderer, access)
     routes: list[BaseRoute] = [
         Route("/", pages.overview),
-        Route("/live", pages.live),
         Route("/elements/{state}", pages.elements),
         Route("/elements/{state}/{file}", pages.element),
         Route("/elements/{state}/{file}/payload", pages.download),

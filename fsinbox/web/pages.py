@@ -17,11 +17,10 @@ from ..operate.report import Limits
 from ..operate.rows import Row, folder_of, reason
 from ..store.files import open_for_reading
 from ..store.layout import Layout
-from . import listing, payload
+from . import listing, payload, version
 from .listing import Glance, Narrowed
 from .overview import overview
 from .rendering import Renderer, quoted
-from .version import version
 
 _REASON_SHOWN = 64 * 1024
 """Characters of a reason on an element's page ..."""
@@ -53,22 +52,13 @@ class Pages:
 
     def overview(self, request: Request) -> Response:
         """The first page."""
-        return self._overview(request, "overview.html")
-
-    def live(self, request: Request) -> Response:
-        """The part of it that changes."""
-        return self._overview(request, "live.html")
-
-    def _overview(self, request: Request, template: str) -> Response:
-        visitor = self._renderer.secret(request)
         with closing(Glance(self._path)) as layout:
-            tag = f'"{version(layout, visitor)}"'  # (before the figures: what changes meanwhile is seen next)
-            if template == "live.html" and request.headers.get("if-none-match") == tag:
-                return Response(status_code=304, headers={"ETag": tag})
+            # The version before the figures: what changes meanwhile is seen next.
+            tag = _tag(version.of_overview(layout, self._renderer.secret(request)))
+            if _is_known(request, tag):
+                return _unchanged(tag)
             figures = overview(layout, self._limits)
-            response = self._renderer.page(request, template, layout, figures=figures, tag=tag)
-        response.headers["ETag"] = tag
-        return response
+            return self._renderer.page(request, "overview.html", layout, tag=tag, figures=figures)
 
     def elements(self, request: Request) -> Response:
         """The elements in a state, page by page."""
@@ -77,6 +67,9 @@ class Pages:
         number = int(digits[:9]) if digits.isascii() and digits.isdecimal() else 1
         with closing(Glance(self._path)) as layout:
             state = _state(layout, request)
+            tag = _tag(version.of_list(layout, self._renderer.secret(request), state))
+            if _is_known(request, tag):
+                return _unchanged(tag)
             page = listing.page(layout, state, narrowed, number)
             rows = [(row, *looked) for row in page.rows if (looked := row.look(layout))]
             reasons = {
@@ -86,6 +79,7 @@ class Pages:
                 request,
                 "elements.html",
                 layout,
+                tag=tag,
                 state=state,
                 narrowed=narrowed,
                 page=page,
@@ -100,6 +94,9 @@ class Pages:
         as_stored = "stored" in request.query_params
         with closing(Glance(self._path)) as layout:
             row = _located(request, layout)
+            tag = _tag(version.of_element(layout, self._renderer.secret(request), row))
+            if _is_known(request, tag):
+                return _unchanged(tag)
             looked = row.look(layout)
             try:
                 shown, trouble = payload.read(layout, row, as_stored=as_stored), ""
@@ -109,6 +106,7 @@ class Pages:
                 request,
                 "element.html",
                 layout,
+                tag=tag,
                 row=row,
                 due=looked and looked[1],
                 payload=shown,
@@ -128,6 +126,18 @@ class Pages:
             "Content-Disposition": f'attachment; filename="{row.file}"',
         }
         return StreamingResponse(_pieces(fd), media_type="application/octet-stream", headers=headers)
+
+
+def _tag(version: str) -> str:
+    return f'"{version}"'
+
+
+def _is_known(request: Request, tag: str) -> bool:
+    return request.headers.get("if-none-match") == tag
+
+
+def _unchanged(tag: str) -> Response:
+    return Response(status_code=304, headers={"ETag": tag})
 
 
 def _state(layout: Glance, request: Request) -> str:

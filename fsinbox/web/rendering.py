@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import time_ns
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -41,13 +42,20 @@ class Renderer:
         }  # fmt: skip
 
     def page(
-        self, request: Request, template: str, layout: Glance | None, status: int = 200, **values: Any
+        self,
+        request: Request,
+        template: str,
+        layout: Glance | None,
+        status: int = 200,
+        tag: str = "",
+        **values: Any,
     ) -> Response:
-        """Return a page; `values` are for its template. A session's notice is shown once."""
+        """Return a page; `values` are for its template, `tag` is its ETag. A session's notice is shown once:
+        not to the script of an open page, which shows only what changes."""
         rules = self._access.rules
         session = self._access.of(request)
         base = self._access.base(request)
-        notice = session.pop("notice", "") if session and template != "live.html" else ""
+        notice = session.pop("notice", "") if session and "if-none-match" not in request.headers else ""
         text = self._pages.get_template(template).render(
             path="" if status == 421 or (rules.private and session is None) else self._path,
             most=listing.MOST,
@@ -58,9 +66,11 @@ class Renderer:
             may_change=rules.changes and session is not None,
             base=base,
             here=request.url.path.removeprefix(base),
+            tag=tag,
+            now=time_ns(),
             **values,
         )
-        return HTMLResponse(text, status)
+        return HTMLResponse(text, status, {"ETag": tag} if tag else None)
 
     def secret(self, request: Request) -> str:
         """Return the secret of a request's session; "" if it has none."""
