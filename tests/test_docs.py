@@ -49,6 +49,18 @@ def test_the_readme_s_python_example_runs_and_does_what_its_comments_say(
     assert Inbox("inbox").take() is None
 
 
+def test_each_picture_is_light_said_in_words_and_shown_somewhere() -> None:
+    shown = {}
+    for document in DOCUMENTS:
+        for words, name in re.findall(r"!\[([^]]*)\]\(([^)]+\.png)\)", document.read_text()):
+            shown[(document.parent / name).resolve()] = words
+    assert set(shown) == set((ROOT / "docs").rglob("*.png"))
+    assert len(shown) >= 5
+    for picture, words in shown.items():
+        assert picture.stat().st_size < 150_000, picture
+        assert len(words) > 30, (picture, words)
+
+
 README = (ROOT / "README.md").read_text()
 
 

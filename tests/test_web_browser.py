@@ -605,14 +605,22 @@ def test_axe_finds_nothing_serious_on_any_page(
     assert not serious, "\n".join(serious)
 
 
-# --- the picture --------------------------------------------------------------------------------------
+# --- the pictures -------------------------------------------------------------------------------------
 
-PICTURE = ROOT / "docs/web-screenshot.png"
+PICTURES = ROOT / "docs"
 
-
-@pytest.mark.skipif(
-    "FSINBOX_SCREENSHOT" not in os.environ, reason="makes docs/web-screenshot.png: set FSINBOX_SCREENSHOT=1"
+makes_pictures = pytest.mark.skipif(
+    "FSINBOX_SCREENSHOT" not in os.environ, reason="makes docs/web-*.png: set FSINBOX_SCREENSHOT=1"
 )
+
+
+def take_picture(page: sync_api.Page, name: str) -> None:
+    """Write a picture of what is seen of a page, as it is for an inbox in a usual place."""
+    page.evaluate("document.querySelector('.path').textContent = '/var/spool/app'")
+    page.screenshot(path=PICTURES / f"web-{name}.png")
+
+
+@makes_pictures
 def test_picture_of_a_busy_inbox(browser: sync_api.Browser, tmp_path: Path) -> None:
     folder = tmp_path / "app"
     folder.mkdir()
@@ -629,8 +637,7 @@ def test_picture_of_a_busy_inbox(browser: sync_api.Browser, tmp_path: Path) -> N
             sync_api.expect(page.locator(".pace")).to_contain_text(
                 "about", timeout=60000
             )  # the time to empty is told when the work has gone on for a while
-            page.evaluate("document.querySelector('.path').textContent = '/var/spool/app'")
-            page.screenshot(path=PICTURE)
+            take_picture(page, "screenshot")
             if os.environ["FSINBOX_SCREENSHOT"] != "1":  # a folder: the other pages, too
                 more = Path(os.environ["FSINBOX_SCREENSHOT"])
                 page.screenshot(path=more / "full.png", full_page=True)
@@ -647,17 +654,54 @@ def test_picture_of_a_busy_inbox(browser: sync_api.Browser, tmp_path: Path) -> N
                 phone.screenshot(path=more / "phone.png", full_page=True)
 
 
+@makes_pictures
+def test_pictures_of_failed_elements_and_of_a_question(browser: sync_api.Browser, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(REBUILD)
+    with Inbox(tmp_path / "spool", durable=False) as inbox:
+        for number in range(64):
+            broken = "template" if number % 4 == 3 else "timeout"
+            value = {"id": 4711 + number, "broken": broken, "revision": 7, "paths": ["/en", "/de", "/fr"]}
+            inbox.add(f"{'invoice/2026-' if number % 3 else 'page/'}{1180 + number}", value)
+    run("consume", "--inbox", "spool", "--handler", "tasks:rebuild", "--drain", "--max-attempts", "1",
+        "--breaker", "0", cwd=tmp_path, status=None)  # fmt: skip
+    for why in (tmp_path / "spool/failed").glob("*~reason.txt"):  # (a traceback names folders of this host)
+        text = why.read_text().replace(str(ROOT), "/opt/app/.venv/lib/python3.11/site-packages")
+        why.write_text(text.replace(str(tmp_path), "/opt/app"))
+    with Site("--inbox", "spool", "--allow-changes", cwd=tmp_path) as site:
+        page = browser.new_context(viewport={"width": 1200, "height": 700}).new_page()
+        page.goto(f"{site.address}?token={site.token}")
+        page.goto(f"{page.url}elements/failed?q=invoice/*&why=timeout")
+        page.locator("summary").nth(1).click()
+        page.locator("h1").click()
+        take_picture(page, "failed")
+        page.get_by_role("button", name="Retry all 32 that match ...").click()
+        page.set_viewport_size({"width": 1200, "height": 400})
+        take_picture(page, "question")
+        page.get_by_role("link", name="Back").click()
+        page.locator("a.key").first.click()
+        page.set_viewport_size({"width": 1200, "height": 860})
+        take_picture(page, "element")
+        phone = browser.new_context(viewport={"width": 360, "height": 640}, color_scheme="dark").new_page()
+        phone.goto(site.address)
+        take_picture(phone, "phone")
+
+
+REBUILD = """
+import time
+
+
+def rebuild(key, value):
+    if value.get("broken") == "timeout":
+        raise TimeoutError("search.internal did not answer within 30 s")
+    if value.get("broken") == "template":
+        raise KeyError("invoice_footer")
+    time.sleep(value.get("seconds", 0))
+"""
+
+
 def busy_inbox(folder: Path) -> None:
     """Make an inbox, spool/, as one might be that has been at work for a while."""
-    (folder / "tasks.py").write_text(
-        "import time\n"
-        "def rebuild(key, value):\n"
-        "    if value.get('broken') == 'timeout':\n"
-        "        raise TimeoutError('search.internal did not answer within 30 s')\n"
-        "    if value.get('broken') == 'template':\n"
-        "        raise KeyError('invoice_footer')\n"
-        "    time.sleep(value.get('seconds', 0))\n"
-    )
+    (folder / "tasks.py").write_text(REBUILD)
     with Inbox(folder / "spool", durable=False) as inbox:
         for number, (key, broken) in enumerate(
             [("page/pricing", "timeout"), ("invoice/2026-1187", "template"), ("page/blog/index", "timeout")]
