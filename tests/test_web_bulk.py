@@ -6,18 +6,20 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
-from helpers import keys_in
+from helpers import keys_in, wait_until
 from test_web import Document, Site, change, fail, see, spool, where
 
 from fsinbox import Inbox
 from fsinbox.operate.report import Limits
 from fsinbox.operate.rows import row_of
-from fsinbox.store.names import element_name, encode_key
-from fsinbox.web import bulk
+from fsinbox.store.names import REASON, element_name, encode_key
+from fsinbox.web import bulk, listing
 from fsinbox.web.app import make_app
 from fsinbox.web.auth import Rules
 from fsinbox.web.bulk import Plan, Plans
@@ -120,6 +122,92 @@ def test_the_list_is_narrowed_by_key_and_reason_on_each_of_its_pages(spool: Path
         )  # (no reasons there)
 
 
+@pytest.fixture
+def many_reasons(tmp_path: Path) -> Path:
+    """An inbox with 3,000 failed elements, each with a reason."""
+    path = tmp_path / "inbox"
+    Inbox(path, durable=False).close()
+    begun = time.time_ns()
+    for number in range(3_000):
+        name = element_name(begun + number, encode_key(f"user:{number}"))
+        (path / "failed" / name).touch()
+        (path / "failed" / f"{name}{REASON}").write_text("TimeoutError: no answer")
+    return path
+
+
+def ask(
+    path: Path, *requests: Callable[[httpx.AsyncClient, str, str], Awaitable[httpx.Response]]
+) -> list[str]:
+    """Return the text of a site's answers to requests that are made of its client, path and secret."""
+
+    async def use() -> list[str]:
+        rules = Rules(changes=True)
+        transport = httpx.ASGITransport(make_app(str(path), rules, Limits()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            home = (await client.get("/", params={"token": rules.token})).headers["location"]
+            secret = dict(Document(await client.get(home)).fields())["secret"]
+            return [without_spaces(Document(await request(client, home, secret))) for request in requests]
+
+    return asyncio.run(use())
+
+
+def test_reading_reasons_ends_in_time_and_what_was_not_looked_at_is_said(
+    many_reasons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> listing.Matching:
+        with closing(listing.Glance(str(many_reasons))) as glance:
+            return listing.matching(glance, "failed", listing.Narrowed(why="timeout"))
+
+    monkeypatch.setattr(listing, "PATIENCE", 600.0)
+    begun = time.monotonic()
+    whole = found()
+    assert (len(whole.places), whole.unread) == (3_000, 0)
+    monkeypatch.setattr(listing, "PATIENCE", (time.monotonic() - begun) / 10)
+
+    def is_cut() -> bool:
+        part = found()
+        assert part.places == whole.places[: len(part.places)]  # the newest ones
+        assert len(part.places) + part.unread == 3_000
+        return 0 < len(part.places) < 3_000
+
+    wait_until(is_cut, "for a part of the reasons to be read in a tenth of the time")
+    with closing(listing.Glance(str(many_reasons))) as glance:  # (the bound is of reasons alone)
+        assert listing.matching(glance, "failed", listing.Narrowed(key="user")).unread == 0
+
+
+def test_the_page_and_the_question_say_that_not_all_reasons_were_read(
+    many_reasons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def clock() -> float:  # a second for each reason
+        read.append(1)
+        return float(len(read))
+
+    monkeypatch.setattr(listing, "monotonic", clock)
+    page, question = ask(
+        many_reasons,
+        lambda client, home, _: client.get(f"{home}elements/failed?why=timeout"),
+        lambda client, home, secret: client.post(
+            f"{home}failed", data={"secret": secret, "matching": "retry", "why": "timeout"}
+        ),
+    )
+    assert "5+ elements whose reason contains “timeout”" in page
+    assert (
+        "Reading the reasons was stopped after 5s: those of 2,995 older elements were not looked at." in page
+    )
+    assert "Retry all 5 found ..." in page
+    assert "Retry 5 elements?" in question
+    assert "2,995 older elements were not looked at, and are not among them." in question
+    (answer,) = ask(
+        many_reasons,
+        lambda client, home, secret: client.post(
+            f"{home}failed", data={"secret": secret, "matching": "discard", "why": "no such"}
+        ),
+    )
+    assert "nothing was changed" in answer and "2,995 older elements were not looked at" in answer
+
+
 def test_with_a_hundred_thousand_failed_it_counts_all_and_works_some_seconds_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +224,7 @@ def test_with_a_hundred_thousand_failed_it_counts_all_and_works_some_seconds_at_
             os.close(fd)
     os.close(folder)
     monkeypatch.setattr(bulk, "SECONDS", 0.5)
+    monkeypatch.setattr(listing, "PATIENCE", 60.0)
 
     def seconds(response: httpx.Response) -> str:
         return " ".join(Document(response).text.split())

@@ -39,11 +39,12 @@ _SAID = {
 @dataclass(slots=True)
 class Plan:
     """What is to be done, "retry" or "discard", with which elements, the last first. `narrowed`: how they
-    were chosen; None if one by one."""
+    were chosen; None if one by one. `unread`: see listing.Matching."""
 
     do: str
     rows: list[Row]
     narrowed: Narrowed | None = None
+    unread: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def carry_out(self, path: str) -> None:

@@ -21,6 +21,11 @@ from .rendering import Renderer
 
 _NOTHING = "No element was chosen, so nothing was changed: tick some elements, or choose all shown"
 
+_UNREAD = (
+    "No element was found whose reason fits, so nothing was changed; but reading the reasons took too long, "
+    "and {:,} older elements were not looked at: filter by the key as well to reach them"
+)
+
 _ONCE = "This was done already, or forgotten, so nothing was changed: choose the elements again"
 
 
@@ -54,7 +59,7 @@ class Forms:
             return await self._carry_out(request, plan)
         plan = await run_in_threadpool(self._planned, fields, values)
         if not plan.rows:
-            raise HTTPException(400, _NOTHING)
+            raise HTTPException(400, _UNREAD.format(plan.unread) if plan.unread else _NOTHING)
         if plan.do == "retry" and not plan.narrowed:
             return await self._carry_out(request, plan)
         return self._ask(request, plan)
@@ -70,7 +75,8 @@ class Forms:
         narrowed = Narrowed(values.get("q", ""), values.get("why", ""))
         with closing(Glance(self._path)) as layout:
             found = listing.matching(layout, "failed", narrowed)
-            return Plan(do, [row for place in found if (row := row_of("failed", *place))], narrowed)
+            rows = [row for place in found.places if (row := row_of("failed", *place))]
+            return Plan(do, rows, narrowed, found.unread)
 
     async def _carry_out(self, request: Request, plan: Plan) -> Response:
         await run_in_threadpool(plan.carry_out, self._path)

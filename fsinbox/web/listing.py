@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
-from time import time_ns
+from time import monotonic, time_ns
 from urllib.parse import unquote
 
 from ..operate.reasons import summary
@@ -21,6 +21,9 @@ MOST = 100_000
 
 PAGE = 50
 """Elements on a page."""
+
+PATIENCE = 5.0
+"""Seconds in which reasons are read for one answer: 100,000 take three, where the disk need not be asked."""
 
 _REASON = 64 * 1024
 """Characters of a reason that are looked at to find its line."""
@@ -70,12 +73,23 @@ class Glance(Layout):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a listing. `count`: elements that match, on all pages; `number` counts from 1."""
+    """A part of a listing. `count`: elements that match, on all pages; `number` counts from 1; `unread`: see
+    Matching."""
 
     rows: list[Row]
     count: int
     number: int
     pages: int
+    unread: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """(folder, file name) of elements that are meant, in the order of a page. `unread`: how many come after
+    them whose reasons were not read, as PATIENCE had ended."""
+
+    places: list[tuple[str, str]]
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +113,35 @@ class Narrowed:
         return " and ".join(words) or "that had failed when this page was made"
 
 
-def matching(layout: Glance, state: str, narrowed: Narrowed) -> list[tuple[str, str]]:
-    """Return (folder, file name) of the elements in a state that are meant, in the order of a page."""
+def matching(layout: Glance, state: str, narrowed: Narrowed) -> Matching:
+    """Return the elements in a state that are meant."""
     found = sorted(_elements(layout, state), key=lambda place: place[1], reverse=state in NEWEST_FIRST)
     key, why = narrowed.key.casefold(), narrowed.why.casefold()
     if key:
         found = [place for place in found if _fits(_key(_inner(state, place[1])).casefold(), key)]
-    if why and state == "failed":
-        found = [place for place in found if why in _summary(layout, place[1]).casefold()]
-    return found
+    return _by_reason(layout, found, why) if why and state == "failed" else Matching(found)
+
+
+def _by_reason(layout: Glance, places: list[tuple[str, str]], why: str) -> Matching:
+    end = monotonic() + PATIENCE
+    found: list[tuple[str, str]] = []
+    for number, place in enumerate(places):
+        if monotonic() > end:
+            return Matching(found, len(places) - number)
+        if why in _summary(layout, place[1]).casefold():
+            found.append(place)
+    return Matching(found)
 
 
 def page(layout: Glance, state: str, narrowed: Narrowed, number: int) -> Page:
     """Return a page of the elements in a state that are meant."""
-    found = matching(layout, state, narrowed)
+    matches = matching(layout, state, narrowed)
+    found = matches.places
     pages = max(1, -(-len(found) // PAGE))
     number = min(max(1, number), pages)
     shown = found[(number - 1) * PAGE : number * PAGE]
-    return Page([row for place in shown if (row := row_of(state, *place))], len(found), number, pages)
+    rows = [row for place in shown if (row := row_of(state, *place))]
+    return Page(rows, len(found), number, pages, matches.unread)
 
 
 def _elements(layout: Glance, state: str) -> list[tuple[str, str]]:

@@ -59,6 +59,7 @@ class Renderer:
         text = self._pages.get_template(template).render(
             path="" if status == 421 or (rules.private and session is None) else self._path,
             most=listing.MOST,
+            patience=listing.PATIENCE,
             states=layout.states() if layout else [],
             rules=rules,
             session=session,
