@@ -215,6 +215,65 @@ def test_an_exception_is_summed_up_by_its_type_and_the_first_line_of_its_message
         assert f"key {key!r} moved to failed/ after attempt 1: {said}\n" in log
 
 
+MODELS = """
+from pydantic import BaseModel, TypeAdapter
+
+class Line(BaseModel):
+    amount: int
+
+class Invoice(BaseModel):
+    lines: list[Line]
+    who: str
+
+def work(key, value):
+    if key == "old":
+        from pydantic.v1 import BaseModel as OldModel
+        class Old(OldModel):
+            amount: int
+        Old.parse_obj(value)
+    elif key == "bare":
+        TypeAdapter(int).validate_python(value)
+    else:
+        Invoice.model_validate(value)
+"""
+ERROR = "pydantic_core._pydantic_core.ValidationError: "
+
+
+def test_a_validation_error_of_pydantic_names_the_first_field_and_says_what_is_wrong_with_it(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("pydantic", minversion="2", reason="pydantic is not installed")
+    (tmp_path / "tasks.py").write_text(MODELS)
+    not_a_number = "Input should be a valid integer, unable to parse string as an integer"
+    values = {
+        "nested": {"lines": [{"amount": 1}, {"amount": "x"}]},
+        "missing": {"lines": []},
+        "whole": [],
+        "bare": "x",
+        "old": {"amount": "x"},
+    }
+    if sys.version_info >= (3, 14):
+        del values["old"]  # (pydantic.v1 is not for them)
+    said = {
+        "nested": f"{ERROR}2 validation errors for Invoice: lines.1.amount: {not_a_number}",
+        "missing": f"{ERROR}1 validation error for Invoice: who: Field required",
+        "whole": f"{ERROR}1 validation error for Invoice: "
+        "Input should be a valid dictionary or instance of Invoice",
+        "bare": f"{ERROR}1 validation error for int: {not_a_number}",
+        "old": "pydantic.v1.error_wrappers.ValidationError: 1 validation error for Old: amount: "
+        "value is not a valid integer",
+    }
+    said = {key: said[key] for key in values}
+    with Inbox(tmp_path / "inbox") as inbox:
+        inbox.add_many(values.items())
+    words = ("consume", "--handler", "tasks:work", "--drain", "--max-attempts", "1")
+    log = run(*words, cwd=tmp_path, status=1).stderr
+    listed = json_lines(run("failed", "--json", cwd=tmp_path).stdout)
+    assert {line["key"]: line["summary"] for line in listed} == said
+    for key, line in said.items():
+        assert f"key {key!r} moved to failed/ after attempt 1: {line}\n" in log
+
+
 def test_a_command_is_summed_up_by_its_status_and_its_last_line(tmp_path: Path) -> None:
     with Inbox(tmp_path / "inbox") as inbox:
         inbox.add("a", 1)
@@ -239,6 +298,8 @@ BEGIN = "Traceback (most recent call last):"
         (f"{BEGIN}\nKilled: early", "Killed: early"),
         (f'{BEGIN}\n  File "x", line 1, in f\n    raise', f'{BEGIN} File "x", line 1, in f'),
         ("begin:\n  the rest", "begin: the rest"),
+        ("E: 3 validation errors for page\nof another kind", "E: 3 validation errors for page"),
+        ("E: 1 validation error for M\n" + "a" * 99_999 + "\nb", "E: 1 validation error for M"),
     ],
 )  # fmt: skip
 def test_any_reason_has_a_summary(reason: str | None, line: str) -> None:

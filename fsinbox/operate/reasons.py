@@ -13,6 +13,11 @@ _FRAME = re.compile(r'^(?:  [|] )*  File ".*", line \d+.*$', re.MULTILINE)
 _TRACEBACK = re.compile(r"^(?:  [+] Exception Group )?Traceback \(most recent call last\):$", re.MULTILINE)
 
 
+_FIELD = re.compile(r"(?:(?P<field>\S.*)\n)?  (?P<why>\S.*?)(?: [\[(]type=.*)?$", re.MULTILINE)
+"""What pydantic writes below "2 validation errors for Invoice": the first field (none: the whole) and its
+message."""
+
+
 def summary(reason: str | None) -> str:
     """Return a reason in one line ("" if there is none in it): of a traceback the exception's type and the
     first line of its message, of anything else its first line."""
@@ -38,8 +43,11 @@ def _raised(text: str) -> str:
 
 
 def headline(text: str) -> str:
-    """Return the first line of a text; and the next one, where that ends with a colon."""
+    """Return the first line of a text; and the next one, where that ends with a colon; and the first field
+    with its message, where it is a validation error of pydantic."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return ""
+    if " validation error" in lines[0] and (first := _FIELD.match(text.lstrip().partition("\n")[2])):
+        return ": ".join([lines[0], *filter(None, first.group("field", "why"))])
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
