@@ -32,7 +32,8 @@ _SITE = secrets.token_hex(8)
 
 def of_overview(layout: Layout, visitor: str) -> str:
     """Return the version of the overview. Raises OSError."""
-    running = [(one["shard"], one["holder"]) for one in consumers(layout)]
+    found = [] if layout.sharing else consumers(layout)
+    running = [(one["shard"], one["holder"]) for one in found]
     return _version(layout, visitor, _changes(layout, _FOLDERS), running)
 
 
