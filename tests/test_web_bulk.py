@@ -208,6 +208,19 @@ def test_the_page_and_the_question_say_that_not_all_reasons_were_read(
     assert "nothing was changed" in answer and "2,995 older elements were not looked at" in answer
 
 
+def test_the_question_says_that_a_folder_has_more_than_was_looked_at(
+    many_reasons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def retry_all(client: httpx.AsyncClient, home: str, secret: str) -> Awaitable[httpx.Response]:
+        return client.post(f"{home}failed", data={"secret": secret, "matching": "retry"})
+
+    (whole,) = ask(many_reasons, retry_all)
+    assert "Retry 3,000 elements?" in whole and "has more than" not in whole
+    monkeypatch.setattr(listing, "MOST", 1_000)
+    (part,) = ask(many_reasons, retry_all)
+    assert "This folder has more than 1,000 elements." in part and "are not among them" in part
+
+
 def test_with_a_hundred_thousand_failed_it_counts_all_and_works_some_seconds_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

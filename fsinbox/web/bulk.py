@@ -39,12 +39,14 @@ _SAID = {
 @dataclass(slots=True)
 class Plan:
     """What is to be done, "retry" or "discard", with which elements, the last first. `narrowed`: how they
-    were chosen; None if one by one. `unread`: see listing.Matching."""
+    were chosen; None if one by one. `unread`: see listing.Matching. `more`: failed/ has more names than were
+    looked at."""
 
     do: str
     rows: list[Row]
     narrowed: Narrowed | None = None
     unread: int = 0
+    more: bool = False
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def carry_out(self, path: str) -> None:

@@ -76,7 +76,7 @@ class Forms:
         with closing(Glance(self._path)) as layout:
             found = listing.matching(layout, "failed", narrowed)
             rows = [row for place in found.places if (row := row_of("failed", *place))]
-            return Plan(do, rows, narrowed, found.unread)
+            return Plan(do, rows, narrowed, found.unread, "failed" in layout.cut)
 
     async def _carry_out(self, request: Request, plan: Plan) -> Response:
         await run_in_threadpool(plan.carry_out, self._path)
