@@ -256,6 +256,81 @@ def test_an_idle_process_that_was_killed_costs_no_element_an_attempt(
     assert place.notes == ["1"]
 
 
+def test_a_process_that_is_killed_as_it_is_given_a_job_costs_no_attempt(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs("def job(element): note(element.attempts)")
+    place.add("a")
+    handler = in_processes(place, monkeypatch)
+    (idle,) = handler._idle
+    idle.kill(signal.SIGKILL)
+    idle.process.join()
+    monkeypatch.setattr(idle.process, "is_alive", lambda: True)  # as it was until this instant
+    with Inbox(place.inbox) as inbox:
+        assert Runner(inbox, handler, drain=True).run().acknowledged == 1
+    handler.stop_now()
+    assert place.notes == ["1"]
+
+
+def test_no_thread_waits_for_a_process_and_none_is_woken(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs("def job(element): pass")
+    place.add(*map(str, range(50)))
+    handler = in_processes(place, monkeypatch)
+    monkeypatch.setattr(handler, "handle", None)  # (a thread would call it)
+    with Inbox(place.inbox) as inbox:
+        assert Runner(inbox, handler, drain=True).run().acknowledged == 50
+    handler.stop_now()
+
+
+@pytest.mark.parametrize("words", [(), ("--batch", "8")])
+def test_what_does_not_fit_into_a_pipe_is_handled_all_the_same(place: Place, words: tuple[str, ...]) -> None:
+    batch = "element = element[0]" if words else "pass"
+    place.jobs(f"def job(element):\n    {batch}\n    note(os.getpid())\n    raise ValueError('x' * 300_000)")
+    place.add(*(f"{number:0200}" for number in range(8)))
+    place.consume(*WORDS, *words, "--drain", "--max-attempts", "1", status=1)
+    assert len(place.left()["failed"]) == 8
+    assert len(reason(place.inbox, f"{1:0200}")) > 60_000
+    for_batch = 1 if words else 0
+    assert len(place.notes) == 8 + for_batch
+
+
+def test_a_process_that_closes_its_pipes_and_works_on_is_ended_at_its_time_limit(place: Place) -> None:
+    place.jobs(
+        "def job(element):\n"
+        "    note(element.key, os.getpid())\n"
+        "    if element.key == 'odd':\n"
+        "        os.closerange(3, 100)\n"
+        "        time.sleep(3600)\n"
+    )
+    place.add("odd", "a", "b")
+    done = place.consume(*WORDS, "--drain", "--timeout", "0.5", "--max-attempts", "1", status=1)
+    assert "timed out after 0.5 s" in done.stderr
+    assert place.left() == {"failed": ["odd"]}
+    pids = [note.split()[1] for note in place.notes]
+    wait_until(lambda: not any(map(is_alive, pids)))
+
+
+def test_a_reason_that_is_no_text_is_a_failed_attempt_and_one_of_a_class_of_its_own_is_text(
+    place: Place,
+) -> None:
+    place.jobs(
+        "class Text(str): pass\n"
+        "class Odd(Exception):\n"
+        "    def __str__(self): return Text('odd')\n"
+        "def job(element):\n"
+        "    if element.key == 'raised': raise Odd\n"
+        "    element.fail(Text('no good') if element.key == 'text' else 7)\n"
+    )
+    place.add("number", "raised", "text")
+    place.consume(*WORDS, "--drain", "--max-attempts", "1", status=1)
+    assert place.left() == {"failed": ["number", "raised", "text"]}
+    assert "TypeError" in reason(place.inbox, "number")
+    assert "Odd: odd" in reason(place.inbox, "raised")
+    assert reason(place.inbox, "text").endswith("\n\nno good\n")
+
+
 def test_an_inbox_that_cannot_be_opened_there_is_a_failed_attempt(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,3 +167,20 @@ def test_a_handler_that_was_woken_goes_before_the_main_thread(
     Runner(inbox, FunctionHandler("f", lambda key, value: None), once=True).run()
     assert rests[1] is not None
     assert rests[1] <= 0.001
+
+
+def test_what_a_handler_ends_itself_wakes_though_the_main_thread_takes_and_ends_just_then(
+    inbox: Inbox,
+) -> None:
+    inbox.add_many([("a", 1), ("b", 2)])
+    first, second = inbox.take(), inbox.take()
+    assert first and second
+    sleeper = inbox.sleeper
+    sleeper.quiet = threading.get_ident()
+    first.ack()
+    assert not sleeper.waker.wait(0)
+    ender = threading.Thread(target=second.ack)
+    ender.start()
+    ender.join()
+    assert sleeper.waker.wait(0)
+    sleeper.quiet = 0

@@ -118,6 +118,19 @@ def test_what_signals_write_wakes_once_and_a_full_pipe_is_no_error() -> None:
     assert waker.wait(0.01) is False
 
 
+def test_something_to_read_at_one_of_many_places_wakes() -> None:
+    waker = Waker()
+    pipes = [os.pipe() for _ in range(3)]
+    waker.more = [reader for reader, _ in pipes]
+    assert waker.wait(0.01) is False
+    os.write(pipes[1][1], b"!")
+    assert waker.wait(10) is True
+    waker.more = waker.more[2:]
+    assert waker.wait(0) is False
+    for end in (end for pipe in pipes for end in pipe):
+        os.close(end)
+
+
 def test_something_to_read_elsewhere_wakes_and_is_left_there() -> None:
     waker = Waker()
     reader, writer = os.pipe()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _thread import RLock
+from _thread import RLock, get_ident
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
@@ -32,8 +32,9 @@ class Sleeper:
         self._poll = poll
         self._lock = RLock()
         self._watch: Watch | None = None
-        self.quiet = False
-        """Whether the end of an element wakes nobody: while a loop ends one that itself takes the next."""
+        self.quiet = 0
+        """The thread (its identifier) in which the end of an element wakes nobody: while it runs a loop that
+        ends one, and itself takes the next."""
 
     def watch(self) -> Watch:
         """Return what notices arrivals. Raises WrongState if the inbox was closed, UnusableInbox."""
@@ -75,7 +76,7 @@ class Sleeper:
 
     def ended(self) -> None:
         """An element was ended: somebody may wait for its key, or for its place among those in flight."""
-        if not self.quiet:
+        if not self.quiet or self.quiet != get_ident():
             self.wake()
 
     def found(self) -> None:

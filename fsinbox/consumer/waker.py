@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Collection
 
 _LONGEST = 86_400_000.0
 """Milliseconds of one sleep: poll(2) takes at most 24 days."""
@@ -12,6 +13,9 @@ _LONGEST = 86_400_000.0
 class Waker:
     """Wakes one sleeper, from any thread or signal handler. Its pipe is closed when nobody holds it any more:
     a wake that comes late must not write into what was opened since."""
+
+    more: Collection[int] = ()
+    """Further descriptors: something to read there wakes, too."""
 
     def __init__(self) -> None:
         """Raises OSError: no descriptors are left."""
@@ -63,6 +67,8 @@ class Waker:
         poll.register(self.reader, select.POLLIN)
         if also is not None:
             poll.register(also, select.POLLIN)
+        for fd in self.more:
+            poll.register(fd, select.POLLIN)
         ready = poll.poll(None if timeout is None else min(max(0.0, timeout) * 1000, _LONGEST))
         if any(fd == self.reader for fd, _ in ready):
             self._is_set = True  # it is not, if a signal has written

@@ -15,6 +15,7 @@ from ..consumer.taking import Taken
 from ..element import Element
 from ..store.errors import InboxError, WrongState
 from ..store.handle import Handle
+from .messages import Incoming, packed, send
 from .outcome import DONE, BatchHandler, Handler, HandlerError, Outcome
 from .renewing import memory_in_use
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 Sent = tuple[Any, ...]
-"""What goes through a pipe: plain tuples, which are sent in a third of the time that objects take."""
+"""What goes through a pipe: plain values."""
 
 _fields_of_taken = attrgetter(*(field.name for field in fields(Taken)))
 
@@ -60,7 +61,8 @@ class Answer:
     def sent(self) -> Sent:
         """Return it as it is sent."""
         outcome = self.outcome
-        said = None if outcome is DONE else (outcome.kind, outcome.summary, outcome.detail)
+        texts = (outcome.kind, outcome.summary, outcome.detail)
+        said = None if outcome is DONE else tuple(map(str.__str__, texts))  # (not what derives from str)
         return said, self.asked, self.memory
 
     @classmethod
@@ -83,7 +85,7 @@ class Recording:
         self.record("acknowledged", "ack")
 
     def requeue(self, delay: float = 0.0, *, counted: bool) -> bool:
-        self.record("requeued", "nack" if counted else "release", delay)
+        self.record("requeued", "nack" if counted else "release", float(delay))
         return True
 
     def check_lease(self) -> None:
@@ -107,14 +109,21 @@ class HandedElement(Element):
     _claim: Recording  # type: ignore[assignment]
 
     def fail(self, reason: str) -> bool:
-        self._claim.record("given up", "fail", reason)
+        self._claim.record("given up", "fail", str.rstrip(reason, "\n"))  # raises here what is no text
         return True
 
 
 def run(
-    connection: Connection, make: Callable[[], Handler], path: str, codec: str, parent: int, *, weigh: bool
+    jobs: Connection,
+    answers: Connection,
+    make: Callable[[], Handler],
+    path: str,
+    codec: str,
+    parent: int,
+    *,
+    weigh: bool,
 ) -> None:
-    """Handle what comes through the connection, until its other end is closed.
+    """Handle what comes through one pipe, until its other end is closed; answer through another one.
 
     `make` makes the handler, `path` names the inbox, `parent` is the process of the consumer. `weigh`: tell
     how much memory is in use. Answers None once it is ready, or why it cannot be.
@@ -122,16 +131,17 @@ def run(
     os.setsid()  # a Ctrl-C is for the consumer; and what the handler has started can be ended with it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with(parent)
+    incoming, writer = Incoming(jobs.fileno()), answers.fileno()
     try:
         handler = make()
     except HandlerError as error:
-        connection.send(str(error))
+        send(writer, packed(str(error)))
         return
-    connection.send(None)
+    send(writer, packed(None))
     handle = None
     while True:
         try:
-            job = Job.received(connection.recv())
+            job = Job.received(incoming.receive())
         except EOFError:
             return
         try:
@@ -142,7 +152,7 @@ def run(
             answer = Answer(Outcome("retry", str(error), str(error)), [], 0)
         else:
             answer = _answer(handler, handle, codec, job, weigh=weigh)
-        connection.send(answer.sent())
+        send(writer, packed(answer.sent()))
 
 
 def _answer(handler: Handler, handle: Handle, codec: str, job: Job, *, weigh: bool) -> Answer:

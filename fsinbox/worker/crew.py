@@ -1,4 +1,7 @@
-"""The threads that handle elements, and report. A thread that has reported goes on with what it is given."""
+"""The threads that handle elements, and report. A thread that has reported goes on with what it is given.
+
+What a handler works on elsewhere needs none of them, but where it would have to wait.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from time import monotonic
+from typing import cast
 
 from ..element import Element
 from .ending import about
-from .outcome import Outcome
+from .outcome import BatchHandler, DetachedHandler, Handler, Outcome
 
 log = logging.getLogger("fsinbox")
 
@@ -22,19 +26,25 @@ class Crew:
     """Threads, made as they are needed, that work on batches of elements."""
 
     def __init__(
-        self, work: Callable[[list[Element]], Outcome], go_on: Callable[[], list[Element] | None]
+        self, handler: Handler, go_on: Callable[[], list[Element] | None], *, is_batch: bool = False
     ) -> None:
-        """`work` handles a batch, and never raises. `go_on` is called in the thread that has just reported;
-        it returns a batch that was kept for this thread, or None."""
+        """`is_batch`: the handler is a BatchHandler, and is to be called as such. `go_on` is called in the
+        thread that has just reported; it returns a batch that was kept for this thread, or None."""
         self.running: list[list[Element]] = []
         """Batches that were handed out, and not reported yet."""
         self.count = 0
         """Elements in them."""
         self.kept: list[list[Element]] | None = None
         """If a list: of what is started next, one batch is kept here, for the thread that starts it."""
-        self._handle = work
+        self.detached = handler if isinstance(handler, DetachedHandler) else None
+        """The handler, if it works elsewhere."""
+        work = handler.handle
+        self._handle: Callable[[list[Element]], Outcome] = (
+            cast(BatchHandler, handler).handle_batch if is_batch else lambda batch: work(batch[0])
+        )
         self._go_on = go_on
-        self._jobs: SimpleQueue[list[Element]] = SimpleQueue()
+        self._is_batch = is_batch
+        self._jobs: SimpleQueue[tuple[list[Element], float]] = SimpleQueue()
         self._reports: SimpleQueue[Report] = SimpleQueue()
         self._threads = 0
 
@@ -47,41 +57,58 @@ class Crew:
         """Have a batch handled."""
         self.running.append(batch)
         self.count += len(batch)
+        if self.detached and self.detached.begin(batch, is_batch=self._is_batch):
+            return
         if self.kept == []:
             self.kept.append(batch)
             return
+        self._to_a_thread(batch, 0.0)
+
+    def _to_a_thread(self, batch: list[Element], began: float) -> None:
+        """`began`: when (monotonic seconds) the work on it did; 0.0: it begins in the thread."""
         if self._threads < len(self.running):
             self._threads += 1
             threading.Thread(target=self._work, name=f"fsinbox-{self._threads}", daemon=True).start()
-        self._jobs.put(batch)
+        self._jobs.put((batch, began))
 
     def reports(self) -> Iterator[Report]:
         """Go through what was reported, also while you do."""
+        if self.detached:
+            self._hear(self.detached)
         while not self._reports.empty():
             report = self._reports.get()
             self.running.remove(report[0])
             self.count -= len(report[0])
             yield report
 
+    def _hear(self, detached: DetachedHandler) -> None:
+        for batch, outcome, began in detached.answers():
+            if outcome:
+                self._done(batch, outcome, monotonic() - began)
+            else:
+                self._to_a_thread(batch, began)
+
     def report(self, batch: list[Element], outcome: Outcome, seconds: float) -> None:
         """The handler is done with a batch. Called in any thread."""
         self._reports.put((batch, outcome, seconds))
 
+    def _done(self, batch: list[Element], outcome: Outcome, seconds: float) -> None:
+        if log.isEnabledFor(logging.DEBUG):  # to collect what it would say costs each element time
+            for element in batch:
+                log.debug(
+                    "key %r: %s after %.3f s",
+                    element.key,
+                    outcome.kind,
+                    seconds,
+                    extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
+                )
+        self.report(batch, outcome, seconds)
+
     def _work(self) -> None:
-        batch = None
+        kept = None
         while True:
-            batch = batch or self._jobs.get()
-            started = monotonic()
+            batch, began = (kept, 0.0) if kept else self._jobs.get()
+            began = began or monotonic()
             outcome = self._handle(batch)
-            seconds = monotonic() - started
-            if log.isEnabledFor(logging.DEBUG):  # to collect what it would say costs each element time
-                for element in batch:
-                    log.debug(
-                        "key %r: %s after %.3f s",
-                        element.key,
-                        outcome.kind,
-                        seconds,
-                        extra=about(element, "handled", seconds=seconds, outcome=outcome.kind),
-                    )
-            self.report(batch, outcome, seconds)
-            batch = self._go_on()
+            self._done(batch, outcome, monotonic() - began)
+            kept = self._go_on()

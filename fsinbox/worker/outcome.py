@@ -1,5 +1,7 @@
 """What a handler is, and what becomes of an element that it has handled."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -61,3 +63,23 @@ class BatchHandler(Handler, Protocol):
     def handle_batch(self, elements: list[Element]) -> Outcome:
         """Work on them all, several batches at once if asked. Never raises. `interrupt` is called with the
         first one."""
+
+
+class DetachedHandler(ABC):
+    """One whose work goes on elsewhere: as long as it does, no thread need wait for it. Also a BatchHandler,
+    called in a thread of the worker's, for what cannot be done without a wait."""
+
+    @property
+    @abstractmethod
+    def readers(self) -> Collection[int]:
+        """Descriptors: where there is something to read, `answers` has something to tell."""
+
+    @abstractmethod
+    def begin(self, elements: list[Element], *, is_batch: bool) -> bool:
+        """Have them worked on, and do not wait. False if that cannot be: then `handle` can. Like `answers`,
+        it is called by one thread only."""
+
+    @abstractmethod
+    def answers(self) -> Iterator[tuple[list[Element], Outcome | None, float]]:
+        """Go through what has ended: elements that were begun, what their handler says, and when (monotonic
+        seconds) it began. None: `handle`, called with them again, says it, for it has to wait for that."""

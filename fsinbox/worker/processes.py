@@ -1,7 +1,9 @@
 """Handlers in processes: `--processes N`. A crash costs an attempt, a time limit ends the process.
 
-A process for each element at work, kept for the next one. Each has a pipe of its own to the thread that waits
-for it: the death of one is seen at once, and is nothing to the others; an idle one uses no processor.
+A process for each element at work, kept for the next one. Each has two pipes of its own, for its jobs and its
+answers: the death of one is seen at once, and is nothing to the others; an idle one uses no processor. Who
+sleeps waits for all the answers at once; a thread waits only for what takes long: the start of a process, its
+end, and a job that does not fit into a pipe.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -20,43 +23,61 @@ from time import monotonic
 from ..element import Element
 from ..store.errors import InboxError
 from . import child
-from .outcome import Handler, HandlerError, Outcome
+from .messages import AT_ONCE, Incoming, packed, send, values_of
+from .outcome import DetachedHandler, Handler, HandlerError, Outcome
 
 
 class Worker:
-    """A process that handles one element at a time."""
+    """A process that handles one element, or batch, at a time."""
 
     def __init__(self, make: Callable[[], Handler], path: str, codec: str, *, weigh: bool) -> None:
-        """Start it, and wait until it is ready: see child.run. Raises HandlerError."""
+        """Start it, and wait until it is ready: see child.run. Raises HandlerError, OSError."""
         spawn = multiprocessing.get_context("spawn")  # a fork of a program with threads may hang
         self.handled = 0
         self.interrupted = False
         self.began = 0.0
         """When it was last given a job, in monotonic seconds."""
-        self._connection: Connection
-        self._connection, theirs = spawn.Pipe()
+        self.elements: list[Element] = []
+        """The last job's."""
+        self._answers: Connection
+        self._jobs: Connection
+        self._answers, their_answers = spawn.Pipe(duplex=False)
+        their_jobs, self._jobs = spawn.Pipe(duplex=False)
+        self._incoming = Incoming(self._answers.fileno())
         self.process: SpawnProcess = spawn.Process(
             target=child.run,
-            args=(theirs, make, path, codec, os.getpid()),
+            args=(their_jobs, their_answers, make, path, codec, os.getpid()),
             kwargs={"weigh": weigh},
             name="fsinbox-worker",
         )
         self.process.start()
-        theirs.close()
+        their_jobs.close()
+        their_answers.close()
         try:
-            error = self._connection.recv()
+            error = self._incoming.receive()
         except EOFError:
             error = self.how_it_ended()
         if error is not None:
             self.end()
             raise HandlerError(error)
 
-    def handle(self, job: child.Job) -> child.Answer:
-        """Have it handle a job. Raises EOFError or OSError if it has died."""
-        self._connection.send(job.sent())
-        answer = child.Answer.received(self._connection.recv())
+    def send(self, message: bytes) -> None:
+        """Give it a job. Waits if that is longer than AT_ONCE. Raises OSError if it has died."""
+        send(self._jobs.fileno(), message)
+
+    @property
+    def reader(self) -> int:
+        """The descriptor at which there is something to read once it answers, or has died."""
+        return self._answers.fileno()
+
+    def answer(self) -> child.Answer | None:
+        """Read once, of what is there, or comes; return its answer when it is whole. Raises EOFError or
+        OSError if it has died."""
+        content = self._incoming.read()
+        if content is None:
+            return None
         self.handled += 1
-        return answer
+        return child.Answer.received(values_of(content))
 
     def kill(self, number: int) -> None:
         """Send a signal to it, and to what it has started."""
@@ -67,8 +88,9 @@ class Worker:
             pass
 
     def end(self) -> None:
-        """End it, if it is idle: its pipe is closed."""
-        self._connection.close()
+        """End it, if it is idle: its pipes are closed."""
+        self._jobs.close()
+        self._answers.close()
 
     def how_it_ended(self) -> str:
         """Wait until it has, and return how."""
@@ -79,7 +101,7 @@ class Worker:
         return f"its worker process {how}"
 
 
-class ProcessHandler:
+class ProcessHandler(DetachedHandler):
     """Has processes handle elements."""
 
     interruptible = True
@@ -104,8 +126,52 @@ class ProcessHandler:
         self._max_memory = max_memory
         self._mutex = threading.Lock()
         self._busy: dict[Element, Worker] = {}
+        self._detached: dict[int, Worker] = {}
         self._idle: list[Worker] = [self._start()]
+        self._poll = select.poll()
         atexit.register(self._end_idle)
+
+    # --- while nobody waits -------------------------------------------------------------------------------
+
+    @property
+    def readers(self) -> Collection[int]:
+        return self._detached
+
+    def begin(self, elements: list[Element], *, is_batch: bool) -> bool:
+        message = _job(elements, is_batch=is_batch)
+        while len(message) <= AT_ONCE and (worker := self._idle_one()):
+            self._have_begun(worker, elements)
+            try:
+                worker.send(message)
+            except OSError:  # it was killed this instant, and has not seen the job
+                self._forget(worker)
+                worker.end()
+                continue
+            self._detached[worker.reader] = worker
+            self._poll.register(worker.reader, select.POLLIN)
+            return True
+        return False
+
+    def answers(self) -> Iterator[tuple[list[Element], Outcome | None, float]]:
+        if not self._detached:
+            return
+        for reader, _ in self._poll.poll(0):
+            worker = self._detached[reader]
+            try:
+                answer = worker.answer()
+            except (EOFError, OSError):
+                self._attach(reader)
+                yield worker.elements, None, worker.began
+                continue
+            if answer:
+                self._attach(reader)
+                yield worker.elements, self._ended(worker, answer), worker.began
+
+    def _attach(self, reader: int) -> None:
+        del self._detached[reader]
+        self._poll.unregister(reader)
+
+    # --- in a thread that waits ---------------------------------------------------------------------------
 
     def handle(self, element: Element) -> Outcome:
         return self._handle([element], is_batch=False)
@@ -114,31 +180,53 @@ class ProcessHandler:
         return self._handle(elements, is_batch=True)
 
     def _handle(self, elements: list[Element], *, is_batch: bool) -> Outcome:
-        element = elements[0]
+        with self._mutex:
+            worker = self._busy.get(elements[0])
+        if worker:  # it has died: see `answers`
+            return self._died(worker)
         try:
             worker = self._idle_one() or self._start()
         except (HandlerError, OSError) as error:
             why = f"cannot start a worker process: {error}"
             return Outcome("retry", why.splitlines()[-1], why)
-        with self._mutex:
-            worker.began = monotonic()
-            self._busy[element] = worker
+        self._have_begun(worker, elements)
         try:
-            folder, _ = element.whereabouts()
-            taken = [one.whereabouts()[1] for one in elements]
-            answer = worker.handle(child.Job(folder, taken, is_batch))
+            worker.send(_job(elements, is_batch=is_batch))
+            while not (answer := worker.answer()):
+                pass
         except (EOFError, OSError):
+            return self._died(worker)
+        return self._ended(worker, answer)
+
+    def _died(self, worker: Worker) -> Outcome:
+        """A process has died at work: wait for its end, and return what becomes of its elements."""
+        try:
             why = worker.how_it_ended()
-            return Outcome("retry", why, why)
         finally:
-            with self._mutex:
-                del self._busy[element]
+            self._forget(worker)
+            worker.end()
+        return Outcome("retry", why, why)
+
+    # --- both ---------------------------------------------------------------------------------------------
+
+    def _have_begun(self, worker: Worker, elements: list[Element]) -> None:
         with self._mutex:
+            worker.began, worker.elements = monotonic(), elements
+            self._busy[elements[0]] = worker
+
+    def _forget(self, worker: Worker) -> None:
+        with self._mutex:
+            del self._busy[worker.elements[0]]
+
+    def _ended(self, worker: Worker, answer: child.Answer) -> Outcome:
+        """A process has answered: return what becomes of its elements."""
+        with self._mutex:
+            del self._busy[worker.elements[0]]
             if worker.interrupted or self._is_used_up(worker, answer.memory):
                 worker.end()
             else:
                 self._idle.append(worker)
-        return _as_asked(elements, answer)
+        return _as_asked(worker.elements, answer)
 
     def interrupt(self, element: Element, *, force: bool) -> bool:
         with self._mutex:
@@ -181,6 +269,11 @@ class ProcessHandler:
         if self._max_elements and worker.handled >= self._max_elements:
             return True
         return self._max_memory is not None and memory > self._max_memory
+
+
+def _job(elements: list[Element], *, is_batch: bool) -> bytes:
+    folder, _ = elements[0].whereabouts()
+    return packed(child.Job(folder, [one.whereabouts()[1] for one in elements], is_batch).sent())
 
 
 def _as_asked(elements: list[Element], answer: child.Answer) -> Outcome:

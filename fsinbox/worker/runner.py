@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from math import inf
 from time import monotonic, time_ns
 from types import FrameType
-from typing import cast
 
 from ..inbox import Inbox
 from ..store.errors import LeaseLost
@@ -25,7 +24,7 @@ from .ending import Ending, Tally
 from .intake import Batching, Intake
 from .limits import Limits
 from .observer import Audience, Observer
-from .outcome import BatchHandler, Handler
+from .outcome import Handler
 from .pacing import Pacing
 from .renewing import Renewal
 from .settling import Settling
@@ -103,11 +102,7 @@ class Runner:
             self.expire,
             self._settling.refuse,
         )
-        work = self.handler.handle
-        self._crew = Crew(
-            cast(BatchHandler, self.handler).handle_batch if self.batching else lambda batch: work(batch[0]),
-            lambda: self._turn.go_on(),
-        )
+        self._crew = Crew(self.handler, lambda: self._turn.go_on(), is_batch=self.batching is not None)
         self._asleep_since: int | None = None
         self._stop_at = inf
         self._signals = 0
@@ -208,7 +203,7 @@ class Runner:
             self._requeue_all("at the second signal")
         if monotonic() >= self._stop_at:
             self._requeue_all("at the end of the shutdown timeout")
-        return self._step()
+        return self._turn.step()
 
     def _step(self) -> bool:
         """End what was reported and start what can be started; tell whether anything was done."""

@@ -2,13 +2,15 @@
 
 The main thread has the turn, but while it sleeps. Then a thread that has handled an element takes it: it ends
 that element, and goes on with what it has taken. So as long as there is work no thread wakes another one.
+
+Where handlers work elsewhere (`--processes`) the main thread has each turn: who sleeps waits for them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from threading import Lock
+from threading import Lock, get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -31,18 +33,21 @@ class Turn:
         self,
         sleeper: Sleeper,
         crew: Crew,
-        step: Callable[[], object],
+        step: Callable[[], bool],
         has_room: Callable[[], bool],
         due: Callable[[], float],
     ) -> None:
-        """`step` ends what was reported, and starts what can be started. `has_room()`: more might be.
-        `due()`: until when (monotonic seconds) the main thread may sleep, whatever comes."""
+        """`step` ends what was reported, and starts what can be started; it tells whether there was any.
+        `has_room()`: more might be. `due()`: until when (monotonic seconds) the main thread may sleep,
+        whatever comes."""
         self._sleeper = sleeper
         self._waker = sleeper.waker  # (which an inbox that was closed does not give any more)
         self._crew = crew
         self._step = step
         self._has_room = has_room
         self._due = due
+        if crew.detached:
+            self._waker.more = crew.detached.readers
         self._lock = Lock()
         self._lock.acquire()
         self._awake_at = inf
@@ -60,22 +65,29 @@ class Turn:
         finally:
             self._lock.acquire()
 
+    def step(self) -> bool:
+        """Make a step, in the thread that has the turn. What it ends wakes nobody: it takes what is next
+        itself."""
+        self._sleeper.quiet = get_ident()
+        try:
+            return self._step()
+        finally:
+            self._sleeper.quiet = 0
+
     def go_on(self) -> list[Element] | None:
         """This thread of the crew has reported: make a step, unless another thread has the turn, and return
         what this one handles next. Wakes the main thread if that has to see to anything."""
-        if self.broken or not self._lock.acquire(blocking=False):
+        if self._crew.detached or self.broken or not self._lock.acquire(blocking=False):
             self._waker.set()  # (who has the turn may have looked before this was reported)
             return None
         kept = self._crew.kept = []
-        self._sleeper.quiet = True
         is_due = True
         try:
-            self._step()
+            self.step()
             is_due = self._has_room() or self._due() < self._awake_at - _NEAR
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             self.broken = error
         self._crew.kept = None
-        self._sleeper.quiet = False
         self._lock.release()
         if is_due or not kept:
             self._waker.set()
