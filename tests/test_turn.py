@@ -10,6 +10,7 @@ from helpers import wait_until
 
 from fsinbox import Element, Inbox
 from fsinbox.store.errors import LeaseLost
+from fsinbox.worker.crew import Crew
 from fsinbox.worker.functions import FunctionHandler
 from fsinbox.worker.observer import Observer
 from fsinbox.worker.outcome import Outcome
@@ -78,6 +79,97 @@ def test_handlers_at_once_start_each_other_and_all_is_handled_once(inbox: Inbox)
     assert sorted(handled) == list(range(200))
     assert tally.acknowledged == 200
     assert max(at_once) == 8
+
+
+class Meeting(Observer):
+    """Holds the turn, when the first element is ended, until another handler has returned."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+        self.runner: Runner
+
+    def ended(self, element: Element, outcome: Outcome, became: str, seconds: float) -> None:
+        self.threads.append(threading.current_thread().name)
+        if len(self.threads) == 1:
+            wait_until(lambda: not self.runner._crew._reports.empty())
+
+
+def two_at_once(inbox: Inbox) -> tuple[Runner, Meeting, list[str]]:
+    """Return a runner of two handlers, which begin together, and a third one after them; who ends which
+    element; and the threads of the handlers."""
+    inbox.add_many((f"key-{number}", number) for number in range(3))
+    meeting, handled = Meeting(), list[str]()
+    together = threading.Barrier(2)
+
+    def work(key: str, value: int) -> None:
+        if value < 2:
+            together.wait(30)
+            wait_until(lambda: not runner._turn._is_awake)
+        else:
+            wait_until(lambda: len(meeting.threads) > 1)
+        handled.append(threading.current_thread().name)
+
+    runner = Runner(inbox, FunctionHandler("f", work), concurrency=2, drain=True, observers=[meeting])
+    meeting.runner = runner
+    return runner, meeting, handled
+
+
+def test_of_handlers_that_end_together_each_thread_ends_its_own(inbox: Inbox) -> None:
+    runner, meeting, handled = two_at_once(inbox)
+    assert runner.run().acknowledged == 3
+    first, second, third = handled
+    assert meeting.threads[0] == third, "who had the turn went on with what it has taken"
+    assert set(meeting.threads[:2]) == {first, second}
+
+
+def test_what_is_queued_for_a_thread_that_then_keeps_another_one_gets_a_thread_of_its_own(
+    inbox: Inbox,
+) -> None:
+    inbox.add_many((key, 0) for key in "abcd")
+    batches = [[inbox.take()] for _ in range(4)]
+    free, handled = threading.Event(), list[str]()
+
+    def work(element: Element) -> None:
+        handled.append(element.key)
+        if element.key != "b":
+            free.wait(200)
+
+    def go_on() -> list[Element] | None:
+        free.wait(200)  # as for the turn
+        return None
+
+    crew = Crew(FunctionHandler("f", work), go_on)
+    crew.start(batches[0])  # type: ignore[arg-type]
+    crew.start(batches[1])  # type: ignore[arg-type]
+    wait_until(lambda: len(list(crew.reports())) == 1)
+    crew.start(batches[2])  # type: ignore[arg-type]
+    crew.kept = []
+    crew.start(batches[3])  # type: ignore[arg-type]
+    wait_until(lambda: "c" in handled)
+    assert crew.kept == [batches[3]]
+    free.set()
+
+
+def test_what_goes_wrong_while_another_thread_waits_for_the_turn_ends_the_run(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, _, handled = two_at_once(inbox)
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        if threading.current_thread() is not threading.main_thread():
+            checks += 1
+            wait_until(lambda: len(handled) == 2 and runner._crew._reports.qsize() == 2)
+            sleep(0.1)  # until it waits
+            raise LeaseLost("another one is the consumer")
+
+    monkeypatch.setattr(inbox, "check_lease", check)
+    with pytest.raises(LeaseLost, match="another one"):
+        runner.run()
+    sleep(0.1)
+    assert checks == 1
+    assert runner.tally.acknowledged == 0
 
 
 def test_what_goes_wrong_after_a_handler_ends_the_run(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:

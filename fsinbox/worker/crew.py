@@ -59,17 +59,17 @@ class Crew:
         self.count += len(batch)
         if self.detached and self.detached.begin(batch, is_batch=self._is_batch):
             return
-        if self.kept == []:
-            self.kept.append(batch)
-            return
         self._to_a_thread(batch, 0.0)
 
     def _to_a_thread(self, batch: list[Element], began: float) -> None:
         """`began`: when (monotonic seconds) the work on it did; 0.0: it begins in the thread."""
-        if self._threads < len(self.running):
+        if self._threads < len(self.running):  # (also for one that is kept: others may be queued)
             self._threads += 1
             threading.Thread(target=self._work, name=f"fsinbox-{self._threads}", daemon=True).start()
-        self._jobs.put((batch, began))
+        if self.kept == []:
+            self.kept.append(batch)
+        else:
+            self._jobs.put((batch, began))
 
     def reports(self) -> Iterator[Report]:
         """Go through what was reported, also while you do."""

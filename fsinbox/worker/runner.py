@@ -217,7 +217,9 @@ class Runner:
             if self._wants_more():
                 # At once: handlers that end together would else all wait until the last one is ended.
                 self._start_one()
-        while self._wants_more() and self._start_one():
+            if self._crew.kept:
+                return True  # this thread goes on with it: each of the others ends its own
+        while not self._crew.kept and self._wants_more() and self._start_one():
             busy = True
         return busy
 

@@ -51,6 +51,7 @@ class Turn:
         self._lock = Lock()
         self._lock.acquire()
         self._awake_at = inf
+        self._is_awake = True
         self.broken: BaseException | None = None
         """What a step has raised in another thread, for the main one to raise."""
 
@@ -59,10 +60,12 @@ class Turn:
         meanwhile."""
         limit = seconds_until(self._due(), limit)
         self._awake_at = inf if limit is None else monotonic() + limit
+        self._is_awake = False
         self._lock.release()
         try:
             sleep(limit)
         finally:
+            self._is_awake = True
             self._lock.acquire()
 
     def step(self) -> bool:
@@ -74,11 +77,24 @@ class Turn:
         finally:
             self._sleeper.quiet = 0
 
+    def _has_turn(self) -> bool:
+        """Tell whether this thread of the crew has the turn now. Another one has it for a moment only; the
+        main thread goes first, and has it as long as it is awake."""
+        if self._crew.detached or self.broken:
+            return False
+        if not self._lock.acquire(blocking=False):
+            if self._is_awake:
+                return False
+            self._lock.acquire()
+        if self.broken:
+            self._lock.release()
+        return not self.broken
+
     def go_on(self) -> list[Element] | None:
-        """This thread of the crew has reported: make a step, unless another thread has the turn, and return
+        """This thread of the crew has reported: make a step, unless the main thread has the turn, and return
         what this one handles next. Wakes the main thread if that has to see to anything."""
-        if self._crew.detached or self.broken or not self._lock.acquire(blocking=False):
-            self._waker.set()  # (who has the turn may have looked before this was reported)
+        if not self._has_turn():
+            self._waker.set()  # (the main thread may have looked before this was reported)
             return None
         kept = self._crew.kept = []
         is_due = True

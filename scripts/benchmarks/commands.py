@@ -164,12 +164,17 @@ def concurrency(bench: Bench) -> Case:
             fill(Fsinbox, QUICK, path, bench.scale.waits * threads // 8, 200)
             return 0.01 / threads / consuming.handled(path, "wait", "--concurrency", str(threads)) * 100
 
+    def bare(threads: int) -> float:
+        return 0.01 / threads / consuming.run("slept", threads, bench.scale.waits // 8) * 100
+
     names = {threads: f"fsinbox consume --concurrency {threads}" for threads in (1, 8)}
+    limit = "8 bare threads that only wait"
     group = bench.group(
         "of what handlers at once could do at best",
         "%",
-        {name: partial(share, threads) for threads, name in names.items()},
+        {name: partial(share, threads) for threads, name in names.items()} | {limit: partial(bare, 8)},
         Target("97 % of 8x", names[8], at_least=97),
+        Target("beside the bare threads", names[8], [limit]),
     )
     return Case(11, "consume --concurrency 8, with a handler that waits 10 ms", [group])
 

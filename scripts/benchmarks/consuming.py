@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -122,6 +123,22 @@ def _inotify(path: str) -> None:
         sender.sendto(b"%d" % monotonic_ns(), f"{path}/socket")
 
 
+def _slept(threads: str, times: str) -> float:
+    """The limit: threads that do nothing but wait 10 ms, again and again."""
+    begun = perf_counter()
+
+    def work() -> None:
+        for _ in range(int(times)):
+            time.sleep(0.01)
+
+    sleepers = [threading.Thread(target=work) for _ in range(int(threads))]
+    for sleeper in sleepers:
+        sleeper.start()
+    for sleeper in sleepers:
+        sleeper.join()
+    return (perf_counter() - begun) / int(times) / int(threads)
+
+
 PROGRAMS: dict[str, Callable[..., Any]] = {
     "first_take": _first_take,
     "added": _added,
@@ -129,6 +146,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "looked": _looked,
     "watchdog": _watchdog,
     "inotify": _inotify,
+    "slept": _slept,
 }
 
 
