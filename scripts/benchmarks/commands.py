@@ -11,6 +11,7 @@ from statistics import median, quantiles
 from time import perf_counter
 
 from . import consuming, disks
+from .bare import BareCalls
 from .bench import Bench
 from .processes import fill, scratch
 from .queues import DURABLE, QUICK, Fsinbox, Queue, make
@@ -164,17 +165,27 @@ def concurrency(bench: Bench) -> Case:
             fill(Fsinbox, QUICK, path, bench.scale.waits * threads // 8, 200)
             return 0.01 / threads / consuming.handled(path, "wait", "--concurrency", str(threads)) * 100
 
-    def bare(threads: int) -> float:
-        return 0.01 / threads / consuming.run("slept", threads, bench.scale.waits // 8) * 100
+    def loop(kind: type[Queue] | None) -> float:
+        with scratch(bench.folder) as path:
+            if kind:
+                fill(kind, QUICK, path, bench.scale.waits, 200)
+            name = kind.name if kind else ""
+            return 0.01 / 8 / consuming.run("waited", path, name, 8, bench.scale.waits // 8) * 100
 
     names = {threads: f"fsinbox consume --concurrency {threads}" for threads in (1, 8)}
-    limit = "8 bare threads that only wait"
+    calls, limit = "8 threads, bare system calls", "8 threads that only wait"
     group = bench.group(
         "of what handlers at once could do at best",
         "%",
-        {name: partial(share, threads) for threads, name in names.items()} | {limit: partial(bare, 8)},
+        {
+            **{name: partial(share, threads) for threads, name in names.items()},
+            "fsinbox, 8 threads of a program": partial(loop, Fsinbox),
+            calls: partial(loop, BareCalls),
+            limit: partial(loop, None),
+        },
         Target("97 % of 8x", names[8], at_least=97),
-        Target("beside the bare threads", names[8], [limit]),
+        Target("beside the bare calls", names[8], [calls]),
+        Target("beside threads that only wait", names[8], [limit]),
     )
     return Case(11, "consume --concurrency 8, with a handler that waits 10 ms", [group])
 

@@ -123,20 +123,38 @@ def _inotify(path: str) -> None:
         sender.sendto(b"%d" % monotonic_ns(), f"{path}/socket")
 
 
-def _slept(threads: str, times: str) -> float:
-    """The limit: threads that do nothing but wait 10 ms, again and again."""
-    begun = perf_counter()
+def _waited(path: str, kind: str, threads: str, times: str) -> float:
+    """Threads that wait 10 ms, again and again; between a take and an acknowledgement, if there is a queue of
+    this kind (its name, or "")."""
+    from .bare import BareCalls  # (here: what the others take of memory is measured)
+    from .queues import QUICK, Fsinbox, make
+
+    kinds = {one.name: one for one in (Fsinbox, BareCalls)}
+    queue = make(kinds[kind], Path(path), QUICK) if kind else None
+    if isinstance(queue, Fsinbox):
+        queue.inbox.max_inflight = int(threads)
+    lock, left, waits = threading.Lock(), iter(range(int(threads) * int(times))), list[tuple[float, float]]()
 
     def work() -> None:
-        for _ in range(int(times)):
+        token = None
+        while True:
+            with lock:
+                if queue and token is not None:
+                    queue.ack(token)
+                if next(left, None) is None:
+                    return
+                token = queue.take() if queue else None
+            begun = perf_counter()
             time.sleep(0.01)
+            waits.append((begun, perf_counter()))
 
-    sleepers = [threading.Thread(target=work) for _ in range(int(threads))]
-    for sleeper in sleepers:
-        sleeper.start()
-    for sleeper in sleepers:
-        sleeper.join()
-    return (perf_counter() - begun) / int(times) / int(threads)
+    workers = [threading.Thread(target=work) for _ in range(int(threads))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    first, last = min(begun for begun, _ in waits), max(ended for _, ended in waits)
+    return (last - first) / len(waits)
 
 
 PROGRAMS: dict[str, Callable[..., Any]] = {
@@ -146,7 +164,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "looked": _looked,
     "watchdog": _watchdog,
     "inotify": _inotify,
-    "slept": _slept,
+    "waited": _waited,
 }
 
 
