@@ -3,11 +3,11 @@ there."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
+from math import inf
 from time import monotonic, time_ns
 from urllib.parse import unquote
 
@@ -47,28 +47,35 @@ class Glance(Layout):
 
     def names(self, folder: str, *, hidden: bool = False) -> list[str]:
         """Return the names in a folder, in no order: MOST at most."""
-        most = 2 * MOST if folder == "failed" else MOST  # (each element and its reason)
+        most = _most(folder)
         if self.sharing:  # only a complete listing is certain to be current
             found = super().names(folder, hidden=hidden)
         else:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder(folder))
-            try:
-                with os.scandir(fd) as entries:
-                    shown = (entry.name for entry in entries if hidden or entry.name[0] != ".")
-                    found = list(islice(shown, most + 1))
-            finally:
-                os.close(fd)
+            shown = (name for name in super().names_one_by_one(folder) if hidden or name[0] != ".")
+            found = list(islice(shown, most + 1))
         if len(found) > most:
             self.cut.add(folder)
         return found[:most]
 
     def names_one_by_one(self, folder: str) -> Iterator[str]:
         """Go through the names in a folder: MOST at most, but for what is in flight."""
-        yield from super().names_one_by_one(folder) if folder == "inflight" else self.names(folder)
+        if self.sharing and folder != "inflight":
+            yield from self.names(folder)
+            return
+        most = inf if folder == "inflight" else _most(folder)
+        for number, name in enumerate(super().names_one_by_one(folder)):
+            if number == most:
+                self.cut.add(folder)
+                return
+            yield name
 
     def states(self) -> list[str]:
         """Return the states that elements may be in here, in the order of an element's life."""
         return ["waiting", "in_flight", "deferred", "failed", *(["done"] if self.has("done") else [])]
+
+
+def _most(folder: str) -> int:
+    return 2 * MOST if folder == "failed" else MOST  # (each element and its reason)
 
 
 @dataclass(frozen=True, slots=True)
