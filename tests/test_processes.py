@@ -84,6 +84,16 @@ def test_what_a_handler_prints_and_nobody_can_read_costs_no_attempt(
     assert place.left() == {}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full: not Linux")
+def test_what_a_handler_prints_elsewhere_and_cannot_be_written_costs_no_attempt(place: Place) -> None:
+    place.jobs(
+        "import sys\ndef job(element):\n    sys.stdout = open('/dev/full', 'w')\n    print(element.key)\n"
+    )
+    place.add("a", "b")
+    place.consume(*WORDS, "--drain", "--max-attempts", "1")
+    assert place.left() == {}
+
+
 @pytest.mark.parametrize(
     ("crash", "said"),
     [
