@@ -113,8 +113,6 @@ def places(layout: Layout, state: str) -> list[tuple[str, str]]:
     if state == "in_flight":
         return layout.in_flight()
     folder = folder_of(state)
-    if folder == "done" and not layout.has("done"):
-        return []
     return [(folder, name) for name in layout.names(folder)]
 
 
