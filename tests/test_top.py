@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shutil
 import signal
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 from helpers import PATIENCE, Consumer, command, environment, run
 
 from fsinbox import Inbox
-from fsinbox.cli.top import bars, by_minute, short
+from fsinbox.cli.top import bars, by_minute, keyboard, short
 from fsinbox.consumer.ownership import WHOLE, parse_shard
 from fsinbox.operate.stats import ConsumerStats, StatsWriter
 from fsinbox.store.layout import Layout
@@ -180,6 +183,33 @@ def test_however_it_ends_the_terminal_is_as_it_was(
     assert "status 0" in text.partition(LEAVES)[2]
     assert "\x1b[?25h" in text, "the cursor is back"
     assert (place / "before").read_text() == (place / "after").read_text()
+
+
+def test_a_key_that_ctrl_c_takes_back_before_it_is_read_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """(The kernel forgets what was typed before a Ctrl-C: as if between a look and a read.)"""
+    ours, theirs = pty.openpty()
+    select_ = select.select
+
+    def forget(*arguments: object) -> object:
+        ready = select_(*arguments)  # type: ignore[arg-type]
+        termios.tcflush(theirs, termios.TCIFLUSH)
+        return ready
+
+    with open(theirs) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with keyboard() as quits_within:
+            os.write(ours, b"x")
+            with monkeypatch.context() as meanwhile:
+                meanwhile.setattr(select, "select", forget)
+                assert not quits_within(30)
+            os.write(ours, b"q")
+            assert quits_within(30)
+            os.write(ours, b"x")
+            assert not quits_within(30)
+            os.close(ours)
+            assert quits_within(30), "the terminal has gone"
 
 
 def test_an_inbox_that_goes_away_ends_it_with_a_message_on_a_clean_terminal(

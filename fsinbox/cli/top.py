@@ -104,7 +104,7 @@ def keyboard() -> AbstractContextManager[Callable[[float], bool]]:
     import signal
     import sys
     import termios
-    from contextlib import contextmanager
+    from contextlib import contextmanager, suppress
     from tty import setcbreak
 
     ear, voice = os.pipe()
@@ -123,18 +123,22 @@ def keyboard() -> AbstractContextManager[Callable[[float], bool]]:
             setcbreak(fd)
             modes = termios.tcgetattr(fd)
             modes[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the shell on our screen
+            modes[6][termios.VMIN] = 0  # a read never waits: Ctrl-C takes back what was typed before it
             termios.tcsetattr(fd, termios.TCSANOW, modes)
             yield quits_within
         finally:
             signal.set_wakeup_fd(heard)
-            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+            with suppress(termios.error):  # it may have gone
+                termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
     def quits_within(seconds: float) -> bool:
         fd = sys.stdin.fileno()
         if fd not in select.select([fd, ear], [], [], seconds)[0]:
             return False
         pressed = os.read(fd, 100)
-        return not pressed or bool(set(pressed) & set(b"qQ\x04"))  # nothing: the terminal has gone
+        if not pressed:
+            return bool(select.select([fd], [], [], 0)[0])  # whether the terminal has gone
+        return bool(set(pressed) & set(b"qQ\x04"))
 
     return reading()
 
