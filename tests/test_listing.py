@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,16 +204,21 @@ SAID = {
 }
 
 
+def check_summaries(folder: Path, values: Mapping[str, object], said: dict[str, str]) -> None:
+    """Have tasks:work fail with each of these values once: `said` is what `failed` and the log sum up."""
+    with Inbox(folder / "inbox") as inbox:
+        inbox.add_many(values.items())
+    words = ("consume", "--handler", "tasks:work", "--drain", "--max-attempts", "1")
+    log = run(*words, cwd=folder, status=1).stderr
+    listed = json_lines(run("failed", "--json", cwd=folder).stdout)
+    assert {line["key"]: line["summary"] for line in listed} == said
+    for key, line in said.items():
+        assert f"key {key!r} moved to failed/ after attempt 1: {line}\n" in log
+
+
 def test_an_exception_is_summed_up_by_its_type_and_the_first_line_of_its_message(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(HANDLERS)
-    with Inbox(tmp_path / "inbox") as inbox:
-        inbox.add_many((key, 1) for key in SAID)
-    words = ("consume", "--handler", "tasks:work", "--drain", "--max-attempts", "1")
-    log = run(*words, cwd=tmp_path, status=1).stderr
-    listed = json_lines(run("failed", "--json", cwd=tmp_path).stdout)
-    assert {line["key"]: line["summary"] for line in listed} == SAID
-    for key, said in SAID.items():
-        assert f"key {key!r} moved to failed/ after attempt 1: {said}\n" in log
+    check_summaries(tmp_path, dict.fromkeys(SAID, 1), SAID)
 
 
 MODELS = """
@@ -264,14 +270,7 @@ def test_a_validation_error_of_pydantic_names_the_first_field_and_says_what_is_w
         "value is not a valid integer",
     }
     said = {key: said[key] for key in values}
-    with Inbox(tmp_path / "inbox") as inbox:
-        inbox.add_many(values.items())
-    words = ("consume", "--handler", "tasks:work", "--drain", "--max-attempts", "1")
-    log = run(*words, cwd=tmp_path, status=1).stderr
-    listed = json_lines(run("failed", "--json", cwd=tmp_path).stdout)
-    assert {line["key"]: line["summary"] for line in listed} == said
-    for key, line in said.items():
-        assert f"key {key!r} moved to failed/ after attempt 1: {line}\n" in log
+    check_summaries(tmp_path, values, said)
 
 
 def test_a_command_is_summed_up_by_its_status_and_its_last_line(tmp_path: Path) -> None:

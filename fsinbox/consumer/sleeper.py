@@ -76,7 +76,7 @@ class Sleeper:
 
     def ended(self) -> None:
         """An element was ended: somebody may wait for its key, or for its place among those in flight."""
-        if not self.quiet or self.quiet != get_ident():
+        if self.quiet != get_ident():
             self.wake()
 
     def found(self) -> None:

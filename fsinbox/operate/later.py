@@ -15,6 +15,7 @@ from operator import itemgetter
 
 from ..store.files import for_later, not_before
 from ..store.layout import Layout
+from ..store.names import element_name
 from .ages import Place
 
 LOOKS = 10_000
@@ -88,7 +89,7 @@ def _look(layout: Layout, folder: str, files: Iterable[tuple[str, str, str]], no
 
 
 def _file(place: Place) -> str:
-    return f"{place[0]}-{place[1]}"
+    return element_name(int(place[0]), place[1])
 
 
 def _status(layout: Layout, folder: str, file: str) -> os.stat_result | None:
